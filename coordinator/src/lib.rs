@@ -1,0 +1,1 @@
+//! The cluster brain: plan, leases, stitching, checks.

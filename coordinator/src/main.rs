@@ -1,0 +1,2 @@
+//! The `obelysk` command.
+fn main() {}

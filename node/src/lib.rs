@@ -1,0 +1,1 @@
+//! A node process: owns a device, dials the coordinator, runs leased work.

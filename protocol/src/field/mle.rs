@@ -1,0 +1,120 @@
+//! Multilinear extensions over the Boolean hypercube, low variable first.
+
+use super::{M31, ONE, QM31, ZERO};
+
+/// `eq(z, i)` for all `i` in `[0, 2^n)`: bit `k` of `i` is matched with `z[k]`.
+#[must_use]
+pub fn eq_vector(z: &[QM31]) -> Vec<QM31> {
+    let mut out = Vec::with_capacity(1 << z.len());
+    out.push(ONE);
+    for &t in z {
+        let len = out.len();
+        for i in 0..len {
+            let hi = out[i] * t;
+            out[i] -= hi;
+            out.push(hi);
+        }
+    }
+    out
+}
+
+/// `eq(a, b) = prod_k (a_k b_k + (1 - a_k)(1 - b_k))`; missing coordinates of the shorter side are an error of the caller.
+#[must_use]
+pub fn eq_eval(a: &[QM31], b: &[QM31]) -> QM31 {
+    debug_assert_eq!(a.len(), b.len());
+    a.iter().zip(b).fold(ONE, |acc, (&x, &y)| {
+        let xy = x * y;
+        acc * (xy + xy + ONE - x - y)
+    })
+}
+
+/// `eq(bits(index), z)`: the weight of one hypercube corner at `z`.
+#[must_use]
+pub fn eq_at_index(index: usize, z: &[QM31]) -> QM31 {
+    z.iter().enumerate().fold(ONE, |acc, (k, &t)| if index >> k & 1 == 1 { acc * t } else { acc * (ONE - t) })
+}
+
+/// `sum_k 2^k z_k`: the extension of the function `i -> i`, the closed form of every range table.
+#[must_use]
+pub fn identity_mle(z: &[QM31]) -> QM31 {
+    z.iter().rev().fold(ZERO, |acc, &t| acc + acc + t)
+}
+
+/// The extension of `[i < bound]` at `z`, in O(n): walks the bits of `bound` from the top, keeping the weight of the equal prefix.
+#[must_use]
+pub fn lt_mle(bound: usize, z: &[QM31]) -> QM31 {
+    if bound >> z.len() != 0 {
+        return ONE;
+    }
+    let mut prefix = ONE;
+    let mut below = ZERO;
+    for (k, &t) in z.iter().enumerate().rev() {
+        if bound >> k & 1 == 1 {
+            below += prefix * (ONE - t);
+            prefix *= t;
+        } else {
+            prefix *= ONE - t;
+        }
+    }
+    below
+}
+
+/// Binds the lowest variable: `out[i] = (1 - r) v[2i] + r v[2i+1]`.
+#[must_use]
+pub fn fold(v: &[QM31], r: QM31) -> Vec<QM31> {
+    v.chunks_exact(2).map(|p| p[0] + r * (p[1] - p[0])).collect()
+}
+
+/// Value of the extension of `v` (length `2^z.len()`) at `z`.
+#[must_use]
+pub fn mle_eval(v: &[QM31], z: &[QM31]) -> QM31 {
+    debug_assert_eq!(v.len(), 1 << z.len());
+    inner(v, &eq_vector(z))
+}
+
+/// Value of the extension of a base-field vector at `z`.
+#[must_use]
+pub fn mle_eval_base(v: &[M31], z: &[QM31]) -> QM31 {
+    debug_assert_eq!(v.len(), 1 << z.len());
+    v.iter().zip(eq_vector(z)).fold(ZERO, |acc, (&a, e)| acc + e * a)
+}
+
+/// Inner product over the common prefix of two vectors.
+#[must_use]
+pub fn inner(a: &[QM31], b: &[QM31]) -> QM31 {
+    a.iter().zip(b).fold(ZERO, |acc, (&x, &y)| acc + x * y)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::field::signed_ext;
+
+    fn point(n: u32) -> Vec<QM31> {
+        (0..n).map(|k| QM31::from_u32_unchecked(7 * k + 3, k * k + 1, 11, 5 + k)).collect()
+    }
+
+    #[test]
+    fn closed_forms_equal_the_sums() {
+        let z = point(5);
+        let ids: Vec<QM31> = (0..32).map(|i| signed_ext(i)).collect();
+        assert_eq!(identity_mle(&z), mle_eval(&ids, &z));
+        for bound in 0..=33usize {
+            let lt: Vec<QM31> = (0..32).map(|i| if i < bound { ONE } else { ZERO }).collect();
+            assert_eq!(lt_mle(bound, &z), mle_eval(&lt, &z), "bound {bound}");
+        }
+        for i in 0..32 {
+            assert_eq!(eq_at_index(i, &z), eq_vector(&z)[i]);
+        }
+    }
+
+    #[test]
+    fn folding_binds_the_lowest_variable() {
+        let z = point(4);
+        let v: Vec<QM31> = (0..16).map(|i| signed_ext(i * i - 40)).collect();
+        let direct = mle_eval(&v, &z);
+        let folded = z.iter().fold(v, |acc, &r| fold(&acc, r));
+        assert_eq!(folded, vec![direct]);
+        assert_eq!(eq_eval(&z, &z), mle_eval(&eq_vector(&z), &z));
+    }
+}

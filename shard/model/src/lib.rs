@@ -1,0 +1,1 @@
+//! From a Hugging Face folder to the integer model that is proven.

@@ -1,0 +1,1 @@
+//! Proving segments on one machine: kernels, witness, prover steps.
