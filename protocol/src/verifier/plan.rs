@@ -1,0 +1,213 @@
+//! The batch of the final sumcheck: what each claim of a segment contributes, derived from the circuit alone.
+//!
+//! Items get powers of one challenge: the tree's numerator and denominator, then constraints, then relations. Both sides
+//! call [`plan`]; the prover sums what it describes and the verifier evaluates it at the end point.
+
+use super::error::VerifyError;
+use super::logup::LeafClaim;
+use super::points::{Points, mask_eval};
+use super::product::powers;
+use crate::circuit::expr::{Expr, Source, Term};
+use crate::circuit::segment::{Circuit, LeafKind, Value};
+use crate::field::{FieldExpOps, ONE, QM31, ZERO, eq_at_index, eq_vector, mle_eval, signed_ext};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// `sum_x eq(point, x) sum_i coef_i column_i(x)`.
+#[derive(Clone, Debug)]
+pub struct LinearGroup {
+    /// As long as every column of the group has variables.
+    pub point: Vec<QM31>,
+    /// Coefficient per column id, in id order.
+    pub terms: Vec<(u32, QM31)>,
+}
+
+/// `sum_x eq(rho[..log_size], x) sum_i coef_i prod sources_i(x)`, monomials of degree at least two.
+#[derive(Clone, Debug)]
+pub struct ChipGroup {
+    /// Rows are `2^log_size`.
+    pub log_size: usize,
+    /// Monomials in canonical order.
+    pub terms: Vec<(QM31, Vec<Source>)>,
+}
+
+/// The final sumcheck of a segment.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The sum that must be proved.
+    pub claim: QM31,
+    /// Linear parts, by point.
+    pub linear: Vec<LinearGroup>,
+    /// Non-linear parts, by size.
+    pub chips: Vec<ChipGroup>,
+}
+
+/// Values a plan is made from.
+#[derive(Clone, Copy, Debug)]
+pub struct PlanInput<'a> {
+    /// Tuple combination challenge.
+    pub alpha: QM31,
+    /// Fingerprint offset.
+    pub beta: QM31,
+    /// Batching challenge.
+    pub lambda: QM31,
+    /// Leaf claim of the LogUp tree.
+    pub leaf: &'a LeafClaim,
+    /// Accumulators' values.
+    pub accumulators: &'a [QM31],
+    /// Values of product inputs.
+    pub claims: &'a [QM31],
+    /// Value of the boundary with the previous segment.
+    pub boundary_in: QM31,
+    /// Value of the boundary with the next segment.
+    pub boundary_out: QM31,
+}
+
+struct Collector<'a> {
+    c: &'a Circuit,
+    points: &'a Points,
+    claim: QM31,
+    linear: BTreeMap<(usize, usize), BTreeMap<u32, QM31>>,
+    groups: Vec<Vec<QM31>>,
+    chips: BTreeMap<(usize, Vec<Source>), QM31>,
+}
+
+/// Number of batched items: powers of lambda, hence the step's soundness error over q.
+#[must_use]
+pub fn item_count(c: &Circuit) -> usize {
+    2 + c.constraints.len() + c.relations.len()
+}
+
+/// Derives the batch.
+///
+/// # Errors
+/// A missing value for a relation (the caller checked counts, so this names a defect of the circuit).
+pub fn plan(c: &Circuit, points: &Points, input: &PlanInput<'_>) -> Result<Plan, VerifyError> {
+    let mut k = Collector { c, points, claim: ZERO, linear: BTreeMap::new(), groups: Vec::new(), chips: BTreeMap::new() };
+    let lambda = powers(input.lambda, item_count(c));
+    k.lookups(input, lambda[0], lambda[1]);
+    for (constraint, &l) in c.constraints.iter().zip(&lambda[2..]) {
+        k.expr(&constraint.expr, constraint.log_size, l);
+    }
+    for (relation, &l) in c.relations.iter().zip(&lambda[2 + c.constraints.len()..]) {
+        for (coef, eval) in &relation.terms {
+            let lo = points.resolve(&eval.lo);
+            for (b, &col) in eval.blocks.iter().enumerate() {
+                k.linear(&lo, col, l * signed_ext(*coef) * points.block_weight(eval, b));
+            }
+        }
+        if let Some((value, blocks, hi)) = &relation.constant {
+            let weights = eq_vector(&points.resolve(hi));
+            let existing = weights.iter().take(*blocks).fold(ZERO, |a, &w| a + w);
+            k.claim -= l * signed_ext(*value) * existing;
+        }
+        for (coef, value) in &relation.values {
+            let v = match value {
+                Value::Accumulator(i) => input.accumulators.get(*i).copied(),
+                Value::Claim(i) => input.claims.get(*i).copied(),
+                Value::BoundaryIn => Some(input.boundary_in),
+                Value::BoundaryOut => Some(input.boundary_out),
+            };
+            k.claim += l * signed_ext(*coef) * v.ok_or(VerifyError::FinalClaim("relations"))?;
+        }
+    }
+    Ok(k.finish())
+}
+
+impl Collector<'_> {
+    /// Numerators and denominators of all leaves.
+    fn lookups(&mut self, input: &PlanInput<'_>, num: QM31, den: QM31) {
+        self.claim += num * input.leaf.numerator + den * input.leaf.denominator;
+        let tree_log = self.c.tree_log();
+        let rho = self.points.rho.get(..tree_log).unwrap_or(&[]).to_vec();
+        let cache = std::cell::RefCell::new(BTreeMap::<usize, Arc<Vec<QM31>>>::new());
+        let eq = |n: usize| cache.borrow_mut().entry(n).or_insert_with(|| Arc::new(eq_vector(&rho[..n]))).clone();
+        let alphas = powers(input.alpha, 8);
+        let mut covered = ZERO;
+        for leaf in self.c.leaves() {
+            let n = leaf.log_size;
+            let (lo, hi) = rho.split_at(n);
+            let select = eq_at_index(leaf.offset >> n, hi);
+            covered += select;
+            match leaf.kind {
+                LeafKind::Lookup(i) => {
+                    let lookup = &self.c.lookups[i];
+                    let tag = signed_ext(i64::from(self.c.tables[lookup.table].tag));
+                    self.claim -= num * select * if lookup.masked { mask_eval(self.c, lo) } else { ONE };
+                    self.claim -= den * select * (input.beta - tag);
+                    for (e, &a) in lookup.inputs.iter().zip(alphas.iter().skip(1)) {
+                        self.expr(e, n, -(den * select * a));
+                    }
+                }
+                LeafKind::Table(i) => {
+                    let table = &self.c.tables[i];
+                    let mut fingerprint = input.beta - signed_ext(i64::from(table.tag));
+                    for (col, &a) in table.columns.iter().zip(alphas.iter().skip(1)) {
+                        fingerprint -= a * col.evaluate(lo, &eq);
+                    }
+                    self.claim -= den * select * fingerprint;
+                    self.linear(lo, table.multiplicity, -(num * select));
+                }
+            }
+        }
+        // Leaves beyond the last block are 0 / 1.
+        self.claim -= den * (ONE - covered);
+    }
+
+    /// Adds `coef * expr` at rho, rows `2^n`; public monomials move to the claim.
+    fn expr(&mut self, e: &Expr, n: usize, coef: QM31) {
+        for Term { coef: k, factors } in e.terms() {
+            let w = coef * signed_ext(k);
+            match factors.as_slice() {
+                [] => self.claim -= w,
+                [Source::Col(c)] => {
+                    let log = self.c.columns[*c as usize].log_size;
+                    let point = self.points.rho_range(0, log).to_vec();
+                    self.linear(&point, *c, w);
+                }
+                [public] if public.is_public() => self.claim -= w * source_eval(self.c, &self.points.rho, *public, &[]),
+                _ => *self.chips.entry((n, factors)).or_insert(ZERO) += w,
+            }
+        }
+    }
+
+    fn linear(&mut self, point: &[QM31], col: u32, coef: QM31) {
+        let found = self.groups.iter().position(|g| g == point);
+        let id = found.unwrap_or_else(|| {
+            self.groups.push(point.to_vec());
+            self.groups.len() - 1
+        });
+        *self.linear.entry((point.len(), id)).or_default().entry(col).or_insert(ZERO) += coef;
+    }
+
+    fn finish(self) -> Plan {
+        let linear = self
+            .linear
+            .into_iter()
+            .map(|((_, id), terms)| LinearGroup { point: self.groups[id].clone(), terms: terms.into_iter().collect() })
+            .collect();
+        let mut chips: Vec<ChipGroup> = Vec::new();
+        for ((log_size, factors), coef) in self.chips {
+            match chips.last_mut() {
+                Some(g) if g.log_size == log_size => g.terms.push((coef, factors)),
+                _ => chips.push(ChipGroup { log_size, terms: vec![(coef, factors)] }),
+            }
+        }
+        Plan { claim: self.claim, linear, chips }
+    }
+}
+
+/// A source at a point: columns by their claimed values, parameters and the mask by the verifier itself.
+#[must_use]
+pub fn source_eval(c: &Circuit, z: &[QM31], s: Source, columns: &[QM31]) -> QM31 {
+    match s {
+        Source::Col(i) => columns.get(i as usize).copied().unwrap_or(ZERO),
+        Source::Param(i) => {
+            let p = &c.params[i as usize];
+            let at = z.get(c.token_log..c.token_log + p.log_size).unwrap_or(&[]);
+            let values: Vec<QM31> = p.values.iter().map(|&v| signed_ext(i64::from(v))).collect();
+            if at.len() == p.log_size { mle_eval(&values, at) } else { ZERO }
+        }
+        Source::Mask => mask_eval(c, z),
+    }
+}
