@@ -190,3 +190,4 @@ fn head(b: &mut Builder, d: &Descriptor) {
     let acc = b.product("pool", nt, vec![Factor::RealTokens, pooled]);
     b.circuit().pooled = Some(acc);
 }
+pub mod encode;

@@ -1,1 +1,15 @@
 //! From a Hugging Face folder to the integer model that is proven.
+//!
+//! `import` reads weights and tokenizer, `graph` is the float model, `calibrate` and `quantise` turn it into a descriptor
+//! with int8 weights, `check` is what registration relies on, `infer` defines the integer function, `fidelity` says how far
+//! it is from the float model. No network beyond `fetch`, no proof.
+#![forbid(unsafe_code)]
+
+pub mod bounds;
+pub mod check;
+pub mod infer;
+pub mod tables;
+pub mod toy;
+pub mod weights;
+
+pub use weights::{IntegerModel, Matrix, SegmentWeights, Weights};
