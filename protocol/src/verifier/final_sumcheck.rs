@@ -7,7 +7,7 @@ use super::error::VerifyError;
 use super::plan::{Plan, source_eval};
 use super::points::{Points, low_corner};
 use crate::circuit::segment::{Circuit, log2_ceil};
-use crate::field::{ONE, QM31, RoundPoly, ZERO, eq_at_index, eq_eval};
+use crate::field::{QM31, RoundPoly, ZERO, eq_at_index, eq_eval};
 use crate::transcript::{HashSuite, Transcript};
 use std::collections::BTreeMap;
 

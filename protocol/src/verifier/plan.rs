@@ -9,7 +9,7 @@ use super::points::{Points, mask_eval};
 use super::product::powers;
 use crate::circuit::expr::{Expr, Source, Term};
 use crate::circuit::segment::{Circuit, LeafKind, Value};
-use crate::field::{FieldExpOps, ONE, QM31, ZERO, eq_at_index, eq_vector, mle_eval, signed_ext};
+use crate::field::{ONE, QM31, ZERO, eq_at_index, eq_vector, mle_eval, signed_ext};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 

@@ -1,0 +1,157 @@
+//! Twin of the verifier's `product`: all matrix products and sums of a segment in one sumcheck.
+
+use crate::kernels::proof::ProofKernels;
+use obelysk_protocol::circuit::segment::{Circuit, Factor, Product, log2_ceil};
+use obelysk_protocol::field::{ONE, QM31, RoundPoly, ZERO, eq_at_index, eq_vector};
+use obelysk_protocol::transcript::{HashSuite, Transcript};
+use obelysk_protocol::verifier::points::Points;
+use obelysk_protocol::verifier::product::{ProductProof, absorb_accumulators, absorb_claims, powers};
+use obelysk_protocol::verifier::sumcheck;
+
+/// Vectors of all factors, by product.
+struct Vectors<E> {
+    claims: Vec<E>,
+    weights: Vec<E>,
+    public: Vec<E>,
+    terms: Vec<Vec<Slot>>,
+}
+
+#[derive(Clone, Copy)]
+enum Slot {
+    Claim(usize),
+    Weight(usize),
+    Public(usize),
+}
+
+/// Proves the products; fills `points.kappa`. `matrices[m]` is row-major [N][K].
+pub fn prove<S: HashSuite, K: ProofKernels>(
+    t: &mut Transcript<S>,
+    k: &K,
+    c: &Circuit,
+    points: &mut Points,
+    columns: &[K::Base],
+    matrices: &[&[i8]],
+) -> ProductProof {
+    let mut v = vectors(k, c, points, columns, matrices);
+    let accumulators: Vec<QM31> = (0..c.products.len())
+        .map(|m| {
+            let e = k.product_round(&factors(&v, m));
+            if c.products[m].vars == 0 { v.terms[m].iter().fold(ONE, |a, s| a * k.first(vector(&v, *s))) } else { e[0] + e[1] }
+        })
+        .collect();
+    let lambda = powers(absorb_accumulators(t, &accumulators), accumulators.len());
+    let mut claim = accumulators.iter().zip(&lambda).fold(ZERO, |a, (&x, &l)| a + x * l);
+    let mut rounds = Vec::new();
+    // done[m]: value of a product whose variables ran out, times prod (1 - kappa_j) since.
+    let mut done: Vec<QM31> = vec![ZERO; c.products.len()];
+    for j in 0..c.product_vars() {
+        let mut s = [ZERO; 4];
+        for (m, p) in c.products.iter().enumerate() {
+            if j < p.vars {
+                let e = k.product_round(&factors(&v, m));
+                (0..4).for_each(|x| s[x] += lambda[m] * e[x]);
+            } else {
+                if j == p.vars {
+                    done[m] = lambda[m] * v.terms[m].iter().fold(ONE, |a, f| a * k.first(vector(&v, *f)));
+                }
+                // (1 - X) at 0, 1, 2, 3.
+                s[0] += done[m];
+                s[2] -= done[m];
+                s[3] -= done[m] + done[m];
+            }
+        }
+        let poly = RoundPoly::<3>::from_values(&s);
+        let r = sumcheck::round(t, "product.round", &poly);
+        claim = poly.eval(claim, r);
+        fold_all(k, c, &mut v, j, r);
+        done.iter_mut().for_each(|d| *d *= ONE - r);
+        points.kappa.push(r);
+        rounds.push(poly);
+    }
+    let firsts = |e: &[K::Ext]| e.iter().map(|x| k.first(x)).collect::<Vec<_>>();
+    let proof = ProductProof { accumulators, rounds, claims: firsts(&v.claims), weights: firsts(&v.weights) };
+    absorb_claims(t, &proof);
+    proof
+}
+
+fn vector<E>(v: &Vectors<E>, s: Slot) -> &E {
+    match s {
+        Slot::Claim(i) => &v.claims[i],
+        Slot::Weight(i) => &v.weights[i],
+        Slot::Public(i) => &v.public[i],
+    }
+}
+
+fn factors<E>(v: &Vectors<E>, m: usize) -> Vec<&E> {
+    v.terms[m].iter().map(|&s| vector(v, s)).collect()
+}
+
+/// Number of variables of each claim vector: those of the product that reads it.
+fn vectors<K: ProofKernels>(k: &K, c: &Circuit, points: &Points, columns: &[K::Base], matrices: &[&[i8]]) -> Vectors<K::Ext> {
+    let reader = |i: usize| c.products.iter().find(|p| p.factors.iter().any(|f| matches!(f, Factor::Claim(x) if *x == i)));
+    let claims =
+        c.claims.iter().enumerate().map(|(i, e)| k.claim_vector(e, columns, points, reader(i).map_or(0, |p| p.vars))).collect();
+    let weights = c
+        .matrices
+        .iter()
+        .zip(matrices)
+        .map(|(&m, data)| {
+            let w = eq_vector(points.rho_range(c.token_log, log2_ceil(m.outputs)));
+            k.fold_matrix(m, data, &w, log2_ceil(m.inputs))
+        })
+        .collect();
+    let mut public = Vec::new();
+    let terms = c
+        .products
+        .iter()
+        .map(|p| {
+            p.factors
+                .iter()
+                .map(|f| match f {
+                    Factor::Claim(i) => Slot::Claim(*i),
+                    Factor::Weight(i) => Slot::Weight(*i),
+                    other => {
+                        public.push(k.vector(&public_rows(c, points, p, other)));
+                        Slot::Public(public.len() - 1)
+                    }
+                })
+                .collect()
+        })
+        .collect();
+    Vectors { claims, weights, public, terms }
+}
+
+/// A public factor over all summed points.
+fn public_rows(c: &Circuit, points: &Points, p: &Product, f: &Factor) -> Vec<QM31> {
+    let size = 1usize << p.vars;
+    match f {
+        Factor::Eq { offset, coords } => {
+            let e = eq_vector(&points.resolve(coords));
+            (0..size).map(|y| e[(y >> offset) & (e.len() - 1)]).collect()
+        }
+        Factor::OneHot => {
+            let mut out = vec![ZERO; size];
+            if let Some(o) = &c.one_hot {
+                let rho_t = points.rho_range(0, c.token_log);
+                for (t, &id) in o.ids.iter().enumerate() {
+                    let w = eq_at_index(t, rho_t);
+                    for row in [id as usize, o.position_row + t, o.type_row] {
+                        out[row] += w;
+                    }
+                }
+            }
+            out
+        }
+        _ => (0..size).map(|y| if y < c.tokens { ONE } else { ZERO }).collect(),
+    }
+}
+
+/// Folds every vector that still has variable j.
+fn fold_all<K: ProofKernels>(k: &K, c: &Circuit, v: &mut Vectors<K::Ext>, j: usize, r: QM31) {
+    for e in v.claims.iter_mut().chain(&mut v.weights).chain(&mut v.public) {
+        if k.len(e) > 1 {
+            *e = k.fold(e, r);
+        }
+    }
+    debug_assert!(j < c.product_vars());
+}

@@ -1,0 +1,45 @@
+//! Twin of the verifier's `segment`: one fork from its boundary values to the claims that are opened.
+
+use super::final_sumcheck::{self, Grinder};
+use super::{logup, product};
+use crate::kernels::proof::ProofKernels;
+use obelysk_protocol::transcript::{HashSuite, Transcript};
+use obelysk_protocol::verifier::VerifyError;
+use obelysk_protocol::verifier::final_sumcheck::stack_value;
+use obelysk_protocol::verifier::plan::plan;
+use obelysk_protocol::verifier::points::Points;
+use obelysk_protocol::verifier::segment::{
+    ClaimsProof, OpeningClaims, SegmentInput, extend_rho, join_tiles, open_fork, plan_input,
+};
+
+/// Proves everything of a segment up to the openings.
+///
+/// `columns` are the circuit's columns in order, `matrices[m]` row-major [N][K].
+///
+/// # Errors
+/// A defect of the circuit (never of the input).
+pub fn prove<S: HashSuite, K: ProofKernels>(
+    t: &mut Transcript<S>,
+    k: &K,
+    input: &SegmentInput<'_>,
+    columns: &[K::Base],
+    matrices: &[&[i8]],
+    grinder: &dyn Grinder<S>,
+) -> Result<(ClaimsProof, OpeningClaims), VerifyError> {
+    let c = input.circuit;
+    let challenges = open_fork(t, input);
+    let (layers, leaf) = logup::prove(t, k, c, columns, challenges);
+    let mut points = Points {
+        rho: extend_rho(t, c, leaf.point.clone()),
+        kappa: Vec::new(),
+        boundary_in: input.boundary_in.point.clone(),
+        boundary_out: input.boundary_out.point.clone(),
+    };
+    let product = product::prove(t, k, c, &mut points, columns, matrices);
+    let lambda = t.draw("final.lambda");
+    let plan = plan(c, &points, &plan_input((challenges.0, challenges.1, lambda), &leaf, input, &product))?;
+    let (last, r) = final_sumcheck::prove(t, k, c, (&points, &plan), columns, input.shape, grinder);
+    let value = stack_value(c, &r, &last.columns);
+    let weights = join_tiles(t, c, &points, input.shape.h, &product.weights);
+    Ok((ClaimsProof { logup: layers, product, last }, OpeningClaims { values: (r, value), weights }))
+}
