@@ -1,1 +1,5 @@
 //! Proving segments on one machine: kernels, witness, prover steps.
+#![deny(unsafe_code)]
+
+pub mod kernels;
+pub mod prover;

@@ -59,12 +59,7 @@ pub fn proof_nodes(depth: u32, leaves: &[usize]) -> Vec<(u32, usize)> {
 ///
 /// # Errors
 /// [`MerkleError`] on any deviation, surplus nodes included.
-pub fn verify<S: HashSuite>(
-    root: &Digest,
-    depth: u32,
-    leaves: &[(usize, Digest)],
-    nodes: &[Digest],
-) -> Result<(), MerkleError> {
+pub fn verify<S: HashSuite>(root: &Digest, depth: u32, leaves: &[(usize, Digest)], nodes: &[Digest]) -> Result<(), MerkleError> {
     let increasing = leaves.iter().zip(leaves.iter().skip(1)).all(|(a, b)| a.0 < b.0);
     let inside = leaves.last().is_some_and(|l| l.0.checked_shr(depth).unwrap_or(0) == 0);
     if !increasing || !inside {
@@ -123,8 +118,7 @@ mod tests {
         for mask in 1u32..256 {
             let idx: Vec<usize> = (0..8).filter(|i| mask >> i & 1 == 1).collect();
             let leaves: Vec<(usize, Digest)> = idx.iter().map(|&i| (i, flat[i])).collect();
-            let nodes: Vec<Digest> =
-                proof_nodes(depth, &idx).into_iter().map(|(l, i)| flat[flat_index(depth, l, i)]).collect();
+            let nodes: Vec<Digest> = proof_nodes(depth, &idx).into_iter().map(|(l, i)| flat[flat_index(depth, l, i)]).collect();
             assert_eq!(verify::<Blake2s>(&root, depth, &leaves, &nodes), Ok(()));
             let mut extra = nodes.clone();
             extra.push(root);

@@ -10,8 +10,8 @@ mod shape;
 pub use bits::opening_bits;
 pub use proof::{GroundRound, OpeningProof, TreeOpening};
 pub use shape::{
-    CLEAR_LOG, Claim, Form, MAX_ORACLES, MAX_POW, MAX_QUERIES, MAX_ROWS, OpeningParams, OpeningShape, OracleClaim,
-    OracleShape, Residual, STEP, absorb_statement, label, row_vars,
+    CLEAR_LOG, Claim, Form, MAX_ORACLES, MAX_POW, MAX_QUERIES, MAX_ROWS, OpeningParams, OpeningShape, OracleClaim, OracleShape,
+    Residual, STEP, absorb_statement, label, row_vars,
 };
 
 use super::code::CodeDomain;
@@ -154,12 +154,7 @@ pub fn verify<S: HashSuite>(
 }
 
 /// Accepts a nonce and draws the challenge it protects.
-fn ground_draw<S: HashSuite>(
-    t: &mut Transcript<S>,
-    bits: u32,
-    nonce: u64,
-    step: &'static str,
-) -> Result<QM31, OpeningError> {
+fn ground_draw<S: HashSuite>(t: &mut Transcript<S>, bits: u32, nonce: u64, step: &'static str) -> Result<QM31, OpeningError> {
     if !t.accept_pow(bits, nonce) {
         return Err(OpeningError::Pow { step });
     }

@@ -1,0 +1,7 @@
+//! Prover steps, twins of the verifier's files: same names, same step numbers.
+
+pub mod commitment;
+pub mod opening;
+
+#[cfg(test)]
+mod tests;
