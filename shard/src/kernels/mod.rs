@@ -8,6 +8,9 @@ pub mod simd;
 
 mod tree;
 
+#[cfg(test)]
+mod tests;
+
 pub use tree::HostTree;
 
 use obelysk_protocol::field::{M31, QM31};

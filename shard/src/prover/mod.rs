@@ -4,4 +4,4 @@ pub mod commitment;
 pub mod opening;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
