@@ -1,6 +1,11 @@
-//! The prover: twins of the verifier's steps, over any backend.
+//! Prover steps over any backend, twins of the verifier's files: same names, same order of steps.
 
+pub mod commitment;
 pub mod final_sumcheck;
 pub mod logup;
+pub mod opening;
 pub mod product;
 pub mod segment;
+
+#[cfg(test)]
+pub(crate) mod tests;

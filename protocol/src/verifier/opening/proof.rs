@@ -1,0 +1,169 @@
+//! The opening proof: explicit fields and one canonical encoding.
+//!
+//! Lengths that follow from public shapes are not written. Those that follow from the queried positions are written, bounded
+//! on reading, and compared with the positions by the verifier.
+
+use super::shape::{OpeningShape, STEP};
+use super::{Field, OpeningError};
+use crate::field::{M31, QM31, RoundPoly};
+use crate::transcript::Digest;
+use crate::verifier::bytes::{BytesError, Reader, put_base, put_count, put_felts};
+
+/// One sumcheck round whose challenge is ground for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GroundRound {
+    /// The round polynomial.
+    pub poly: RoundPoly<2>,
+    /// Grinding nonce found after absorbing it.
+    pub nonce: u64,
+}
+
+/// Opened leaves of one tree with their multiproof.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TreeOpening<T> {
+    /// Symbols of all opened leaves, leaf after leaf in position order.
+    pub symbols: Vec<T>,
+    /// Nodes in canonical order.
+    pub nodes: Vec<Digest>,
+}
+
+/// Proof of one opening.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpeningProof {
+    /// Row sumcheck of every oracle; empty for Point claims and single rows.
+    pub rows: Vec<Vec<GroundRound>>,
+    /// Joint sumcheck, `h` rounds.
+    pub joint: Vec<RoundPoly<2>>,
+    /// `F_o(ζ)` of every oracle.
+    pub values: Vec<QM31>,
+    /// Nonce before each coordinate of θ.
+    pub theta_nonces: Vec<u64>,
+    /// Roots of the committed words.
+    pub roots: Vec<Digest>,
+    /// Fold rounds.
+    pub folds: Vec<GroundRound>,
+    /// The message left after all folds.
+    pub message: Vec<QM31>,
+    /// Nonce before the positions.
+    pub query_nonce: u64,
+    /// Every oracle at the positions.
+    pub oracles: Vec<TreeOpening<M31>>,
+    /// Every committed word at the blocks that contain the positions.
+    pub layers: Vec<TreeOpening<QM31>>,
+}
+
+impl OpeningProof {
+    /// Checks all lengths that `shape` fixes.
+    ///
+    /// # Errors
+    /// [`OpeningError::ProofShape`] with the first field that does not fit.
+    pub fn check_shape(&self, shape: &OpeningShape) -> Result<(), OpeningError> {
+        let p = &shape.params;
+        let rows_fit = self.rows.len() == shape.oracles.len()
+            && self.rows.iter().zip(&shape.oracles).all(|(r, o)| r.len() == o.row_rounds() as usize);
+        let lengths = [
+            (Field::Rows, rows_fit),
+            (Field::Joint, self.joint.len() == p.h as usize),
+            (Field::Values, self.values.len() == shape.oracles.len()),
+            (Field::ThetaNonces, self.theta_nonces.len() == shape.oracle_vars() as usize),
+            (Field::Roots, self.roots.len() == p.layers() as usize),
+            (Field::Folds, self.folds.len() == p.folds() as usize),
+            (Field::Message, self.message.len() == p.clear_len()),
+            (Field::Oracles, self.oracles.len() == shape.oracles.len()),
+            (Field::Layers, self.layers.len() == p.layers() as usize),
+        ];
+        match lengths.into_iter().find(|(_, fits)| !fits) {
+            Some((field, _)) => Err(OpeningError::ProofShape { field }),
+            None => Ok(()),
+        }
+    }
+
+    /// Appends the canonical encoding.
+    pub fn write(&self, out: &mut Vec<u8>) {
+        for round in self.rows.iter().flatten() {
+            write_ground(out, round);
+        }
+        put_felts(out, self.joint.iter().flat_map(|p| &p.0));
+        put_felts(out, &self.values);
+        for nonce in &self.theta_nonces {
+            out.extend_from_slice(&nonce.to_le_bytes());
+        }
+        for root in &self.roots {
+            out.extend_from_slice(root);
+        }
+        for round in &self.folds {
+            write_ground(out, round);
+        }
+        put_felts(out, &self.message);
+        out.extend_from_slice(&self.query_nonce.to_le_bytes());
+        for o in &self.oracles {
+            put_count(out, o.symbols.len());
+            put_base(out, &o.symbols);
+            write_nodes(out, &o.nodes);
+        }
+        for l in &self.layers {
+            put_count(out, l.symbols.len());
+            put_felts(out, &l.symbols);
+            write_nodes(out, &l.nodes);
+        }
+    }
+
+    /// Reads what [`Self::write`] wrote for a proof of this shape. Data after the proof is left for the caller to judge.
+    ///
+    /// # Errors
+    /// [`BytesError`]; memory use stays proportional to the bytes given.
+    pub fn read(r: &mut Reader<'_>, shape: &OpeningShape) -> Result<Self, BytesError> {
+        let p = &shape.params;
+        let queries = p.queries;
+        let rows = shape.oracles.iter().map(|o| r.many(o.row_rounds() as usize, read_ground)).collect::<Result<_, _>>()?;
+        let joint = r.many(p.h as usize, read_poly)?;
+        let values = r.many(shape.oracles.len(), Reader::felt)?;
+        let theta_nonces = r.many(shape.oracle_vars() as usize, Reader::u64)?;
+        let roots = r.many(p.layers() as usize, Reader::digest)?;
+        let folds = r.many(p.folds() as usize, read_ground)?;
+        let message = r.many(p.clear_len(), Reader::felt)?;
+        let query_nonce = r.u64()?;
+        let mut oracles = Vec::new();
+        for o in &shape.oracles {
+            oracles.push(read_tree(r, queries.saturating_mul(o.rows), p.log_n(), queries, Reader::base)?);
+        }
+        let mut layers = Vec::new();
+        for layer in 0..p.layers() {
+            layers.push(read_tree(r, queries << STEP, p.layer_depth(layer), queries, Reader::felt)?);
+        }
+        Ok(Self { rows, joint, values, theta_nonces, roots, folds, message, query_nonce, oracles, layers })
+    }
+}
+
+fn write_ground(out: &mut Vec<u8>, round: &GroundRound) {
+    put_felts(out, &round.poly.0);
+    out.extend_from_slice(&round.nonce.to_le_bytes());
+}
+
+fn write_nodes(out: &mut Vec<u8>, nodes: &[Digest]) {
+    put_count(out, nodes.len());
+    for n in nodes {
+        out.extend_from_slice(n);
+    }
+}
+
+fn read_poly(r: &mut Reader<'_>) -> Result<RoundPoly<2>, BytesError> {
+    Ok(RoundPoly([r.felt()?, r.felt()?]))
+}
+
+fn read_ground(r: &mut Reader<'_>) -> Result<GroundRound, BytesError> {
+    Ok(GroundRound { poly: read_poly(r)?, nonce: r.u64()? })
+}
+
+fn read_tree<'a, T>(
+    r: &mut Reader<'a>,
+    max_symbols: usize,
+    depth: u32,
+    queries: usize,
+    item: impl Fn(&mut Reader<'a>) -> Result<T, BytesError>,
+) -> Result<TreeOpening<T>, BytesError> {
+    let symbols = r.count(max_symbols)?;
+    let symbols = r.many(symbols, item)?;
+    let nodes = r.count(queries.saturating_mul(depth as usize))?;
+    Ok(TreeOpening { symbols, nodes: r.many(nodes, Reader::digest)? })
+}

@@ -1,0 +1,237 @@
+//! Committed data as the opening prover sees it: values made in this proof, kept in memory, and registered data, encoded once
+//! and memory-mapped. It refuses files whose shape or root is not the expected one.
+
+use crate::kernels::{CodeShape, CommitKernels};
+use memmap2::{Mmap, MmapMut};
+use obelysk_protocol::field::{M31, QM31};
+use obelysk_protocol::transcript::{Digest, HashSuite};
+use obelysk_protocol::verifier::merkle::flat_index;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::path::Path;
+
+/// What an opening needs from a committed stack of rows.
+pub trait Oracle<B: CommitKernels>: Sync {
+    /// Rows `R`.
+    fn rows(&self) -> usize;
+    /// Root of the tree over its words.
+    fn root(&self) -> Digest;
+    /// `A[row·2^s + slot]`, see [`CommitKernels::partials_base`].
+    fn partials(&self, backend: &B, point: &[QM31]) -> Vec<QM31>;
+    /// `F = sum_row coefficients[row]·row`.
+    fn combine(&self, backend: &B, coefficients: &[QM31]) -> B::Ext;
+    /// Symbols at `positions`, leaf after leaf.
+    fn leaves(&self, backend: &B, positions: &[usize]) -> Vec<M31>;
+    /// Tree nodes by `(level, index)`.
+    fn nodes(&self, backend: &B, wanted: &[(u32, usize)]) -> Vec<Digest>;
+}
+
+/// Fresh values: rows, words and tree in the backend's memory.
+pub struct CommittedValues<B: CommitKernels> {
+    code: CodeShape,
+    rows: usize,
+    values: B::Base,
+    words: B::Words,
+    tree: B::Tree,
+    root: Digest,
+}
+
+impl<B: CommitKernels> CommittedValues<B> {
+    /// Commits to `values.len() / 2^h` stacked rows.
+    ///
+    /// # Panics
+    /// If `values` is empty or no multiple of `2^h`: rows are laid out by the caller, never by foreign bytes.
+    pub fn commit<S: HashSuite>(backend: &B, code: CodeShape, values: Vec<M31>) -> Self {
+        let rows = values.len() >> code.h;
+        assert!(rows > 0 && values.len() == rows << code.h, "stacked values are not whole rows");
+        let values = backend.base(values);
+        let words = backend.encode_base(&values, code);
+        let tree = backend.words_tree::<S>(&words, code);
+        let root = backend.root(&tree);
+        Self { code, rows, values, words, tree, root }
+    }
+
+    /// The stacked rows.
+    pub fn values(&self) -> &B::Base {
+        &self.values
+    }
+
+    /// Root of the tree.
+    pub fn root(&self) -> Digest {
+        self.root
+    }
+}
+
+impl<B: CommitKernels> Oracle<B> for CommittedValues<B> {
+    fn rows(&self) -> usize {
+        self.rows
+    }
+
+    fn root(&self) -> Digest {
+        self.root
+    }
+
+    fn partials(&self, backend: &B, point: &[QM31]) -> Vec<QM31> {
+        backend.partials_base(&self.values, point)
+    }
+
+    fn combine(&self, backend: &B, coefficients: &[QM31]) -> B::Ext {
+        backend.combine_base(&self.values, self.code.h, coefficients)
+    }
+
+    fn leaves(&self, backend: &B, positions: &[usize]) -> Vec<M31> {
+        backend.words_at(&self.words, self.code, positions)
+    }
+
+    fn nodes(&self, backend: &B, wanted: &[(u32, usize)]) -> Vec<Digest> {
+        backend.nodes(&self.tree, wanted)
+    }
+}
+
+/// Why a registered oracle's file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistrationError {
+    /// The file system refused.
+    #[error("registered oracle file: {0}; check path, permissions and free space")]
+    Io(#[from] io::Error),
+    /// Another shape, suite or version, or a truncated file.
+    #[error("registered oracle file does not have the expected shape: register the model again")]
+    Shape,
+    /// The file's root is not the registered one.
+    #[error("registered oracle file has another root than the registered model: register the model again")]
+    Root,
+}
+
+/// First bytes of a registered oracle's file.
+const MAGIC: [u8; 8] = *b"obkorcl1";
+/// Bytes before the leaves; a multiple of 64 so that leaves stay aligned.
+const HEADER: usize = 64;
+
+fn header<S: HashSuite>(code: CodeShape, rows: usize) -> [u8; HEADER] {
+    let mut out = [0u8; HEADER];
+    out[..8].copy_from_slice(&MAGIC);
+    out[8] = S::ID;
+    out[12..16].copy_from_slice(&code.h.to_le_bytes());
+    out[16..20].copy_from_slice(&code.blowup_log.to_le_bytes());
+    out[24..32].copy_from_slice(&(rows as u64).to_le_bytes());
+    out
+}
+
+/// Registered int8 rows: the rows in memory, words and tree in a memory-mapped file.
+///
+/// File: header, then `2^(h+b)` leaves of `R` little-endian `u32`, then all tree nodes level by level from the leaves.
+pub struct RegisteredOracle<B: CommitKernels> {
+    code: CodeShape,
+    rows: usize,
+    values: B::Int8,
+    file: Mmap,
+    root: Digest,
+}
+
+impl<B: CommitKernels> RegisteredOracle<B> {
+    fn leaf_bytes(code: CodeShape, rows: usize) -> usize {
+        (rows * 4) << code.log_n()
+    }
+
+    /// Encodes int8 rows into a new file and returns the oracle.
+    ///
+    /// # Errors
+    /// [`RegistrationError::Io`] if the file cannot be written.
+    ///
+    /// # Panics
+    /// If `values` is empty or no multiple of `2^h`.
+    pub fn register<S: HashSuite>(backend: &B, code: CodeShape, values: Vec<i8>, path: &Path) -> Result<Self, RegistrationError> {
+        let rows = values.len() >> code.h;
+        assert!(rows > 0 && values.len() == rows << code.h, "stacked weights are not whole rows");
+        let leaf_bytes = Self::leaf_bytes(code, rows);
+        let values = backend.int8(values);
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path)?;
+        file.set_len((HEADER + leaf_bytes + 32 * ((2 << code.log_n()) - 1)) as u64)?;
+        let mut map = map_mut(&file)?;
+        let (head, body) = map.split_at_mut(HEADER);
+        let (leaves, nodes) = body.split_at_mut(leaf_bytes);
+        let tree = backend.encode_int8::<S>(&values, code, leaves);
+        for (out, node) in nodes.chunks_exact_mut(32).zip(backend.all_nodes(&tree)) {
+            out.copy_from_slice(&node);
+        }
+        // The header goes last: a file cut short by a crash is not taken for a finished one.
+        head.copy_from_slice(&header::<S>(code, rows));
+        map.flush()?;
+        Ok(Self { code, rows, values, root: backend.root(&tree), file: map.make_read_only()? })
+    }
+
+    /// Opens a file written by [`Self::register`] for the same rows.
+    ///
+    /// # Errors
+    /// [`RegistrationError`] if the file is missing, has another shape, or another root than `root`.
+    pub fn open<S: HashSuite>(
+        backend: &B,
+        code: CodeShape,
+        values: Vec<i8>,
+        path: &Path,
+        root: &Digest,
+    ) -> Result<Self, RegistrationError> {
+        let rows = values.len() >> code.h;
+        let file = map(&File::open(path)?)?;
+        let expected = HEADER + Self::leaf_bytes(code, rows) + 32 * ((2 << code.log_n()) - 1);
+        if rows == 0 || values.len() != rows << code.h || file.len() != expected || file[..HEADER] != header::<S>(code, rows) {
+            return Err(RegistrationError::Shape);
+        }
+        if &file[expected - 32..] != root.as_slice() {
+            return Err(RegistrationError::Root);
+        }
+        Ok(Self { code, rows, values: backend.int8(values), file, root: *root })
+    }
+
+    /// The int8 rows.
+    pub fn values(&self) -> &B::Int8 {
+        &self.values
+    }
+}
+
+#[expect(unsafe_code, reason = "memory-mapping a file is unsafe by nature")]
+fn map(file: &File) -> io::Result<Mmap> {
+    // SAFETY: registration files are written once, before they are opened here, and are owned by this process's user; a
+    // foreign change could only yield wrong symbols, which the verifier rejects.
+    unsafe { Mmap::map(file) }
+}
+
+#[expect(unsafe_code, reason = "memory-mapping a file is unsafe by nature")]
+fn map_mut(file: &File) -> io::Result<MmapMut> {
+    // SAFETY: the file was just created or truncated by this process and no other mapping of it exists.
+    unsafe { MmapMut::map_mut(file) }
+}
+
+impl<B: CommitKernels> Oracle<B> for RegisteredOracle<B> {
+    fn rows(&self) -> usize {
+        self.rows
+    }
+
+    fn root(&self) -> Digest {
+        self.root
+    }
+
+    fn partials(&self, backend: &B, point: &[QM31]) -> Vec<QM31> {
+        backend.partials_int8(&self.values, point)
+    }
+
+    fn combine(&self, backend: &B, coefficients: &[QM31]) -> B::Ext {
+        backend.combine_int8(&self.values, self.code.h, coefficients)
+    }
+
+    fn leaves(&self, _backend: &B, positions: &[usize]) -> Vec<M31> {
+        let symbol = |b: &[u8]| M31::from_u32_unchecked(u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+        let leaf = |&i: &usize| self.file[HEADER + i * self.rows * 4..][..self.rows * 4].chunks_exact(4).map(symbol);
+        positions.iter().flat_map(leaf).collect()
+    }
+
+    fn nodes(&self, _backend: &B, wanted: &[(u32, usize)]) -> Vec<Digest> {
+        let start = HEADER + Self::leaf_bytes(self.code, self.rows);
+        let node = |&(level, index): &(u32, usize)| {
+            let mut out = [0u8; 32];
+            out.copy_from_slice(&self.file[start + 32 * flat_index(self.code.log_n(), level, index)..][..32]);
+            out
+        };
+        wanted.iter().map(node).collect()
+    }
+}
