@@ -6,8 +6,14 @@
 #![forbid(unsafe_code)]
 
 pub mod bounds;
+pub mod calibrate;
 pub mod check;
+pub mod fidelity;
+pub mod graph;
+pub mod import;
 pub mod infer;
+pub mod quantise;
+pub mod store;
 pub mod tables;
 pub mod toy;
 pub mod weights;

@@ -1,0 +1,50 @@
+//! Text to token ids. Padding and truncation of the published file are switched off: a proof covers exactly the tokens of
+//! the text, and a text that is too long is an error of the caller, not a silent cut.
+
+use super::{ImportError, read_file};
+use std::path::Path;
+use std::sync::Arc;
+use tokenizers::Tokenizer;
+
+/// A tokenizer and the bytes it was read from.
+#[derive(Clone)]
+pub struct TextTokenizer {
+    inner: Arc<Tokenizer>,
+    bytes: Arc<[u8]>,
+}
+
+impl TextTokenizer {
+    /// Reads `tokenizer.json`.
+    ///
+    /// # Errors
+    /// Unreadable file, unknown components.
+    pub fn read(path: &Path) -> Result<Self, ImportError> {
+        Self::from_bytes(&read_file(path)?)
+    }
+
+    /// From the contents of a `tokenizer.json`.
+    ///
+    /// # Errors
+    /// Unknown components.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, ImportError> {
+        let mut inner = Tokenizer::from_bytes(bytes).map_err(|e| ImportError::Tokenizer(e.to_string()))?;
+        inner.with_padding(None);
+        inner.with_truncation(None).map_err(|e| ImportError::Tokenizer(e.to_string()))?;
+        Ok(Self { inner: Arc::new(inner), bytes: bytes.into() })
+    }
+
+    /// Token ids of `text` with the model's special tokens around them.
+    ///
+    /// # Errors
+    /// Whatever the tokenizer refuses.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>, ImportError> {
+        let encoding = self.inner.encode(text, true).map_err(|e| ImportError::Tokenizer(e.to_string()))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The file's bytes, to be stored beside a quantised model.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+}

@@ -1,0 +1,90 @@
+//! Rows of a linear layer: folding of the norm in front, choice of e, choice of m and b, rounding of weights.
+
+use super::pattern::{LinearView, NormView};
+use crate::bounds::{E_RANGE, M_RANGE};
+use crate::calibrate::Ranges;
+
+/// A linear layer on integer inputs with real outputs: `y_n = sum_k weight[n][k] x_k + bias_n`.
+pub(super) struct Folded {
+    /// K.
+    pub inputs: usize,
+    /// `[N][K]`, real output per unit of input.
+    pub weight: Vec<f64>,
+    /// Real bias, the norm's own included.
+    pub bias: Vec<f64>,
+    /// Largest weight of a row over 127: the finest step its int8 weights can have.
+    pub step: Vec<f64>,
+}
+
+impl Folded {
+    /// Reads a norm's output: gain and bias of the norm move into the layer.
+    pub fn after_norm(linear: &LinearView<'_>, norm: &NormView<'_>, unit: f64) -> Self {
+        let inputs = norm.gain.len();
+        let bias =
+            linear.weight.data.chunks_exact(inputs).zip(linear.bias).map(|(row, &b)| {
+                f64::from(b) + row.iter().zip(norm.bias).map(|(&w, &n)| f64::from(w) * f64::from(n)).sum::<f64>()
+            });
+        let bias = bias.collect();
+        Self::new(linear, bias, |k| f64::from(norm.gain[k]) * unit)
+    }
+
+    /// Reads values of one scale: `unit` is the real value of an input step.
+    pub fn after_scale(linear: &LinearView<'_>, unit: f64) -> Self {
+        Self::new(linear, linear.bias.iter().map(|&b| f64::from(b)).collect(), |_| unit)
+    }
+
+    fn new(linear: &LinearView<'_>, bias: Vec<f64>, unit: impl Fn(usize) -> f64) -> Self {
+        let inputs = linear.weight.shape[1];
+        let weight: Vec<f64> = linear.weight.data.iter().enumerate().map(|(i, &w)| f64::from(w) * unit(i % inputs)).collect();
+        let step = weight.chunks_exact(inputs).map(|r| r.iter().fold(0.0f64, |a, w| a.max(w.abs())) / 127.0).collect();
+        Self { inputs, weight, bias, step }
+    }
+
+    /// N.
+    pub fn outputs(&self) -> usize {
+        self.bias.len()
+    }
+
+    /// Least e whose 16-bit window holds the calibrated accumulators with head-room.
+    pub fn choose_e(&self, ranges: &Ranges, headroom: f64) -> u8 {
+        let rows = self.bias.iter().zip(&self.step).zip(ranges.lo.iter().zip(&ranges.hi));
+        let largest = rows
+            .filter(|((_, step), _)| **step > 0.0)
+            .map(|((b, step), (&lo, &hi))| (f64::from(lo) - b).abs().max((f64::from(hi) - b).abs()) / step)
+            .fold(0.0, f64::max);
+        E_RANGE.clone().find(|&e| largest * headroom <= 32_767.0 * 2f64.powi(i32::from(e))).unwrap_or(*E_RANGE.end())
+    }
+
+    /// Multipliers and biases at output scale `scale(n)` (steps per real unit), if all satisfy `m 2^15 + |b| <= limit`.
+    pub fn fit(&self, e: u8, k: u8, limit: i64, scale: impl Fn(usize) -> f64) -> Option<(Vec<i32>, Vec<i32>)> {
+        let (unit, whole) = (2f64.powi(i32::from(e) + i32::from(k)), 2f64.powi(i32::from(k)));
+        let mut out = (Vec::with_capacity(self.outputs()), Vec::with_capacity(self.outputs()));
+        for (n, (step, bias)) in self.step.iter().zip(&self.bias).enumerate() {
+            let m = (step * scale(n) * unit).ceil().max(1.0);
+            let b = (bias * scale(n) * whole).round() + whole / 2.0;
+            if m > f64::from(*M_RANGE.end()) || m * 32_768.0 + b.abs() > limit as f64 {
+                return None;
+            }
+            out.0.push(m as i32);
+            out.1.push(b as i32);
+        }
+        Some(out)
+    }
+
+    /// int8 weights, row `n` in steps of `step(n)` real output per accumulator unit.
+    pub fn round(&self, step: impl Fn(usize) -> f64) -> Vec<i8> {
+        let mut data = vec![0i8; self.weight.len()];
+        let rows = data.chunks_exact_mut(self.inputs).zip(self.weight.chunks_exact(self.inputs));
+        for (n, (out, row)) in rows.enumerate() {
+            round_row(row.iter().copied(), step(n), out);
+        }
+        data
+    }
+}
+
+/// Rounds `values / step` to int8.
+pub(super) fn round_row(values: impl Iterator<Item = f64>, step: f64, out: &mut [i8]) {
+    for (out, v) in out.iter_mut().zip(values) {
+        *out = (v / step).round_ties_even().clamp(-127.0, 127.0) as i8;
+    }
+}
