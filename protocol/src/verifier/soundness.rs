@@ -1,0 +1,68 @@
+//! The soundness budget: for every challenge its round-by-round error in the unique-decoding regime, without conjecture,
+//! plus the grinding directly before it (`proof.md` §8). The proof's security is the minimum.
+
+use super::opening::opening_bits;
+use super::plan::item_count;
+use super::proof::opening_shape;
+use super::registered::Registered;
+use crate::circuit::segment::Circuit;
+use crate::field::P;
+
+/// One challenge (or one kind of challenge) of one segment.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Entry {
+    /// Segment name.
+    pub segment: String,
+    /// Challenge and its error.
+    pub challenge: String,
+    /// -log2 of its error.
+    pub bits: f64,
+    /// Grinding directly before it.
+    pub grinding: u32,
+}
+
+/// Largest tuple of a lookup: powers of alpha.
+const TUPLE: f64 = 5.0;
+
+/// Every challenge of a proof over these circuits.
+#[must_use]
+pub fn budget(model: &Registered, circuits: &[Circuit]) -> Vec<Entry> {
+    let q = 4.0 * f64::from(P).log2();
+    let mut out = Vec::new();
+    for c in circuits {
+        let mut add = |challenge: String, bits: f64, grinding: u32| {
+            out.push(Entry { segment: c.name.clone(), challenge, bits, grinding });
+        };
+        let leaves = (1u64 << c.tree_log()) as f64;
+        if c.tree_log() > 0 {
+            // alpha and beta follow the seed with nothing in between but boundary values, so its grinding protects them.
+            let g = u32::from(model.security.g_seed);
+            add("alpha, beta: (tuple + 1) leaves / q".into(), q - (leaves * (TUPLE + 1.0)).log2(), g);
+            add("logup layer merge and mu: 2/q".into(), q - 1.0, 0);
+            add("logup round: 4/q".into(), q - 2.0, 0);
+        }
+        add("rho as zerocheck and accumulator point: variables/q".into(), q - (c.rho_len().max(1) as f64).log2(), 0);
+        add("boundary point: variables/q".into(), q - (c.max_log().max(1) as f64).log2(), u32::from(model.security.g_seed));
+        add("product lambda: products/q".into(), q - (c.products.len().max(1) as f64).log2(), 0);
+        add("product round: 3/q".into(), q - 3f64.log2(), 0);
+        add("final lambda: items/q".into(), q - (item_count(c) as f64).log2(), 0);
+        add("final round: 4/q".into(), q - 2.0, 0);
+        add("gamma: log2(matrices)/q".into(), q - (c.matrices.len().max(2) as f64).log2().log2(), 0);
+        for (name, bits, grinding) in opening_bits(&opening_shape(c, &model.opening())) {
+            add(name, bits, grinding);
+        }
+    }
+    out
+}
+
+/// The minimum over all challenges of error bits plus grinding.
+#[must_use]
+pub fn minimum(entries: &[Entry]) -> f64 {
+    entries.iter().map(|e| e.bits + f64::from(e.grinding)).fold(f64::INFINITY, f64::min)
+}
+
+/// `-log2` of the sum of all errors, without grinding: the interactive protocol's error along one path.
+#[must_use]
+pub fn total(entries: &[Entry]) -> f64 {
+    -entries.iter().map(|e| (-(e.bits + f64::from(e.grinding))).exp2()).sum::<f64>().log2()
+}

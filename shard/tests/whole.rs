@@ -1,0 +1,36 @@
+//! A whole toy proof in one process: registered, proved, written, read, verified.
+
+use obelysk_model::toy;
+use obelysk_protocol::transcript::{Blake2s, HashSuite, Poseidon252};
+use obelysk_protocol::verifier::aggregate::verify_bytes;
+use obelysk_protocol::verifier::registered::SecurityParams;
+use obelysk_shard::job::{Backend, LoadedModel};
+use obelysk_shard::kernels::reference::Reference;
+use obelysk_shard::local::prove;
+use obelysk_shard::registration::register;
+
+const TOY_SECURITY: SecurityParams = SecurityParams { queries: 12, g_seed: 3, g_fold: 2, g_query: 4 };
+
+fn whole<S: HashSuite, B: Backend>(k: &B, ids: &[u32]) -> Vec<u8> {
+    let model = toy::model(5);
+    let dir = tempfile::tempdir().unwrap();
+    let registered = register::<S, B>(k, &model, TOY_SECURITY, [7; 32], dir.path(), &|_| ()).unwrap();
+    let loaded = LoadedModel::<S, B>::new(registered.clone(), model, dir.path().to_path_buf());
+    let (proof, _) = prove(k, &loaded, ids).unwrap();
+    let bytes = proof.write();
+    let accepted = verify_bytes::<S>(&registered, &bytes).unwrap();
+    assert_eq!(accepted.ids, ids);
+    bytes
+}
+
+#[test]
+fn a_toy_proof_verifies() {
+    for ids in [&[1u32, 2, 3, 4][..], &[5, 6, 7], &[8]] {
+        whole::<Blake2s, _>(&Reference, ids);
+    }
+}
+
+#[test]
+fn a_toy_proof_verifies_under_poseidon() {
+    whole::<Poseidon252, _>(&Reference, &[1, 2, 3]);
+}
