@@ -42,6 +42,8 @@ fn speed_of_kernels() {
         simd.encode_base(&values[..n].to_vec(), code);
         let (t, words) = time(|| simd.encode_base(&values, code));
         report("encode (code cells)", rows * cells, "cells", t);
+        let (t, _) = time(|| simd.encode_base(&values[..4 * n].to_vec(), code));
+        report("encode, 4 rows in warm memory", 4 * cells, "cells", t);
         let (t, _) = time(|| simd.words_tree::<Blake2s>(&words, code));
         report("tree, 64 rows (code cells)", rows * cells, "cells", t);
         let few = simd.encode_base(&values[..16 * n].to_vec(), code);
