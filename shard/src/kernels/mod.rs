@@ -11,6 +11,10 @@ pub mod simd;
 mod tree;
 
 #[cfg(test)]
+mod code_facts;
+#[cfg(test)]
+mod speed;
+#[cfg(test)]
 mod tests;
 
 pub use tree::HostTree;

@@ -38,9 +38,9 @@ pub(super) fn packs(len: usize) -> usize {
     len.div_ceil(N_LANES)
 }
 
-/// A zeroed aligned buffer for `len` base elements.
+/// A zeroed aligned buffer for `len` base elements; untouched pages cost nothing.
 pub(super) fn aligned(len: usize) -> Vec<PackedM31> {
-    vec![PackedM31::broadcast(M31::from_u32_unchecked(0)); packs(len)]
+    bytemuck::zeroed_vec(packs(len))
 }
 
 /// Whether a code is too small for the 16-lane FFT.

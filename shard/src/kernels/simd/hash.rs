@@ -1,4 +1,5 @@
 //! 16 Blake2s hashes at a time with the leaf and node personalisation, equal to `Blake2s::leaf` and `Blake2s::node`.
+#![expect(clippy::missing_transmute_annotations, reason = "the vector type cannot be named on a stable toolchain")]
 
 use obelysk_protocol::transcript::Digest;
 use rayon::prelude::*;

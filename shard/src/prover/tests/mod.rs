@@ -1,6 +1,8 @@
 //! Opening tests: honest round trips, twins, forging provers.
 
+mod crooked;
 mod forging;
+mod registered;
 mod round_trip;
 
 use crate::kernels::{CodeShape, CommitKernels};
