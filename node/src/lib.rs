@@ -15,3 +15,4 @@ pub use config::NodeConfig;
 pub use engine::{CheckError, Checker, Engine, EngineError, Pieces, Verdict, WorkKind, WorkOutput, WorkRequest};
 pub use error::NodeError;
 
+pub use worker::{ExitReason, Node};
