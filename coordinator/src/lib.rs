@@ -6,3 +6,6 @@
 pub mod core;
 pub mod server;
 
+pub use server::{
+    Coordinator, CoordinatorConfig, CoordinatorError, Handle, JobHandle, JobResult, LocalConfig, Phase, Progress, submit_remote,
+};

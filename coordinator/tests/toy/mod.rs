@@ -1,0 +1,139 @@
+//! A stand-in for the prover: every result is a hash of what it depends on, so right and wrong are known without running it.
+#![allow(dead_code, reason = "each test binary uses its own part of this module")]
+
+use std::sync::Arc;
+
+use obelysk_node::engine::{CheckError, Checker, Engine, EngineError, Pieces, Verdict, WorkKind, WorkOutput, WorkRequest};
+use obelysk_protocol::wire::BlobRef;
+
+pub const MODEL: [u8; 32] = [7; 32];
+
+pub fn hash(parts: &[&[u8]]) -> [u8; 32] {
+    let lengths: Vec<[u8; 8]> = parts.iter().map(|p| (p.len() as u64).to_le_bytes()).collect();
+    let bytes: Vec<u8> = parts.iter().zip(&lengths).flat_map(|(p, l)| l.iter().chain(p.iter())).copied().collect();
+    BlobRef::of(&bytes).digest
+}
+
+/// First four bytes: the number of segments; the rest stands for the input.
+pub fn spec(segments: u32, seed: u64) -> Vec<u8> {
+    [&segments.to_le_bytes()[..], &seed.to_le_bytes()[..]].concat()
+}
+
+pub fn segments_of(spec: &[u8]) -> Option<u32> {
+    spec.first_chunk::<4>().map(|b| u32::from_le_bytes(*b))
+}
+
+fn forward(spec: &[u8], l: u32, before: &[u8], size: usize) -> Vec<u8> {
+    let seed = hash(&[b"forward", spec, &l.to_le_bytes(), before]);
+    seed.iter().copied().cycle().take(size).collect()
+}
+
+/// The root, and the digest of the boundary after the segment.
+fn commit(spec: &[u8], l: u32, before: &[u8], size: usize) -> Vec<u8> {
+    let root = hash(&[b"commit", spec, &l.to_le_bytes(), before]);
+    [root, BlobRef::of(&forward(spec, l, before, size)).digest].concat()
+}
+
+fn prove(commit: &[u8], l: u32, challenge: &[u8]) -> Vec<u8> {
+    hash(&[b"prove", commit, &l.to_le_bytes(), challenge]).to_vec()
+}
+
+fn open(proof: &[u8], l: u32, challenge: &[u8]) -> Vec<u8> {
+    hash(&[b"open", proof, &l.to_le_bytes(), challenge]).to_vec()
+}
+
+/// The honest result of a work item.
+pub fn compute(kind: WorkKind, spec: &[u8], l: u32, inputs: &[&[u8]], challenge: &[u8], size: usize) -> Option<Vec<u8>> {
+    let (before, rest) = if l == 0 { (&[][..], inputs) } else { (*inputs.first()?, inputs.get(1..)?) };
+    Some(match kind {
+        WorkKind::Forward => forward(spec, l, before, size),
+        WorkKind::Commit => commit(spec, l, before, size),
+        WorkKind::Prove => prove(&commit(spec, l, before, size), l, challenge),
+        WorkKind::Open => open(rest.first()?, l, challenge),
+    })
+}
+
+/// The proof an undisturbed run ends with.
+pub fn expected_proof(spec: &[u8], size: usize) -> Vec<u8> {
+    let n = segments_of(spec).expect("a toy spec");
+    let mut boundaries: Vec<Vec<u8>> = Vec::new();
+    let mut commits = Vec::new();
+    for l in 0..n {
+        let before = boundaries.last().map_or(&[][..], Vec::as_slice);
+        commits.push(commit(spec, l, before, size));
+        let next = forward(spec, l, before, size);
+        boundaries.push(next);
+    }
+    let challenge = hash(&[b"challenge", &commits.concat()]);
+    let proves: Vec<_> = (0..n).map(|l| prove(&commits[l as usize], l, &challenge)).collect();
+    let opens: Vec<_> = (0..n).map(|l| open(&proves[l as usize], l, &challenge)).collect();
+    [commits.concat(), challenge.to_vec(), proves.concat(), opens.concat()].concat()
+}
+
+/// An honest engine with boundaries of `size` bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct Toy {
+    pub size: usize,
+}
+
+impl Engine for Toy {
+    fn models(&self) -> Vec<[u8; 32]> {
+        vec![MODEL]
+    }
+
+    fn run(&self, request: &WorkRequest, inputs: &[Vec<u8>], progress: &dyn Fn(u32)) -> Result<WorkOutput, EngineError> {
+        progress(500);
+        let inputs: Vec<&[u8]> = inputs.iter().map(Vec::as_slice).collect();
+        let WorkRequest { kind, segment, spec, extra, .. } = request;
+        let blob = compute(*kind, spec, *segment, &inputs, extra, self.size);
+        let blob = blob.ok_or_else(|| EngineError::Malformed("too few inputs".to_owned()))?;
+        Ok(WorkOutput { blob, core_us: 10, peak_bytes: 1000 + u64::from(*segment) })
+    }
+}
+
+/// What a checker can see: shapes of forwards, consistency of commits, truth of proofs and openings given their inputs.
+impl Checker for Toy {
+    fn segments(&self, spec: &[u8]) -> Result<u32, CheckError> {
+        let valid = segments_of(spec).filter(|n| (1..=64).contains(n));
+        valid.ok_or_else(|| CheckError::Spec("1 to 64 segments".to_owned()))
+    }
+
+    fn check(&self, spec: &[u8], kind: WorkKind, segment: u32, inputs: &[&[u8]], extra: &[u8], output: &[u8]) -> Verdict {
+        let truth = || compute(kind, spec, segment, inputs, extra, self.size);
+        match kind {
+            WorkKind::Forward if output.len() == self.size => Verdict::Accept,
+            WorkKind::Forward => Verdict::Reject("boundary of wrong shape".to_owned()),
+            WorkKind::Commit if output.len() != 64 => Verdict::Reject("commit of wrong shape".to_owned()),
+            WorkKind::Commit => {
+                let after = inputs.last().map(|after| BlobRef::of(after).digest);
+                if output.get(32..) == after.as_ref().map(|d| &d[..]) {
+                    Verdict::Accept
+                } else {
+                    Verdict::Dispute("boundary digest differs".to_owned())
+                }
+            }
+            // The proof must hold under the challenge of the committed root, which lies in the challenge of a real system.
+            WorkKind::Prove if truth().as_deref() == Some(output) => Verdict::Accept,
+            WorkKind::Prove => Verdict::Reject("proof does not verify".to_owned()),
+            WorkKind::Open if truth().as_deref() == Some(output) => Verdict::Accept,
+            WorkKind::Open => Verdict::Reject("opening does not verify".to_owned()),
+        }
+    }
+
+    fn challenge(&self, _spec: &[u8], commits: &[&[u8]]) -> Result<Vec<u8>, CheckError> {
+        Ok(hash(&[b"challenge", &commits.concat()]).to_vec())
+    }
+
+    fn finish(&self, spec: &[u8], p: Pieces<'_>) -> Result<Vec<u8>, CheckError> {
+        let proof = [p.commits.concat(), p.challenge.to_vec(), p.proves.concat(), p.opens.concat()].concat();
+        if proof == expected_proof(spec, self.size) {
+            Ok(proof)
+        } else {
+            Err(CheckError::Pieces("the whole does not verify".to_owned()))
+        }
+    }
+}
+
+pub fn toy() -> Arc<Toy> {
+    Arc::new(Toy { size: 64 })
+}
