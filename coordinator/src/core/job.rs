@@ -35,8 +35,15 @@ pub(super) struct Item {
     pub(super) dead: BTreeSet<NodeId>,
     pub(super) failures: Vec<(NodeId, String)>,
     pub(super) not_before_ms: u64,
-    /// Who says that the result before this one is wrong, and why.
-    pub(super) doubt: Option<(NodeId, String)>,
+    pub(super) doubt: Option<Doubt>,
+}
+
+/// Somebody's word that the result before an item is wrong. Void as soon as the item needs something else.
+#[derive(Debug, Clone)]
+pub(super) struct Doubt {
+    pub(super) reporter: NodeId,
+    pub(super) reason: String,
+    pub(super) needs: Needs,
 }
 
 impl Item {
@@ -116,7 +123,14 @@ impl Job {
     /// The challenge, while it belongs to the commits accepted now.
     pub(super) fn current_challenge(&self) -> Option<BlobRef> {
         let challenge = self.challenge.as_ref()?;
-        (self.outputs(WorkKind::Commit)? == challenge.commits).then_some(challenge.extra)
+        (self.settled_commits()? == challenge.commits).then_some(challenge.extra)
+    }
+
+    /// All commits, once none of them can become stale any more: while a forward is being redone, a commit built on the old one
+    /// still stands here and must not reach a challenge.
+    pub(super) fn settled_commits(&self) -> Option<Vec<BlobRef>> {
+        self.outputs(WorkKind::Forward)?;
+        self.outputs(WorkKind::Commit)
     }
 
     /// What an item needs; `None` while that is not there yet.
@@ -176,13 +190,16 @@ impl Job {
         Some(JobEvent::Redo { work, reason: reason.to_owned() })
     }
 
-    /// Takes back every accepted result whose inputs are now known to be others. In order of dependency, so one pass is enough.
+    /// Takes back every accepted result, and drops every doubt, whose inputs are now known to be others. In order of dependency, so one pass is enough.
     pub(super) fn drop_stale(&mut self) -> Vec<JobEvent> {
         let works: Vec<Work> = self.items.keys().copied().collect();
         let mut events = Vec::new();
         for work in works {
             let Some(needs) = self.needs(work) else { continue };
             let stale = self.items.get(&work).and_then(|i| i.accepted.as_ref()).is_some_and(|r| r.needs != needs);
+            if let Some(item) = self.items.get_mut(&work) {
+                item.doubt.take_if(|doubt| doubt.needs != needs);
+            }
             if stale {
                 events.extend(self.retract(work, "its inputs changed"));
             }

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 
 use obelysk_node::engine::{Verdict, WorkKind};
 
-use super::job::{Candidate, Job};
+use super::job::{Candidate, Doubt, Job};
 use super::types::{Effect, JobEvent, JobFailure, JobId, NodeId, Work};
 use super::{MAX_TIES, Member, Presence, State};
 
@@ -54,7 +54,7 @@ impl State {
             out.push(Effect::Revoke { node: lease.1, epoch: lease.0 });
             self.free(lease.1, lease.0);
         }
-        if let Some((reporter, reason)) = doubt.filter(|(reporter, _)| *reporter != node) {
+        if let Some(Doubt { reporter, reason, .. }) = doubt.filter(|doubt| doubt.reporter != node) {
             self.quarantine(reporter, format!("{work} of job {id}: {reason}; {node} did it correctly"), out);
         }
     }
@@ -69,6 +69,7 @@ impl State {
     /// `node` delivered a wrong `work`, or says it cannot be right: itself or the author of the result before is to blame.
     pub(super) fn contradicted(&mut self, id: JobId, work: Work, node: NodeId, reason: String, out: &mut Vec<Effect>) {
         let Some(job) = self.jobs.get_mut(&id) else { return };
+        let needs = job.needs(work);
         let Some((parent, author)) =
             Job::parent(work).and_then(|parent| job.accepted(parent.kind, parent.segment).map(|r| (parent, r.node)))
         else {
@@ -77,7 +78,7 @@ impl State {
         };
         let known_liar = self.members.get(&author).is_some_and(|m| m.presence == Presence::Quarantined);
         let Some(item) = job.items.get_mut(&work) else { return };
-        let second = item.doubt.as_ref().is_some_and(|(first, _)| *first != node);
+        let second = item.doubt.as_ref().is_some_and(|doubt| doubt.reporter != node);
         if node == author || author == NodeId::REFEREE {
             self.quarantine(node, format!("{work} of job {id}: {reason}"), out);
         } else if known_liar {
@@ -90,7 +91,7 @@ impl State {
             out.extend(event.map(|event| Effect::Notify { job: id, event }));
             self.quarantine(author, format!("{parent} of job {id}: {node} finds at {work}: {reason}"), out);
         } else {
-            item.doubt = Some((node, reason.clone()));
+            item.doubt = needs.map(|needs| Doubt { reporter: node, reason: reason.clone(), needs });
             out.push(Effect::Notify { job: id, event: JobEvent::Disputed { work, node, reason } });
         }
     }
@@ -105,7 +106,7 @@ impl State {
         }
         let parent = Job::parent(work);
         let author = parent.and_then(|p| job.accepted(p.kind, p.segment)).map(|r| r.node);
-        let Some((reporter, _)) = job.items.get_mut(&work).and_then(|item| item.doubt.take()) else { return };
+        let Some(Doubt { reporter, .. }) = job.items.get_mut(&work).and_then(|item| item.doubt.take()) else { return };
         let here = |node: &NodeId| self.members.get(node).is_some_and(|m| m.presence == Presence::Here);
         match author.filter(here) {
             // Only the author is left: it runs the item itself, and its own proof will tell.
@@ -140,7 +141,7 @@ impl State {
             out.push(Effect::Notify { job: *id, event });
             out.extend(job.distrust(node).into_iter().map(|event| Effect::Notify { job: *id, event }));
             for item in job.items.values_mut() {
-                item.doubt.take_if(|(reporter, _)| *reporter == node);
+                item.doubt.take_if(|doubt| doubt.reporter == node);
             }
         }
         out.push(Effect::Quarantine { node, reason });

@@ -332,7 +332,7 @@ impl State {
     /// Starts what needs no node: the challenge when all commits are in, the stitching when all pieces are.
     fn advance(&mut self, out: &mut Vec<Effect>) {
         for (id, job) in &mut self.jobs {
-            let Some(commits) = job.outputs(WorkKind::Commit) else { continue };
+            let Some(commits) = job.settled_commits() else { continue };
             let spec = job.spec;
             let Some(challenge) = job.current_challenge() else {
                 if job.deriving.as_ref() != Some(&commits) {

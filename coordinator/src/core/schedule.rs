@@ -93,11 +93,11 @@ impl State {
     fn choose(&self, job: &Job, work: Work) -> Choice {
         let Some(item) = job.items.get(&work) else { return Choice::Nobody };
         let mut able = self.usable(job);
-        if let Some((reporter, _)) = &item.doubt {
+        if let Some(doubt) = &item.doubt {
             if let Some(referee) = self.members.get(&NodeId::REFEREE).filter(|m| m.models.contains(&job.model)) {
                 return if referee.running.is_none() { Choice::Node(NodeId::REFEREE) } else { Choice::Later };
             }
-            able.remove(reporter);
+            able.remove(&doubt.reporter);
             if let Some(record) = Job::parent(work).and_then(|p| job.accepted(p.kind, p.segment)) {
                 able.remove(&record.node);
             }

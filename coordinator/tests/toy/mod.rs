@@ -42,14 +42,33 @@ fn open(proof: &[u8], l: u32, challenge: &[u8]) -> Vec<u8> {
     hash(&[b"open", proof, &l.to_le_bytes(), challenge]).to_vec()
 }
 
-/// The honest result of a work item.
-pub fn compute(kind: WorkKind, spec: &[u8], l: u32, inputs: &[&[u8]], challenge: &[u8], size: usize) -> Option<Vec<u8>> {
-    let (before, rest) = if l == 0 { (&[][..], inputs) } else { (*inputs.first()?, inputs.get(1..)?) };
-    Some(match kind {
+/// The commit of a segment, as the challenge repeats it.
+fn committed(challenge: &[u8], l: u32) -> Option<&[u8]> {
+    challenge.get(32 + 64 * l as usize..)?.get(..64)
+}
+
+pub fn challenge(commits: &[&[u8]]) -> Vec<u8> {
+    let all = commits.concat();
+    [&hash(&[b"challenge", &all])[..], &all].concat()
+}
+
+/// The honest result of a work item; an error when its inputs cannot be right.
+pub fn compute(kind: WorkKind, spec: &[u8], l: u32, inputs: &[&[u8]], extra: &[u8], size: usize) -> Result<Vec<u8>, EngineError> {
+    let missing = || EngineError::Malformed("too few inputs".to_owned());
+    let before = if l == 0 { &[][..] } else { inputs.first().ok_or_else(missing)? };
+    let own = commit(spec, l, before, size);
+    if matches!(kind, WorkKind::Prove | WorkKind::Open) && committed(extra, l) != Some(&own) {
+        return Err(EngineError::Disagrees("the committed root is another".to_owned()));
+    }
+    let proof = prove(&own, l, extra);
+    Ok(match kind {
         WorkKind::Forward => forward(spec, l, before, size),
-        WorkKind::Commit => commit(spec, l, before, size),
-        WorkKind::Prove => prove(&commit(spec, l, before, size), l, challenge),
-        WorkKind::Open => open(rest.first()?, l, challenge),
+        WorkKind::Commit => own,
+        WorkKind::Prove => proof,
+        WorkKind::Open if inputs.last() != Some(&&proof[..]) => {
+            return Err(EngineError::Disagrees("the proof is another".to_owned()));
+        }
+        WorkKind::Open => open(&proof, l, extra),
     })
 }
 
@@ -64,10 +83,11 @@ pub fn expected_proof(spec: &[u8], size: usize) -> Vec<u8> {
         let next = forward(spec, l, before, size);
         boundaries.push(next);
     }
-    let challenge = hash(&[b"challenge", &commits.concat()]);
+    let parts: Vec<&[u8]> = commits.iter().map(Vec::as_slice).collect();
+    let challenge = challenge(&parts);
     let proves: Vec<_> = (0..n).map(|l| prove(&commits[l as usize], l, &challenge)).collect();
     let opens: Vec<_> = (0..n).map(|l| open(&proves[l as usize], l, &challenge)).collect();
-    [commits.concat(), challenge.to_vec(), proves.concat(), opens.concat()].concat()
+    [commits.concat(), challenge, proves.concat(), opens.concat()].concat()
 }
 
 /// An honest engine with boundaries of `size` bytes.
@@ -85,8 +105,7 @@ impl Engine for Toy {
         progress(500);
         let inputs: Vec<&[u8]> = inputs.iter().map(Vec::as_slice).collect();
         let WorkRequest { kind, segment, spec, extra, .. } = request;
-        let blob = compute(*kind, spec, *segment, &inputs, extra, self.size);
-        let blob = blob.ok_or_else(|| EngineError::Malformed("too few inputs".to_owned()))?;
+        let blob = compute(*kind, spec, *segment, &inputs, extra, self.size)?;
         Ok(WorkOutput { blob, core_us: 10, peak_bytes: 1000 + u64::from(*segment) })
     }
 }
@@ -112,16 +131,16 @@ impl Checker for Toy {
                     Verdict::Dispute("boundary digest differs".to_owned())
                 }
             }
-            // The proof must hold under the challenge of the committed root, which lies in the challenge of a real system.
-            WorkKind::Prove if truth().as_deref() == Some(output) => Verdict::Accept,
+            // No proof verifies under a root that is not that of the computation: then `truth` is an error.
+            WorkKind::Prove if truth().as_deref() == Ok(output) => Verdict::Accept,
             WorkKind::Prove => Verdict::Reject("proof does not verify".to_owned()),
-            WorkKind::Open if truth().as_deref() == Some(output) => Verdict::Accept,
+            WorkKind::Open if truth().as_deref() == Ok(output) => Verdict::Accept,
             WorkKind::Open => Verdict::Reject("opening does not verify".to_owned()),
         }
     }
 
     fn challenge(&self, _spec: &[u8], commits: &[&[u8]]) -> Result<Vec<u8>, CheckError> {
-        Ok(hash(&[b"challenge", &commits.concat()]).to_vec())
+        Ok(challenge(commits))
     }
 
     fn finish(&self, spec: &[u8], p: Pieces<'_>) -> Result<Vec<u8>, CheckError> {
