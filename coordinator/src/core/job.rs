@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use obelysk_node::engine::WorkKind;
 use obelysk_protocol::wire::BlobRef;
 
-use super::types::{JobEvent, Needs, NodeId, Report, Work};
+use super::outcome::{JobEvent, Report};
+use super::types::{Needs, NodeId, Work};
 
 /// An accepted result and what it was computed from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -175,12 +176,8 @@ impl Job {
     /// Takes back what `author` delivered and nothing confirms.
     pub(super) fn distrust(&mut self, author: NodeId) -> Vec<JobEvent> {
         let mine = |item: &Item| item.accepted.as_ref().is_some_and(|r| r.node == author);
-        let suspects: Vec<Work> = self
-            .items
-            .iter()
-            .filter(|(work, item)| mine(item) && !self.vouched(**work, author))
-            .map(|(work, _)| *work)
-            .collect();
+        let suspects: Vec<Work> =
+            self.items.iter().filter(|(work, item)| mine(item) && !self.vouched(**work, author)).map(|(work, _)| *work).collect();
         suspects.into_iter().filter_map(|work| self.retract(work, "its author was quarantined")).collect()
     }
 
@@ -223,9 +220,8 @@ impl Job {
     }
 
     pub(super) fn report(&self) -> Report {
-        let phase = |(kind, p): (&WorkKind, &Phase)| {
-            (kind.name(), p.last_ms.saturating_sub(p.first_ms.unwrap_or(p.last_ms)), p.core_us)
-        };
+        let phase =
+            |(kind, p): (&WorkKind, &Phase)| (kind.name(), p.last_ms.saturating_sub(p.first_ms.unwrap_or(p.last_ms)), p.core_us);
         Report {
             phases: self.phases.iter().map(phase).collect(),
             peak_bytes: self.peak_bytes,

@@ -10,7 +10,8 @@ use std::collections::BTreeSet;
 use obelysk_node::engine::{Verdict, WorkKind};
 
 use super::job::{Candidate, Doubt, Job};
-use super::types::{Effect, JobEvent, JobFailure, JobId, NodeId, Work};
+use super::outcome::{JobEvent, JobFailure};
+use super::types::{Effect, JobId, NodeId, Work};
 use super::{MAX_TIES, Member, Presence, State};
 
 impl State {

@@ -6,6 +6,7 @@
 
 mod job;
 mod judge;
+mod outcome;
 mod schedule;
 mod types;
 
@@ -15,7 +16,8 @@ use obelysk_node::engine::WorkKind;
 use obelysk_protocol::wire::{BlobRef, PERMILLE};
 
 use job::{Candidate, Job, Record};
-pub use types::{Effect, Input, JobEvent, JobFailure, JobId, Needs, NodeId, Policy, Report, Work};
+pub use outcome::{JobEvent, JobFailure, Report};
+pub use types::{Effect, Input, JobId, Needs, NodeId, Policy, Work};
 
 /// An item that took down this many distinct nodes fails its job: two may be coincidence, and the fleet must survive.
 pub const MAX_NODE_DEATHS: usize = 3;
@@ -278,10 +280,12 @@ impl State {
         item.failures.push((node, reason.clone()));
         let times = item.failures.len();
         item.not_before_ms = now + pause * times as u64;
-        let distinct = item.failures.iter().map(|(node, _)| node).collect::<BTreeSet<_>>().len();
+        let failed: BTreeSet<NodeId> = item.failures.iter().map(|(node, _)| *node).collect();
         let event = JobEvent::Failed { work: lease.work, node, reason: reason.clone() };
         out.push(Effect::Notify { job: lease.job, event });
-        if distinct >= MAX_NODE_DEATHS || times >= MAX_ATTEMPTS {
+        // A failure that is only reported costs little, so somebody who has not tried yet is asked first.
+        let untried = self.jobs.get(&lease.job).is_some_and(|job| !self.usable(job).is_subset(&failed));
+        if times >= MAX_ATTEMPTS || (failed.len() >= MAX_NODE_DEATHS && !untried) {
             self.fail(lease.job, JobFailure::Failing { work: lease.work, times, node, reason }, out);
         }
     }

@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use obelysk_node::engine::WorkKind;
 
 use super::job::Job;
-use super::types::{Effect, JobEvent, JobFailure, JobId, NodeId, Work};
+use super::outcome::{JobEvent, JobFailure};
+use super::types::{Effect, JobId, NodeId, Work};
 use super::{Lease, Member, Presence, State};
 
 /// Who may take an item now.
@@ -58,8 +59,7 @@ impl State {
     fn plan(&mut self, id: JobId) {
         let Some(job) = self.jobs.get(&id) else { return };
         let usable = self.usable(job);
-        let orphans: Vec<u32> =
-            (0..job.segments).filter(|l| job.home.get(l).is_none_or(|node| !usable.contains(node))).collect();
+        let orphans: Vec<u32> = (0..job.segments).filter(|l| job.home.get(l).is_none_or(|node| !usable.contains(node))).collect();
         let total: u64 = usable.iter().filter_map(|node| self.members.get(node)).map(|m| u64::from(m.cores)).sum();
         let count = orphans.len() as u64;
         let (mut before, mut homes) = (0, Vec::new());
@@ -76,7 +76,7 @@ impl State {
     }
 
     /// Nodes that may work on this job, busy or not. A node whose lease expired is not: it may never come back.
-    fn usable(&self, job: &Job) -> BTreeSet<NodeId> {
+    pub(super) fn usable(&self, job: &Job) -> BTreeSet<NodeId> {
         let stuck = |m: &Member| m.running.is_some_and(|epoch| self.leases.get(&epoch).is_none_or(|lease| lease.expired));
         let fit = |node: &NodeId, m: &Member| {
             *node != NodeId::REFEREE && m.presence == Presence::Here && m.models.contains(&job.model) && !stuck(m)
@@ -167,7 +167,8 @@ impl State {
 
 /// Whether a node still has something of this or an earlier kind to do on its own segments.
 fn has_own_work(job: &Job, node: NodeId, kind: WorkKind) -> bool {
-    job.home.iter().filter(|(_, home)| **home == node).any(|(segment, _)| {
-        WorkKind::ALL.into_iter().take_while(|k| *k <= kind).any(|k| job.accepted(k, *segment).is_none())
-    })
+    job.home
+        .iter()
+        .filter(|(_, home)| **home == node)
+        .any(|(segment, _)| WorkKind::ALL.into_iter().take_while(|k| *k <= kind).any(|k| job.accepted(k, *segment).is_none()))
 }

@@ -39,8 +39,18 @@ pub(super) enum Command {
     Core(Input),
     Join(Box<Join>),
     /// A session ended; `clean` after a goodbye.
-    Gone { node: NodeId, session: u64, clean: bool },
-    Submit { job: JobId, model: [u8; 32], spec: BlobRef, segments: u32, watcher: Watcher },
+    Gone {
+        node: NodeId,
+        session: u64,
+        clean: bool,
+    },
+    Submit {
+        job: JobId,
+        model: [u8; 32],
+        spec: BlobRef,
+        segments: u32,
+        watcher: Watcher,
+    },
     Stop,
 }
 
@@ -195,7 +205,10 @@ impl Brain {
             Effect::Publish { job, proof, report } => {
                 let nodes = report.nodes.iter().map(|node| name_of(&self.nodes, *node)).collect();
                 let bytes = self.store.get(proof);
-                self.end(job, bytes.map(|proof| JobEnd { proof, report, nodes }).ok_or("the proof was lost from the store".into()));
+                self.end(
+                    job,
+                    bytes.map(|proof| JobEnd { proof, report, nodes }).ok_or("the proof was lost from the store".into()),
+                );
             }
             Effect::FailJob { job, failure } => self.end(job, Err(failure.to_string())),
         }
@@ -269,7 +282,7 @@ impl Brain {
         self.judge(job, move |store, checker| {
             let blobs = load(store, commits.iter())?;
             let pieces: Vec<&[u8]> = blobs.iter().map(|b| b.as_slice()).collect();
-            let result = checker.challenge(&*load_one(store, spec)?, &pieces).map_err(|e| e.to_string());
+            let result = checker.challenge(&load_one(store, spec)?, &pieces).map_err(|e| e.to_string());
             let result = result.and_then(|bytes| keep(store, job, bytes));
             Ok(Input::ChallengeDerived { job, commits, result })
         });
@@ -282,7 +295,7 @@ impl Brain {
             let [commits, proves, opens] = blobs.each_ref().map(|list| list.iter().map(|b| b.as_slice()).collect::<Vec<_>>());
             let challenge = load_one(store, challenge)?;
             let pieces = Pieces { commits: &commits, challenge: &challenge, proves: &proves, opens: &opens };
-            let result = checker.finish(&*load_one(store, spec)?, pieces).map_err(|e| e.to_string());
+            let result = checker.finish(&load_one(store, spec)?, pieces).map_err(|e| e.to_string());
             Ok(Input::Finished { job, result: result.and_then(|bytes| keep(store, job, bytes)) })
         });
     }

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use obelysk_node::CoordinatorAddress;
 use obelysk_node::error::TransportError;
 use obelysk_node::transport::quinn::{Connection, RecvStream, SendStream};
 use obelysk_node::transport::{CLOSE_DONE, answer_blob, connect, fetch, lost, read_message, receive_blob, store, write_message};
-use obelysk_node::CoordinatorAddress;
 use obelysk_protocol::wire::{
     BlobRef, BlobStored, ClientHello, Event, Goodbye, JobAccepted, JobDone, JobFailed, MAX_NAME_BYTES, MAX_TEXT_BYTES, Message,
     PhaseTime, Submit,
@@ -190,8 +190,7 @@ pub async fn submit_remote(
     let _ = send.finish();
     connection.close(CLOSE_DONE, b"done");
     endpoint.wait_idle().await;
-    let phase =
-        |p: PhaseTime| Phase { name: p.name, wall_s: p.wall_us as f64 / 1e6, core_s: p.core_us as f64 / 1e6 };
+    let phase = |p: PhaseTime| Phase { name: p.name, wall_s: p.wall_us as f64 / 1e6, core_s: p.core_us as f64 / 1e6 };
     Ok(JobResult {
         job: done.job,
         proof,

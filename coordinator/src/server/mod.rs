@@ -23,8 +23,8 @@ use crate::core::{Input, JobId};
 use brain::{Brain, Command, MAX_COMMANDS};
 pub use client::submit_remote;
 pub use config::{CoordinatorConfig, CoordinatorError, LocalConfig};
-pub use progress::{JobResult, Phase, Progress};
 use progress::Watcher;
+pub use progress::{JobResult, Phase, Progress};
 use store::Store;
 
 /// Connections served at once: the largest cluster planned, and as many clients.
@@ -170,9 +170,7 @@ impl Handle {
         match tokio::time::timeout(patience, enough).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(_)) => Err(CoordinatorError::Stopped),
-            Err(_) => {
-                Err(CoordinatorError::TooFewNodes { joined: self.connected_nodes(), wanted, seconds: patience.as_secs() })
-            }
+            Err(_) => Err(CoordinatorError::TooFewNodes { joined: self.connected_nodes(), wanted, seconds: patience.as_secs() }),
         }
     }
 

@@ -6,9 +6,7 @@ use std::time::Duration;
 use obelysk_node::error::TransportError;
 use obelysk_node::transport::quinn::{Connection, Incoming, RecvStream, SendStream};
 use obelysk_node::transport::{CLOSE_DONE, CLOSE_PROTOCOL, answer_blob, lost, read_message, receive_blob, write_message};
-use obelysk_protocol::wire::{
-    BlobPut, BlobStored, Goodbye, Hello, MAX_TEXT_BYTES, Message, Refused, Welcome, WireError,
-};
+use obelysk_protocol::wire::{BlobPut, BlobStored, Goodbye, Hello, MAX_TEXT_BYTES, Message, Refused, Welcome, WireError};
 use tokio::sync::{mpsc, oneshot};
 
 use super::brain::{Command, Join, Outbox};
@@ -23,11 +21,14 @@ const MAX_OUTBOX: usize = 64;
 /// Serves one connection to its end. Nothing a peer sends reaches beyond an error here.
 pub(super) async fn serve(shared: Arc<Shared>, incoming: Incoming, session: u64) {
     let remote = incoming.remote_address();
-    let connection = match tokio::time::timeout(HANDSHAKE, async { incoming.accept().map_err(|e| lost(&e))?.await.map_err(|e| lost(&e)) }).await {
-        Ok(Ok(connection)) => connection,
-        Ok(Err(error)) => return tracing::warn!(%remote, %error, "handshake failed"),
-        Err(_) => return tracing::warn!(%remote, "handshake took too long"),
-    };
+    let connection =
+        match tokio::time::timeout(HANDSHAKE, async { incoming.accept().map_err(|e| lost(&e))?.await.map_err(|e| lost(&e)) })
+            .await
+        {
+            Ok(Ok(connection)) => connection,
+            Ok(Err(error)) => return tracing::warn!(%remote, %error, "handshake failed"),
+            Err(_) => return tracing::warn!(%remote, "handshake took too long"),
+        };
     match greet(&shared, &connection, session).await {
         Ok(()) => {
             // The peer closes when it has read everything; waiting for that is what makes the last frames arrive.

@@ -55,10 +55,7 @@ pub async fn connect(address: &CoordinatorAddress) -> Result<(Endpoint, quinn::C
 ///
 /// # Errors
 /// As [`connect`].
-pub async fn connect_alpn(
-    address: &CoordinatorAddress,
-    alpn: &[&[u8]],
-) -> Result<(Endpoint, quinn::Connection), TransportError> {
+pub async fn connect_alpn(address: &CoordinatorAddress, alpn: &[&[u8]]) -> Result<(Endpoint, quinn::Connection), TransportError> {
     let (crypto, seen) = tls::client_config(address.fingerprint, alpn)?;
     connect_with(address, crypto, &seen).await
 }
@@ -69,14 +66,11 @@ async fn connect_with(
     seen: &tls::SeenKey,
 ) -> Result<(Endpoint, quinn::Connection), TransportError> {
     let remote = resolve(address).await?;
-    let local: SocketAddr =
-        if remote.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { (Ipv6Addr::UNSPECIFIED.octets(), 0).into() };
+    let local: SocketAddr = if remote.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { (Ipv6Addr::UNSPECIFIED.octets(), 0).into() };
     let endpoint = Endpoint::client(local).map_err(|e| TransportError::Setup(e.to_string()))?;
     let mut config = quinn::ClientConfig::new(Arc::new(crypto));
     config.transport_config(Arc::new(transport_config(IDLE_TIMEOUT_MS)));
-    let connecting = endpoint
-        .connect_with(config, remote, tls::SERVER_NAME)
-        .map_err(|e| TransportError::Setup(e.to_string()))?;
+    let connecting = endpoint.connect_with(config, remote, tls::SERVER_NAME).map_err(|e| TransportError::Setup(e.to_string()))?;
     let connection = match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
         Err(_) => return Err(TransportError::Timeout(CONNECT_TIMEOUT.as_secs())),
         Ok(Ok(connection)) => connection,

@@ -208,9 +208,7 @@ impl Session<'_> {
     async fn uploaded(&mut self, epoch: u64, result: Result<(), TransportError>) -> Result<(), TransportError> {
         let Some(outcome) = self.agent.unacked.get(&epoch) else { return Ok(()) };
         let message = match (result, &outcome.result) {
-            (Ok(()), Ok(d)) => {
-                Message::Done(Done { epoch, blob: d.blob, core_us: d.core_us, peak_bytes: d.peak_bytes })
-            }
+            (Ok(()), Ok(d)) => Message::Done(Done { epoch, blob: d.blob, core_us: d.core_us, peak_bytes: d.peak_bytes }),
             (Err(TransportError::Refused { reason, .. }), _) => {
                 Message::Failed(Failed { epoch, disagrees: false, reason: clip(&format!("result not taken: {reason}")) })
             }
@@ -274,12 +272,7 @@ impl Session<'_> {
     }
 }
 
-async fn gather(
-    connection: &Connection,
-    cache: &Arc<Mutex<Cache>>,
-    limit: u64,
-    assign: Assign,
-) -> Result<Task, TransportError> {
+async fn gather(connection: &Connection, cache: &Arc<Mutex<Cache>>, limit: u64, assign: Assign) -> Result<Task, TransportError> {
     let mut inputs = Vec::with_capacity(assign.inputs.len());
     for blob in assign.inputs {
         inputs.push(cached(connection, cache, limit, blob).await?.to_vec());

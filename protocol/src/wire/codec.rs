@@ -17,7 +17,7 @@ macro_rules! messages {
                 match self { $(Self::$name(_) => MessageId::$name,)+ }
             }
 
-            fn archive(&self) -> Result<AlignedVec, WireError> {
+            pub(super) fn archive(&self) -> Result<AlignedVec, WireError> {
                 let failed = |e: RkyvError| WireError::Encode { message: self.id(), cause: e.to_string() };
                 match self { $(Self::$name(body) => rkyv::to_bytes::<RkyvError>(body).map_err(failed),)+ }
             }

@@ -4,14 +4,12 @@
 //! twice without being taken back between; honest nodes are not quarantined; and where disturbances are few enough that the
 //! brain promises success, it succeeds. `OBELYSK_SIM_SEED=n` replays one life, `OBELYSK_SIM_LIVES=n` sets their number.
 
-mod toy;
-
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::toy::{MODEL, Toy, compute, expected_proof, spec};
 use obelysk_coordinator::core::{Effect, Input, JobEvent, JobId, Needs, NodeId, Policy, State, Work};
 use obelysk_node::engine::{Checker, EngineError, Pieces, WorkKind};
 use obelysk_protocol::wire::BlobRef;
-use toy::{MODEL, Toy, compute, expected_proof, spec};
 
 const POLICY: Policy = Policy { lease_ms: 1000, away_grace_ms: 500, wait_deadline_ms: 20_000, retry_pause_ms: 100 };
 const SIZE: usize = 64;
@@ -119,12 +117,14 @@ impl Life {
         }
         let spec = self.keep(spec.to_vec());
         self.later(2, Input::JobSubmitted { job: JOB, model: MODEL, spec, segments });
-        for at in (0..LIFE_MS).step_by(50) {
-            self.later(at, Input::Tick);
-        }
+        self.later(0, Input::Tick);
         while let (None, Some(((now, _), input))) = (&self.end, self.events.pop_first()) {
             self.now = now;
-            if input != Input::Tick {
+            if input == Input::Tick {
+                if now < LIFE_MS {
+                    self.later(50, Input::Tick);
+                }
+            } else {
                 self.log.push(format!("{now} > {input:?}"));
             }
             // What a dead machine sent before it died still arrives; what it sends after does not exist.
@@ -148,7 +148,7 @@ impl Life {
             }
             Effect::DeriveChallenge { job, commits, .. } => {
                 let parts: Vec<Vec<u8>> = commits.iter().map(|b| self.bytes(*b)).collect();
-                let extra = self.keep(toy::challenge(&parts.iter().map(Vec::as_slice).collect::<Vec<_>>()));
+                let extra = self.keep(crate::toy::challenge(&parts.iter().map(Vec::as_slice).collect::<Vec<_>>()));
                 self.later(5, Input::ChallengeDerived { job, commits, result: Ok(extra) });
             }
             Effect::Finish { job, spec, commits, challenge, proves, opens } => {
@@ -217,7 +217,10 @@ impl Life {
     fn die(&mut self, node: NodeId, delay: u64) {
         self.later(delay, Input::NodeAway { node });
         if self.random.percent(50) {
-            self.later(delay + 2000, Input::NodeJoined { node, models: BTreeSet::from([MODEL]), cores: 1, held: BTreeSet::new() });
+            self.later(
+                delay + 2000,
+                Input::NodeJoined { node, models: BTreeSet::from([MODEL]), cores: 1, held: BTreeSet::new() },
+            );
         } else if let Some(machine) = self.machines.get_mut(&node) {
             machine.up = false;
         }

@@ -1,11 +1,11 @@
 //! Whole clusters on the loopback interface with the toy engine: sizes, kills, lies, drain, version skew, broken frames, clients.
 
-mod toy;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
+use crate::proxy::Proxy;
+use crate::toy::{MODEL, Toy, expected_proof, spec, toy};
 use obelysk_coordinator::{Coordinator, CoordinatorConfig, CoordinatorError, Handle, JobResult, Progress, submit_remote};
 use obelysk_node::engine::{Engine, EngineError, WorkKind, WorkOutput, WorkRequest};
 use obelysk_node::error::{NodeError, TransportError};
@@ -15,7 +15,6 @@ use obelysk_node::{CoordinatorAddress, ExitReason, Node, NodeConfig};
 use obelysk_protocol::wire::{FrameHeader, Hello, MAX_CONTROL_BYTES, Message, MessageId, ResultAck};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use toy::{MODEL, Toy, expected_proof, spec, toy};
 
 /// Longer than any of these jobs takes on a loaded machine; a test that gets here has hung.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -345,5 +344,40 @@ async fn identity_survives_a_reconnect() {
         }
     }
     assert_eq!(numbers, [1, 2, 1]);
+    handle.shutdown().await;
+}
+
+/// The network fails while a node works and returns after the result is there: nothing is done twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_result_survives_the_connection_it_was_made_under() {
+    let config = CoordinatorConfig { lease_ms: 30_000, away_grace_ms: 20_000, idle_timeout_ms: 600, ..config() };
+    let handle = Coordinator::start(config, toy(), None).await.expect("starts");
+    let proxy = Proxy::start(handle.local_address()).await;
+    let (working, calls) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
+    let (started, counted) = (working.clone(), calls.clone());
+    let slow = Arc::new(Faulty(move |request: &WorkRequest, outcome: Outcome| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        if request.kind == WorkKind::Prove && !started.swap(true, Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(1500));
+        }
+        outcome
+    }));
+    let pin = handle.address().split_once('#').expect("pinned").1;
+    let config = NodeConfig::new(format!("{}#{pin}", proxy.address), "remote");
+    let _node = tokio::spawn(Node::run_until(config, slow, std::future::pending()));
+    joined(&handle, 1).await;
+    let spec = spec(2, 10);
+    let outage = async {
+        while !working.load(Ordering::SeqCst) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        proxy.swallow(true);
+        tokio::time::sleep(Duration::from_millis(2500)).await;
+        proxy.swallow(false);
+    };
+    let ((result, events), ()) = tokio::join!(prove(&handle, spec.clone()), outage);
+    assert!(result.expect("proved").proof == expected_proof(&spec, 64));
+    assert_eq!(calls.load(Ordering::SeqCst), 8, "each of the 8 items ran once: {events:?}");
+    assert!(events.iter().all(|e| !e.text.contains("another node")), "{events:?}");
     handle.shutdown().await;
 }
