@@ -53,17 +53,9 @@ impl State {
         out.extend(job.drop_stale().into_iter().map(|event| Effect::Notify { job: id, event }));
         if let Some(lease) = slower.and_then(|epoch| self.leases.remove(&epoch).map(|lease| (epoch, lease.node))) {
             out.push(Effect::Revoke { node: lease.1, epoch: lease.0 });
-            self.free(lease.1, lease.0);
         }
         if let Some(Doubt { reporter, reason, .. }) = doubt.filter(|doubt| doubt.reporter != node) {
             self.quarantine(reporter, format!("{work} of job {id}: {reason}; {node} did it correctly"), out);
-        }
-    }
-
-    /// The referee runs in this process and forgets a revoked lease; a node's device stays busy until it reports.
-    fn free(&mut self, node: NodeId, epoch: u64) {
-        if let Some(member) = self.members.get_mut(&node).filter(|m| node == NodeId::REFEREE && m.running == Some(epoch)) {
-            member.running = None;
         }
     }
 

@@ -185,7 +185,7 @@ async fn transfer(shared: &Shared, node: NodeId, mut send: SendStream, mut recv:
             None => refuse(&mut send, false, "no such blob: its job has ended").await,
         },
         Some(Message::BlobPut(BlobPut { epoch, blob })) => {
-            let Some(job) = shared.store.leased(epoch, node) else {
+            let Some(job) = shared.store.deliver(epoch, node) else {
                 return refuse(&mut send, false, "this lease is over: the result is no longer needed").await;
             };
             match receive_blob(&mut recv, blob, shared.config.max_blob_bytes).await {

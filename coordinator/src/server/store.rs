@@ -16,8 +16,19 @@ struct Inner {
     limit: u64,
     held: u64,
     blobs: BTreeMap<BlobRef, (Arc<Vec<u8>>, BTreeSet<JobId>)>,
-    leases: BTreeMap<u64, (NodeId, JobId)>,
+    leases: BTreeMap<u64, Grant>,
 }
+
+/// What a node may deliver, and how often it still may.
+#[derive(Debug)]
+struct Grant {
+    node: NodeId,
+    job: JobId,
+    deliveries: u32,
+}
+
+/// Deliveries under one lease: one, and one more for each reconnect in between; without a bound one node could fill the store.
+const MAX_DELIVERIES: u32 = 8;
 
 /// The store has no room; nothing was added.
 #[derive(Debug)]
@@ -68,20 +79,23 @@ impl Store {
             !owners.is_empty()
         });
         inner.held -= freed;
-        inner.leases.retain(|_, (_, owner)| *owner != job);
+        inner.leases.retain(|_, grant| grant.job != job);
     }
 
     pub(super) fn lease(&self, epoch: u64, node: NodeId, job: JobId) {
-        self.inner().leases.insert(epoch, (node, job));
+        self.inner().leases.insert(epoch, Grant { node, job, deliveries: MAX_DELIVERIES });
     }
 
     pub(super) fn end_lease(&self, epoch: u64) {
         self.inner().leases.remove(&epoch);
     }
 
-    /// The job for which this node may deliver under this lease.
-    pub(super) fn leased(&self, epoch: u64, node: NodeId) -> Option<JobId> {
-        self.inner().leases.get(&epoch).filter(|(holder, _)| *holder == node).map(|(_, job)| *job)
+    /// The job for which this node may deliver under this lease; counts as one delivery.
+    pub(super) fn deliver(&self, epoch: u64, node: NodeId) -> Option<JobId> {
+        let mut inner = self.inner();
+        let grant = inner.leases.get_mut(&epoch).filter(|grant| grant.node == node)?;
+        grant.deliveries = grant.deliveries.checked_sub(1)?;
+        Some(grant.job)
     }
 }
 
@@ -102,5 +116,17 @@ mod tests {
         store.release(b);
         assert!(store.get(blob).is_none());
         store.put(a, BlobRef::of(&[1]), vec![1]).expect("room again");
+    }
+
+    #[test]
+    fn a_lease_is_for_its_node_and_for_few_deliveries() {
+        let (store, job) = (Store::new(8), JobId([1; 32]));
+        store.lease(5, NodeId(1), job);
+        assert_eq!((store.deliver(5, NodeId(2)), store.deliver(4, NodeId(1))), (None, None));
+        let taken = (0..100).filter(|_| store.deliver(5, NodeId(1)) == Some(job)).count();
+        assert_eq!(taken, MAX_DELIVERIES as usize);
+        store.lease(6, NodeId(1), job);
+        store.release(job);
+        assert_eq!(store.deliver(6, NodeId(1)), None);
     }
 }

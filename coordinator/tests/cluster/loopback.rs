@@ -17,9 +17,9 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 /// Longer than any of these jobs takes on a loaded machine; a test that gets here has hung.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
-fn config() -> CoordinatorConfig {
+pub fn config() -> CoordinatorConfig {
     CoordinatorConfig {
         listen: ([127, 0, 0, 1], 0).into(),
         lease_ms: 3000,
@@ -31,7 +31,7 @@ fn config() -> CoordinatorConfig {
     }
 }
 
-async fn start(checker: Arc<Toy>, referee: Option<Arc<dyn Engine>>) -> Handle {
+pub async fn start(checker: Arc<Toy>, referee: Option<Arc<dyn Engine>>) -> Handle {
     Coordinator::start(config(), checker, referee).await.expect("starts")
 }
 
@@ -49,7 +49,7 @@ fn node(handle: &Handle, name: &str, engine: Arc<dyn Engine>) -> Running {
     Running { stop: Some(stop), task: tokio::spawn(Node::run_until(config, engine, stopped)) }
 }
 
-async fn prove(handle: &Handle, spec: Vec<u8>) -> (Result<JobResult, CoordinatorError>, Vec<Progress>) {
+pub async fn prove(handle: &Handle, spec: Vec<u8>) -> (Result<JobResult, CoordinatorError>, Vec<Progress>) {
     let mut job = handle.submit(spec, MODEL).await.expect("submitted");
     let collect = async {
         let mut events = Vec::new();
@@ -61,14 +61,14 @@ async fn prove(handle: &Handle, spec: Vec<u8>) -> (Result<JobResult, Coordinator
     tokio::time::timeout(PATIENCE, collect).await.expect("the job hangs")
 }
 
-async fn joined(handle: &Handle, nodes: usize) {
+pub async fn joined(handle: &Handle, nodes: usize) {
     handle.wait_for_nodes(nodes, PATIENCE).await.expect("nodes join");
 }
 
 /// An engine that misbehaves as a closure says: the only way in which faults get into these tests.
-struct Faulty<F>(F);
+pub struct Faulty<F>(pub F);
 
-type Outcome = Result<WorkOutput, EngineError>;
+pub type Outcome = Result<WorkOutput, EngineError>;
 
 impl<F: Fn(&WorkRequest, Outcome) -> Outcome + Send + Sync + 'static> Engine for Faulty<F> {
     fn models(&self) -> Vec<[u8; 32]> {
@@ -379,5 +379,23 @@ async fn a_result_survives_the_connection_it_was_made_under() {
     assert!(result.expect("proved").proof == expected_proof(&spec, 64));
     assert_eq!(calls.load(Ordering::SeqCst), 8, "each of the 8 items ran once: {events:?}");
     assert!(events.iter().all(|e| !e.text.contains("another node")), "{events:?}");
+    handle.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_share_the_cluster() {
+    let handle = start(toy(), None).await;
+    let _nodes = [node(&handle, "a", toy()), node(&handle, "b", toy())];
+    joined(&handle, 2).await;
+    let specs: Vec<Vec<u8>> = (0..4).map(|i| spec(3, 100 + i)).collect();
+    let (a, b, c, d) = tokio::join!(
+        prove(&handle, specs[0].clone()),
+        prove(&handle, specs[1].clone()),
+        prove(&handle, specs[2].clone()),
+        prove(&handle, specs[3].clone())
+    );
+    for ((result, _), spec) in [a, b, c, d].into_iter().zip(&specs) {
+        assert!(result.expect("proved").proof == expected_proof(spec, 64));
+    }
     handle.shutdown().await;
 }
