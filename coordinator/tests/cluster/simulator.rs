@@ -296,6 +296,19 @@ fn one_life(seed: u64) -> Result<(bool, bool), String> {
     }
 }
 
+/// Lives that once ended wrongly: a challenge from stale commits, a doubt that outlived its inputs, a late result that counted as a
+/// second opinion.
+const ONCE_FAILED: [u64; 4] = [0, 2956, 3208, 50_621];
+
+#[test]
+fn lives_that_once_failed_end_well() {
+    for seed in ONCE_FAILED {
+        if let Err(what) = one_life(seed) {
+            panic!("life {seed}: {what}");
+        }
+    }
+}
+
 #[test]
 fn many_lives_end_with_the_same_bytes_or_a_clear_error() {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
