@@ -296,9 +296,9 @@ fn one_life(seed: u64) -> Result<(bool, bool), String> {
     }
 }
 
-/// Lives that once ended wrongly: a challenge from stale commits, a doubt that outlived its inputs, a late result that counted as a
-/// second opinion.
-const ONCE_FAILED: [u64; 4] = [0, 2956, 3208, 50_621];
+/// Lives that ended wrongly while the brain had a fault: a doubt outlived its inputs (36), a challenge was drawn from stale commits
+/// (2956), three false complaints ended a job that another node could do (3208), a late result counted as second opinion (50621).
+const ONCE_FAILED: [u64; 4] = [36, 2956, 3208, 50_621];
 
 #[test]
 fn lives_that_once_failed_end_well() {
