@@ -6,6 +6,7 @@ use obelysk_protocol::verifier::aggregate::verify_bytes;
 use obelysk_protocol::verifier::registered::SecurityParams;
 use obelysk_shard::job::{Backend, LoadedModel};
 use obelysk_shard::kernels::reference::Reference;
+use obelysk_shard::kernels::simd::Simd;
 use obelysk_shard::local::prove;
 use obelysk_shard::registration::register;
 
@@ -33,4 +34,11 @@ fn a_toy_proof_verifies() {
 #[test]
 fn a_toy_proof_verifies_under_poseidon() {
     whole::<Poseidon252, _>(&Reference, &[1, 2, 3]);
+}
+
+#[test]
+fn both_backends_write_the_same_proof() {
+    for ids in [&[1u32, 2, 3, 4][..], &[5, 6, 7], &[8], &[1, 2, 3, 4, 5, 6, 7, 8]] {
+        assert!(whole::<Blake2s, _>(&Reference, ids) == whole::<Blake2s, _>(&Simd::default(), ids), "{} tokens", ids.len());
+    }
 }
