@@ -167,7 +167,10 @@ impl ProofKernels for Simd {
         let fixed_low = eval.lo.iter().take(fixed.len()).all(|c| !matches!(c, Coord::Kappa(_)));
         let mut out = vec![ZERO; 1 << vars];
         for (b, &col) in eval.blocks.iter().enumerate() {
-            let base = place_bits(b, &eval.hi).0;
+            // A fixed block index weighs the block; a summed one places it.
+            let summed = eval.hi.iter().all(|c| matches!(c, Coord::Kappa(_)));
+            let (base, scale) = if summed { (place_bits(b, &eval.hi).0, ONE) } else { (0, points.block_weight(eval, b)) };
+            let weights: Vec<QM31> = weights.iter().map(|&w| w * scale).collect();
             let column = &columns[col as usize];
             if fixed_low && weights.len() >= N_LANES {
                 contract_low(column, &weights, &eval.lo, base, &mut out);
