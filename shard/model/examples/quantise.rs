@@ -1,4 +1,5 @@
 //! Quantises a Hugging Face folder and prints scales and fidelity: `quantise FOLDER [OUT]`.
+
 use obelysk_model::calibrate::{self, calibrate};
 use obelysk_model::fidelity;
 use obelysk_model::graph::Graph;
@@ -13,7 +14,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let graph = Graph::build(&imported)?;
     let positions = imported.config.positions;
     let ranges = calibrate(&graph, &imported.tokenizer, positions, calibrate::builtin_sentences())?;
-    let quantised = quantise(&graph, &ranges, &QuantiseOptions::default())?;
+    let quantised = quantise(
+        &graph,
+        &ranges,
+        &QuantiseOptions {
+            headroom: std::env::var("HR").map_or(1.3, |v| v.parse().unwrap()),
+            residual_shift: std::env::var("RW").map_or(5, |v| v.parse().unwrap()),
+            ..QuantiseOptions::default()
+        },
+    )?;
     for s in &quantised.scales {
         println!("{}", serde_json::to_string(s)?);
     }

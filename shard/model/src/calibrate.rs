@@ -2,8 +2,9 @@
 //!
 //! The built-in sentences are disjoint from the ones fidelity is measured on.
 
-use crate::graph::{FloatError, Graph, NodeId, evaluate};
+use crate::graph::{FloatError, Graph, NodeId, Op, evaluate};
 use crate::import::{ImportError, TextTokenizer};
+use rayon::prelude::*;
 use thiserror::Error;
 
 /// Built-in calibration text: several languages, code, numbers, one to about two hundred tokens a line.
@@ -32,10 +33,21 @@ pub struct Ranges {
     pub hi: Vec<f32>,
 }
 
+/// First and second moments of what a linear layer reads. Behind a norm that is the normalised value, before gain and bias.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Moments {
+    count: usize,
+    sum: Vec<f64>,
+    /// Sum of products, row-major.
+    product: Vec<f64>,
+}
+
 /// Ranges of all nodes of a graph.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Calibration {
     nodes: Vec<Ranges>,
+    /// Empty for nodes that no linear layer reads.
+    moments: Vec<Moments>,
     /// Tokens seen.
     pub tokens: usize,
 }
@@ -60,7 +72,63 @@ impl Ranges {
     }
 }
 
+impl Moments {
+    fn extend(&mut self, values: &[f32], tokens: usize) {
+        let channels = values.len() / tokens;
+        if self.sum.is_empty() {
+            self.sum = vec![0.0; channels];
+            self.product = vec![0.0; channels * channels];
+        }
+        self.count += tokens;
+        let rows = self.product.par_chunks_exact_mut(channels).zip(&mut self.sum);
+        rows.zip(values.par_chunks_exact(tokens)).for_each(|((product, sum), a)| {
+            *sum += a.iter().map(|&v| f64::from(v)).sum::<f64>();
+            for (p, b) in product.iter_mut().zip(values.chunks_exact(tokens)) {
+                *p += f64::from(dot(a, b));
+            }
+        });
+    }
+
+    /// Mean per channel.
+    #[must_use]
+    pub fn mean(&self) -> Vec<f64> {
+        self.sum.iter().map(|s| s / self.count.max(1) as f64).collect()
+    }
+
+    /// Covariance between channels, row-major.
+    #[must_use]
+    pub fn covariance(&self) -> Vec<f64> {
+        let (mean, n) = (self.mean(), self.count.max(1) as f64);
+        let channels = mean.len();
+        self.product.iter().enumerate().map(|(i, p)| p / n - mean[i / channels] * mean[i % channels]).collect()
+    }
+}
+
+/// Eight partial sums, so that the loop vectorises without reordering a single one.
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut sums = [0f32; 8];
+    let (a8, b8) = (a.chunks_exact(8), b.chunks_exact(8));
+    let tail: f32 = a8.remainder().iter().zip(b8.remainder()).map(|(a, b)| a * b).sum();
+    for (a, b) in a8.zip(b8) {
+        for (s, (a, b)) in sums.iter_mut().zip(a.iter().zip(b)) {
+            *s += a * b;
+        }
+    }
+    sums.iter().sum::<f32>() + tail
+}
+
 impl Calibration {
+    fn new(graph: &Graph) -> Self {
+        let nodes = graph.nodes.len();
+        Self { nodes: vec![Ranges::default(); nodes], moments: vec![Moments::default(); nodes], tokens: 0 }
+    }
+
+    /// Moments of a node that a linear layer reads; empty for others.
+    #[must_use]
+    pub fn moments(&self, id: NodeId) -> &Moments {
+        &self.moments[id]
+    }
+
     /// Ranges of one node.
     #[must_use]
     pub fn node(&self, id: NodeId) -> &Ranges {
@@ -83,7 +151,7 @@ pub fn calibrate<'s>(
     positions: usize,
     sentences: impl IntoIterator<Item = &'s str>,
 ) -> Result<Calibration, CalibrateError> {
-    let mut out = Calibration { nodes: vec![Ranges::default(); graph.nodes.len()], tokens: 0 };
+    let mut out = Calibration::new(graph);
     for sentence in sentences {
         let mut ids = tokenizer.encode(sentence)?;
         ids.truncate(positions);
@@ -97,7 +165,7 @@ pub fn calibrate<'s>(
 /// # Errors
 /// See [`CalibrateError`].
 pub fn calibrate_ids<'s>(graph: &Graph, inputs: impl IntoIterator<Item = &'s [u32]>) -> Result<Calibration, CalibrateError> {
-    let mut out = Calibration { nodes: vec![Ranges::default(); graph.nodes.len()], tokens: 0 };
+    let mut out = Calibration::new(graph);
     for ids in inputs {
         out.record(graph, ids)?;
     }
@@ -112,7 +180,30 @@ impl Calibration {
             // The pooled output has no token axis.
             ranges.extend(value, if id == last { 1 } else { values.tokens });
         }
+        let mut read: Vec<NodeId> = graph.nodes.iter().filter_map(|n| linear_input(&n.op)).collect();
+        read.dedup();
+        for id in read {
+            let (moments, value) = (&mut self.moments[id], &values.nodes[id]);
+            match &graph.nodes[id].op {
+                Op::Norm { gain, bias, .. } => {
+                    let affine = gain.data.iter().zip(bias.data.iter());
+                    let rows = value.chunks_exact(values.tokens).zip(affine);
+                    // A channel without gain says nothing about the value before it; zero is the mean over channels.
+                    let before = |v: f32, g: f32, b: f32| if g.abs() < 1e-6 { 0.0 } else { (v - b) / g };
+                    let plain: Vec<f32> = rows.flat_map(|(row, (&g, &b))| row.iter().map(move |&v| before(v, g, b))).collect();
+                    moments.extend(&plain, values.tokens);
+                }
+                _ => moments.extend(value, values.tokens),
+            }
+        }
         self.tokens += ids.len();
         Ok(())
+    }
+}
+
+fn linear_input(op: &Op) -> Option<NodeId> {
+    match op {
+        Op::Linear { input, .. } => Some(*input),
+        _ => None,
     }
 }

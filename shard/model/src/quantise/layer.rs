@@ -1,6 +1,6 @@
 //! One layer: scales of its six matrices, activation table and residuals, in the order the integer function uses them.
 
-use super::linear::{Folded, round_row};
+use super::linear::Folded;
 use super::pattern::{LayerView, LinearView, NormView};
 use super::{QuantiseError, QuantiseOptions, TensorScale, norm_spec, norm_unit};
 use crate::bounds;
@@ -41,11 +41,11 @@ impl Builder<'_, '_> {
         let n = self.nodes;
         let ((q, q_matrix), (k, k_matrix), score_shift) = self.query_key()?;
         let (v, v_matrix, v_fraction) = self.scaled("v", &n.v, &n.norm_in, NARROW_SHIFT, 2048)?;
-        let o = Folded::after_scale(&n.o, 2f64.powi(-(v_fraction + MIX_EXTRA)));
+        let o = Folded::after_scale(&n.o, 2f64.powi(-(v_fraction + MIX_EXTRA)), self.ranges.moments(n.o.input));
         let attn = self.branch("o", &n.o, &o, (-32_768, 32_767), [&n.norm_in, &n.norm1])?;
         let (up, up_matrix, up_fraction) = self.scaled("up", &n.up, &n.norm1, WIDE_SHIFT, 32_768)?;
         let (activation, act_fraction) = self.activation(up_fraction);
-        let down = Folded::after_scale(&n.down, 2f64.powi(-act_fraction));
+        let down = Folded::after_scale(&n.down, 2f64.powi(-act_fraction), self.ranges.moments(n.down.input));
         let window = bounds::activation_window(&activation);
         let ffn = self.branch("down", &n.down, &down, window, [&n.norm1, &n.norm2])?;
         let spec = LayerSpec {
@@ -74,7 +74,7 @@ impl Builder<'_, '_> {
     }
 
     fn folded(&self, linear: &LinearView<'_>, norm: &NormView<'_>) -> (Folded, u8) {
-        let folded = Folded::after_norm(linear, norm, norm_unit(norm.gain.len()));
+        let folded = Folded::after_norm(linear, norm, norm_unit(norm.gain.len()), self.ranges.moments(norm.id));
         let e = folded.choose_e(self.ranges.node(linear.id), self.options.headroom);
         (folded, e)
     }
@@ -91,9 +91,12 @@ impl Builder<'_, '_> {
         let (folded, e) = self.folded(linear, norm);
         let limit = (i64::from(half) << k) - 1;
         let at = |f: i32| folded.fit(e, k, limit, |_| 2f64.powi(f)).map(|mb| (mb, f));
-        let ((m, b), fraction) = (-20..=24).rev().find_map(at).ok_or_else(|| QuantiseError::Scale(self.name(part)))?;
+        let ((m, mut b), fraction) = (-20..=24).rev().find_map(at).ok_or_else(|| QuantiseError::Scale(self.name(part)))?;
         let unit = 2f64.powi(-(i32::from(e) + i32::from(k) + fraction));
-        let data = folded.round(|n| f64::from(m[n]) * unit);
+        let step = |n: usize| f64::from(m[n]) * unit;
+        let data = folded.round(step);
+        let lost = folded.lost_mean(&data, step);
+        folded.correct(&mut b, &m, limit, &lost, |_| 2f64.powi(fraction + i32::from(k)));
         self.record(part, Some(e), Some(k), fraction);
         let matrix = Matrix { name: part.into(), inputs: folded.inputs, outputs: folded.outputs(), data };
         Ok((Requant { e, k, m, b, lo: -half, hi: half - 1 }, matrix, fraction))
@@ -117,12 +120,15 @@ impl Builder<'_, '_> {
             let (Some(mb_q), Some(mb_k)) = (fq.fit(eq, k, limit, scale_q), fk.fit(ek, k, limit, scale_k)) else {
                 continue;
             };
-            let finish = |part: &str, f: &Folded, e: u8, (m, b): (Vec<i32>, Vec<i32>), scale: &dyn Fn(usize) -> f64| {
-                let step = 2f64.powi(-i32::from(e) - i32::from(k));
-                let data = f.round(|n| f64::from(m[n]) * step / scale(n));
-                let matrix = Matrix { name: part.into(), inputs: f.inputs, outputs: f.outputs(), data };
-                (Requant { e, k, m, b, lo: -half, hi: half }, matrix)
-            };
+            let finish =
+                |part: &str, f: &Folded, e: u8, (m, mut b): (Vec<i32>, Vec<i32>), scale: &(dyn Fn(usize) -> f64 + Sync)| {
+                    let unit = 2f64.powi(-i32::from(e) - i32::from(k));
+                    let step = |n: usize| f64::from(m[n]) * unit / scale(n);
+                    let data = f.round(step);
+                    f.correct(&mut b, &m, limit, &f.lost_mean(&data, step), |n| scale(n) * 2f64.powi(i32::from(k)));
+                    let matrix = Matrix { name: part.into(), inputs: f.inputs, outputs: f.outputs(), data };
+                    (Requant { e, k, m, b, lo: -half, hi: half }, matrix)
+                };
             let out = (finish("q", &fq, eq, mb_q, &scale_q), finish("k", &fk, ek, mb_k, &scale_k), g);
             self.record("q", Some(eq), Some(k), 12 + i32::from(g));
             self.record("k", Some(ek), Some(k), 12 + i32::from(g));
@@ -155,8 +161,9 @@ impl Builder<'_, '_> {
             let unit = 2f64.powi(fraction + i32::from(w));
             let (mult, data) = stopped_rows(folded, e, unit * 2f64.powi(i32::from(e)), window);
             let gain: Vec<i32> = norm_in.gain.iter().map(|&g| (f64::from(g) * unit_in * unit).round() as i32).collect();
-            let norm_bias = norm_in.bias.iter().zip(&folded.bias);
-            let bias: Vec<i32> = norm_bias.map(|(&b, l)| ((f64::from(b) + l) * unit).round() as i32).collect();
+            let lost = folded.lost_mean(&data, |n| f64::from(mult[n]) / (unit * 2f64.powi(i32::from(e))));
+            let biases = norm_in.bias.iter().zip(&folded.bias).zip(&lost);
+            let bias: Vec<i32> = biases.map(|((&b, own), lost)| ((f64::from(b) + own + lost) * unit).round() as i32).collect();
             let fits = gain.iter().zip(&bias).zip(&mult).all(|((&g, &b), &m)| {
                 let magnitude = i64::from(g).abs() * 32_767 + (i64::from(m) << 15) + i64::from(b).abs();
                 bounds::residual_fits(magnitude, w)
@@ -175,19 +182,18 @@ impl Builder<'_, '_> {
 /// `(M, int8 rows)`: M residual units per unit of `t^`, raised where a row could leave the accumulator's window.
 fn stopped_rows(folded: &Folded, e: u8, unit: f64, (lo, hi): (i64, i64)) -> (Vec<i32>, Vec<i8>) {
     let limit = bounds::accumulator_limit(e);
-    let mut data = vec![0i8; folded.weight.len()];
-    let mut mult = Vec::with_capacity(folded.outputs());
-    let rows = data.chunks_exact_mut(folded.inputs).zip(folded.weight.chunks_exact(folded.inputs));
-    for ((out, row), step) in rows.zip(&folded.step) {
-        let mut m = (step * unit).ceil().clamp(1.0, 1e9);
-        loop {
-            round_row(row.iter().copied(), m / unit, out);
-            if bounds::window_bound(out, lo, hi) <= limit {
-                break;
+    let mut mult: Vec<i32> = folded.step.iter().map(|step| (step * unit).ceil().clamp(1.0, 1e9) as i32).collect();
+    loop {
+        let data = folded.round(|n| f64::from(mult[n]) / unit);
+        let mut admissible = true;
+        for (row, m) in data.chunks_exact(folded.inputs).zip(&mut mult) {
+            if bounds::window_bound(row, lo, hi) > limit {
+                *m += *m / 50 + 1;
+                admissible = false;
             }
-            m = (m * 1.02).ceil();
         }
-        mult.push(m as i32);
+        if admissible {
+            return (mult, data);
+        }
     }
-    (mult, data)
 }

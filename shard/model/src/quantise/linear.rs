@@ -1,8 +1,10 @@
 //! Rows of a linear layer: folding of the norm in front, choice of e, choice of m and b, rounding of weights.
 
+use super::feedback::Feedback;
 use super::pattern::{LinearView, NormView};
 use crate::bounds::{E_RANGE, M_RANGE};
-use crate::calibrate::Ranges;
+use crate::calibrate::{Moments, Ranges};
+use rayon::prelude::*;
 
 /// A linear layer on integer inputs with real outputs: `y_n = sum_k weight[n][k] x_k + bias_n`.
 pub(super) struct Folded {
@@ -12,32 +14,38 @@ pub(super) struct Folded {
     pub weight: Vec<f64>,
     /// Real bias, the norm's own included.
     pub bias: Vec<f64>,
+    /// Mean of each input over calibration, in input units.
+    pub mean: Vec<f64>,
+    /// How the error of one input's weight is made up for by later inputs.
+    pub feedback: Feedback,
     /// Largest weight of a row over 127: the finest step its int8 weights can have.
     pub step: Vec<f64>,
 }
 
 impl Folded {
     /// Reads a norm's output: gain and bias of the norm move into the layer.
-    pub fn after_norm(linear: &LinearView<'_>, norm: &NormView<'_>, unit: f64) -> Self {
+    pub fn after_norm(linear: &LinearView<'_>, norm: &NormView<'_>, unit: f64, moments: &Moments) -> Self {
         let inputs = norm.gain.len();
         let bias =
             linear.weight.data.chunks_exact(inputs).zip(linear.bias).map(|(row, &b)| {
                 f64::from(b) + row.iter().zip(norm.bias).map(|(&w, &n)| f64::from(w) * f64::from(n)).sum::<f64>()
             });
         let bias = bias.collect();
-        Self::new(linear, bias, |k| f64::from(norm.gain[k]) * unit)
+        Self::new(linear, bias, moments, unit, |k| f64::from(norm.gain[k]) * unit)
     }
 
     /// Reads values of one scale: `unit` is the real value of an input step.
-    pub fn after_scale(linear: &LinearView<'_>, unit: f64) -> Self {
-        Self::new(linear, linear.bias.iter().map(|&b| f64::from(b)).collect(), |_| unit)
+    pub fn after_scale(linear: &LinearView<'_>, unit: f64, moments: &Moments) -> Self {
+        let bias = linear.bias.iter().map(|&b| f64::from(b)).collect();
+        Self::new(linear, bias, moments, unit, |_| unit)
     }
 
-    fn new(linear: &LinearView<'_>, bias: Vec<f64>, unit: impl Fn(usize) -> f64) -> Self {
+    fn new(linear: &LinearView<'_>, bias: Vec<f64>, moments: &Moments, input_unit: f64, unit: impl Fn(usize) -> f64) -> Self {
         let inputs = linear.weight.shape[1];
         let weight: Vec<f64> = linear.weight.data.iter().enumerate().map(|(i, &w)| f64::from(w) * unit(i % inputs)).collect();
         let step = weight.chunks_exact(inputs).map(|r| r.iter().fold(0.0f64, |a, w| a.max(w.abs())) / 127.0).collect();
-        Self { inputs, weight, bias, step }
+        let mean = moments.mean().iter().map(|m| m / input_unit).collect();
+        Self { inputs, weight, bias, mean, feedback: Feedback::new(&moments.covariance(), inputs), step }
     }
 
     /// N.
@@ -71,13 +79,30 @@ impl Folded {
         Some(out)
     }
 
-    /// int8 weights, row `n` in steps of `step(n)` real output per accumulator unit.
-    pub fn round(&self, step: impl Fn(usize) -> f64) -> Vec<i8> {
-        let mut data = vec![0i8; self.weight.len()];
-        let rows = data.chunks_exact_mut(self.inputs).zip(self.weight.chunks_exact(self.inputs));
-        for (n, (out, row)) in rows.enumerate() {
-            round_row(row.iter().copied(), step(n), out);
+    /// Real amount by which rounding the weights lowered the mean output of each row: added to biases, it keeps a
+    /// systematic error from surviving the mean over tokens (Nagel et al. 2019, bias correction).
+    pub fn lost_mean(&self, data: &[i8], step: impl Fn(usize) -> f64) -> Vec<f64> {
+        let rows = data.chunks_exact(self.inputs).zip(self.weight.chunks_exact(self.inputs)).enumerate();
+        let lost = |(n, (q, w)): (usize, (&[i8], &[f64]))| -> f64 {
+            let step = step(n);
+            q.iter().zip(w).zip(&self.mean).map(|((&q, w), mean)| (w - f64::from(q) * step) * mean).sum()
+        };
+        rows.map(lost).collect()
+    }
+
+    /// Adds the lost mean to the integer biases `b` (`whole` units per real unit), staying within `m 2^15 + |b| <= limit`.
+    pub fn correct(&self, b: &mut [i32], m: &[i32], limit: i64, lost: &[f64], whole: impl Fn(usize) -> f64) {
+        for (n, ((b, &m), lost)) in b.iter_mut().zip(m).zip(lost).enumerate() {
+            let room = limit - (i64::from(m) << 15);
+            *b = (i64::from(*b) + (lost * whole(n)).round() as i64).clamp(-room, room) as i32;
         }
+    }
+
+    /// int8 weights, row `n` in steps of `step(n)` real output per accumulator unit.
+    pub fn round(&self, step: impl Fn(usize) -> f64 + Sync) -> Vec<i8> {
+        let mut data = vec![0i8; self.weight.len()];
+        let rows = data.par_chunks_exact_mut(self.inputs).zip(self.weight.par_chunks_exact(self.inputs));
+        rows.enumerate().for_each(|(n, (out, row))| self.feedback.round(row, step(n), out));
         data
     }
 }

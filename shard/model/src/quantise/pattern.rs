@@ -7,6 +7,7 @@ use crate::import::FloatTensor;
 /// Parameters of a norm node.
 #[derive(Clone, Copy)]
 pub(super) struct NormView<'g> {
+    pub id: NodeId,
     pub gain: &'g [f32],
     pub bias: &'g [f32],
     pub eps: f64,
@@ -16,6 +17,7 @@ pub(super) struct NormView<'g> {
 #[derive(Clone, Copy)]
 pub(super) struct LinearView<'g> {
     pub id: NodeId,
+    pub input: NodeId,
     pub weight: &'g FloatTensor,
     pub bias: &'g [f32],
 }
@@ -66,7 +68,7 @@ impl<'g> Cursor<'g> {
     fn norm(&mut self, expected: NodeId) -> Result<(NodeId, NormView<'g>), QuantiseError> {
         match self.take()? {
             (id, Op::Norm { input, gain, bias, eps }) if *input == expected => {
-                Ok((id, NormView { gain: &gain.data, bias: &bias.data, eps: *eps }))
+                Ok((id, NormView { id, gain: &gain.data, bias: &bias.data, eps: *eps }))
             }
             (id, _) => self.refuse(id),
         }
@@ -74,7 +76,9 @@ impl<'g> Cursor<'g> {
 
     fn linear(&mut self, expected: NodeId) -> Result<LinearView<'g>, QuantiseError> {
         match self.take()? {
-            (id, Op::Linear { input, weight, bias }) if *input == expected => Ok(LinearView { id, weight, bias: &bias.data }),
+            (id, Op::Linear { input, weight, bias }) if *input == expected => {
+                Ok(LinearView { id, input: *input, weight, bias: &bias.data })
+            }
             (id, _) => self.refuse(id),
         }
     }
