@@ -1,1 +1,11 @@
-//! The cluster brain: plan, leases, stitching, checks.
+//! The cluster's brain and its server: membership, leases, checks, stitching.
+//!
+//! [`core`] decides and is pure; [`server`] moves bytes and keeps time. Neither knows what a proof is.
+#![forbid(unsafe_code)]
+
+pub mod core;
+pub mod server;
+
+pub use server::{
+    Coordinator, CoordinatorConfig, CoordinatorError, Handle, JobHandle, JobResult, LocalConfig, Phase, Progress, submit_remote,
+};

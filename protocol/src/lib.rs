@@ -7,6 +7,7 @@ pub mod circuit;
 pub mod field;
 pub mod transcript;
 pub mod verifier;
+pub mod wire;
 
 /// Version of the protocol: absorbed into every statement and fork, written into every proof.
 pub const PROTOCOL_VERSION: u32 = 1;

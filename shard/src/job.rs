@@ -150,9 +150,16 @@ pub struct Committed<B: Backend> {
     values: CommittedValues<B>,
     received: Vec<i16>,
     trace: SegmentTrace,
+    bytes: usize,
 }
 
 impl<B: Backend> Committed<B> {
+    /// Memory it holds, about: columns twice, words, tree.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Root of the value oracle.
     #[must_use]
     pub fn root(&self) -> Digest {
@@ -181,9 +188,11 @@ pub fn commit<S: HashSuite, B: Backend>(
     let input = PublicInput { ids: ids.to_vec(), output: Vec::new() };
     let c = circuit::build(&model.model.descriptor, &exp_tables(), &input, segment)?;
     let columns = columns(model, &c, segment, received, &trace)?;
-    let values = CommittedValues::commit::<S>(k, code_shape(&model.model.descriptor), stack(&c, model, &columns));
+    let (code, stacked) = (code_shape(&model.model.descriptor), stack(&c, model, &columns));
+    let bytes = 4 * stacked.len() * (2 + (1 << code.blowup_log)) + (64 << code.log_n());
+    let values = CommittedValues::commit::<S>(k, code, stacked);
     let columns = columns.iter().map(|v| ProofKernels::column(k, v)).collect();
-    Ok(Committed { columns, values, received: received.to_vec(), trace })
+    Ok(Committed { columns, values, received: received.to_vec(), trace, bytes })
 }
 
 /// The circuit's columns from a trace.

@@ -1,0 +1,142 @@
+//! What follows from a verdict: acceptance, quarantine, or a dispute that a third party settles.
+//!
+//! A rejected item may be its own author's fault or that of the earlier result it builds on. When one node made both, it is
+//! out. Otherwise somebody uninvolved runs the rejected item again: accepted, the first reporter lied; rejected again, the
+//! earlier result's author did. The referee's word needs no second. When nobody is left to ask, one of the two is set aside for this job and the
+//! other redoes both, so that its next lie is its own: a proof cannot be made for a wrong computation.
+
+use std::collections::BTreeSet;
+
+use obelysk_node::engine::{Verdict, WorkKind};
+
+use super::job::{Candidate, Doubt, Job};
+use super::outcome::{JobEvent, JobFailure};
+use super::types::{Effect, JobId, NodeId, Work};
+use super::{MAX_TIES, Member, Presence, State};
+
+impl State {
+    pub(super) fn judged(&mut self, id: JobId, work: Work, epoch: u64, verdict: Verdict, out: &mut Vec<Effect>) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        let Some(item) = job.items.get_mut(&work) else { return };
+        let Some(candidate) = item.checking.take_if(|c| c.epoch == epoch) else { return };
+        let node = candidate.record.node;
+        let quarantined = self.members.get(&node).is_some_and(|m| m.presence == Presence::Quarantined);
+        // Judged against results that were taken back since, or made by a liar: as if it had never come.
+        if quarantined || job.needs(work).as_ref() != Some(&candidate.record.needs) {
+            return;
+        }
+        match verdict {
+            Verdict::Accept => self.accept(id, work, candidate, out),
+            Verdict::Reject(reason) => {
+                // A boundary of wrong shape, or a commit wrong in itself, has nobody else to blame.
+                let alone = matches!(work.kind, WorkKind::Forward | WorkKind::Commit);
+                if alone {
+                    self.quarantine(node, format!("{work} of job {id}: {reason}"), out);
+                } else {
+                    self.contradicted(id, work, node, reason, out);
+                }
+            }
+            Verdict::Dispute(reason) => self.contradicted(id, work, node, reason, out),
+        }
+    }
+
+    fn accept(&mut self, id: JobId, work: Work, candidate: Candidate, out: &mut Vec<Effect>) {
+        let now = self.now_ms;
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        job.spent(work.kind, now, &candidate);
+        let Some(item) = job.items.get_mut(&work) else { return };
+        let node = candidate.record.node;
+        item.accepted = Some(candidate.record);
+        let (slower, doubt) = (item.lease.take(), item.doubt.take());
+        let (done, total) = (job.count(work.kind), job.segments);
+        out.push(Effect::Notify { job: id, event: JobEvent::Accepted { work, node, done, total } });
+        out.extend(job.drop_stale().into_iter().map(|event| Effect::Notify { job: id, event }));
+        if let Some(lease) = slower.and_then(|epoch| self.leases.remove(&epoch).map(|lease| (epoch, lease.node))) {
+            out.push(Effect::Revoke { node: lease.1, epoch: lease.0 });
+        }
+        if let Some(Doubt { reporter, reason, .. }) = doubt.filter(|doubt| doubt.reporter != node) {
+            self.quarantine(reporter, format!("{work} of job {id}: {reason}; {node} did it correctly"), out);
+        }
+    }
+
+    /// `node` delivered a wrong `work`, or says it cannot be right: itself or the author of the result before is to blame.
+    pub(super) fn contradicted(&mut self, id: JobId, work: Work, node: NodeId, reason: String, out: &mut Vec<Effect>) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        let needs = job.needs(work);
+        let Some((parent, author)) =
+            Job::parent(work).and_then(|parent| job.accepted(parent.kind, parent.segment).map(|r| (parent, r.node)))
+        else {
+            self.quarantine(node, format!("{work} of job {id}: {reason}"), out);
+            return;
+        };
+        let known_liar = self.members.get(&author).is_some_and(|m| m.presence == Presence::Quarantined);
+        let Some(item) = job.items.get_mut(&work) else { return };
+        let second = item.doubt.as_ref().is_some_and(|doubt| doubt.reporter != node);
+        if node == author || author == NodeId::REFEREE {
+            self.quarantine(node, format!("{work} of job {id}: {reason}"), out);
+        } else if known_liar {
+            item.doubt = None;
+            let event = job.retract(parent, "its author was quarantined");
+            out.extend(event.map(|event| Effect::Notify { job: id, event }));
+        } else if node == NodeId::REFEREE || second {
+            item.doubt = None;
+            let event = job.retract(parent, "two others contradict it");
+            out.extend(event.map(|event| Effect::Notify { job: id, event }));
+            self.quarantine(author, format!("{parent} of job {id}: {node} finds at {work}: {reason}"), out);
+        } else {
+            item.doubt = needs.map(|needs| Doubt { reporter: node, reason: reason.clone(), needs });
+            out.push(Effect::Notify { job: id, event: JobEvent::Disputed { work, node, reason } });
+        }
+    }
+
+    /// A dispute that nobody uninvolved can settle.
+    pub(super) fn tie(&mut self, id: JobId, work: Work, out: &mut Vec<Effect>) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        job.ties += 1;
+        if job.ties > MAX_TIES {
+            self.fail(id, JobFailure::Undecidable { work }, out);
+            return;
+        }
+        let parent = Job::parent(work);
+        let author = parent.and_then(|p| job.accepted(p.kind, p.segment)).map(|r| r.node);
+        let Some(Doubt { reporter, .. }) = job.items.get_mut(&work).and_then(|item| item.doubt.take()) else { return };
+        let here = |node: &NodeId| self.members.get(node).is_some_and(|m| m.presence == Presence::Here);
+        match author.filter(here) {
+            // Only the author is left: it runs the item itself, and its own proof will tell.
+            Some(_) if !here(&reporter) => {
+                job.benched.insert(reporter);
+            }
+            _ => {
+                job.benched.extend(author);
+                let reason = "it was contradicted and nobody else could decide";
+                let event = parent.and_then(|parent| job.retract(parent, reason));
+                out.extend(event.map(|event| Effect::Notify { job: id, event }));
+            }
+        }
+    }
+
+    /// Sends a node away and takes back everything of its that no other result confirms.
+    fn quarantine(&mut self, node: NodeId, reason: String, out: &mut Vec<Effect>) {
+        if node == NodeId::REFEREE {
+            // Our own engine and our own checker disagree: no node is to blame, and no job can be decided.
+            let jobs: Vec<JobId> = self.jobs.keys().copied().collect();
+            for id in jobs {
+                self.fail(id, JobFailure::Pieces(format!("the coordinator's own engine fails its own check: {reason}")), out);
+            }
+            return;
+        }
+        // Remembered even when it has left, so that it cannot come back.
+        let absent = Member { models: BTreeSet::new(), cores: 1, presence: Presence::Quarantined, running: None };
+        self.members.entry(node).or_insert(absent).presence = Presence::Quarantined;
+        self.drop_leases(node, None, out);
+        for (id, job) in &mut self.jobs {
+            let event = JobEvent::Quarantined { node, reason: reason.clone() };
+            out.push(Effect::Notify { job: *id, event });
+            out.extend(job.distrust(node).into_iter().map(|event| Effect::Notify { job: *id, event }));
+            for item in job.items.values_mut() {
+                item.doubt.take_if(|doubt| doubt.reporter == node);
+            }
+        }
+        out.push(Effect::Quarantine { node, reason });
+    }
+}

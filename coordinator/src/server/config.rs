@@ -1,0 +1,171 @@
+//! The coordinator's one configuration struct, that of a cluster on one machine, and what can go wrong at start.
+
+use std::net::SocketAddr;
+
+use obelysk_node::error::TransportError;
+use serde::Deserialize;
+
+use crate::core::Policy;
+
+/// Settings of a coordinator process; every field has a default.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CoordinatorConfig {
+    /// UDP address to listen on.
+    pub listen: SocketAddr,
+    /// Host name or address to print for nodes; empty means the listening address.
+    pub advertise: String,
+    /// A lease without progress ends after this.
+    pub lease_ms: u64,
+    /// A disconnected node may come back within this.
+    pub away_grace_ms: u64,
+    /// A silent connection counts as broken after this.
+    pub idle_timeout_ms: u32,
+    /// A job that no node can work on fails after this.
+    pub wait_deadline_ms: u64,
+    /// Pause before a failed work item is tried again, times its failures.
+    pub retry_pause_ms: u64,
+    /// Largest blob taken from a node or client.
+    pub max_blob_bytes: u64,
+    /// Memory for the blobs of all jobs.
+    pub max_store_bytes: u64,
+    /// Results checked at the same time; 0 means one per core.
+    pub check_threads: usize,
+}
+
+impl Default for CoordinatorConfig {
+    fn default() -> Self {
+        Self {
+            listen: ([127, 0, 0, 1], 7450).into(),
+            advertise: String::new(),
+            lease_ms: 60_000,
+            away_grace_ms: 20_000,
+            idle_timeout_ms: obelysk_node::transport::IDLE_TIMEOUT_MS,
+            wait_deadline_ms: 600_000,
+            retry_pause_ms: 1_000,
+            max_blob_bytes: 1 << 30,
+            max_store_bytes: 8 << 30,
+            check_threads: 0,
+        }
+    }
+}
+
+impl CoordinatorConfig {
+    /// Checks the values that a type cannot.
+    ///
+    /// # Errors
+    /// [`CoordinatorError::Config`] naming the field.
+    pub fn validate(&self) -> Result<(), CoordinatorError> {
+        let bad = |field, cause| Err(CoordinatorError::Config { field, cause });
+        if self.lease_ms == 0 {
+            return bad("lease_ms", "must not be 0");
+        }
+        // Below this the keep-alive, a third of it, would flood the link.
+        if self.idle_timeout_ms < 300 {
+            return bad("idle_timeout_ms", "must be at least 300");
+        }
+        if self.max_blob_bytes == 0 || self.max_store_bytes < self.max_blob_bytes {
+            return bad("max_store_bytes", "must be at least max_blob_bytes, and that at least 1");
+        }
+        Ok(())
+    }
+
+    pub(super) const fn policy(&self) -> Policy {
+        Policy {
+            lease_ms: self.lease_ms,
+            away_grace_ms: self.away_grace_ms,
+            wait_deadline_ms: self.wait_deadline_ms,
+            retry_pause_ms: self.retry_pause_ms,
+        }
+    }
+
+    pub(super) fn check_threads(&self) -> usize {
+        let all = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        if self.check_threads == 0 { all() } else { self.check_threads }
+    }
+}
+
+/// A whole cluster on one machine, for one command.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LocalConfig {
+    /// Node processes to start.
+    pub nodes: u32,
+    /// Threads of each node; 0 shares the machine's out equally.
+    pub threads_per_node: u32,
+    /// The coordinator.
+    pub coordinator: CoordinatorConfig,
+}
+
+impl Default for LocalConfig {
+    fn default() -> Self {
+        let listen = ([127, 0, 0, 1], 0).into();
+        Self { nodes: 1, threads_per_node: 0, coordinator: CoordinatorConfig { listen, ..CoordinatorConfig::default() } }
+    }
+}
+
+/// Why a coordinator does not start or does not answer.
+#[derive(Debug, thiserror::Error)]
+pub enum CoordinatorError {
+    /// A setting is out of range.
+    #[error("setting `{field}` {cause}; correct the coordinator's configuration")]
+    Config {
+        /// Name of the setting.
+        field: &'static str,
+        /// What is wrong with it.
+        cause: &'static str,
+    },
+    /// No key could be made.
+    #[error("cannot make a key: {0}; check that the system gives random bytes")]
+    Key(String),
+    /// The endpoint cannot be opened.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// Too few nodes came.
+    #[error("{joined} of {wanted} nodes joined within {seconds} s; check that they run and have this coordinator's address")]
+    TooFewNodes {
+        /// Nodes here.
+        joined: usize,
+        /// Nodes waited for.
+        wanted: usize,
+        /// How long.
+        seconds: u64,
+    },
+    /// The specification is not a job.
+    #[error(transparent)]
+    Spec(#[from] obelysk_node::engine::CheckError),
+    /// The blobs of running jobs fill the memory set aside for them.
+    #[error("blob store is full ({limit} bytes); raise `max_store_bytes`, or submit when another job is done")]
+    StoreFull {
+        /// Its size.
+        limit: u64,
+    },
+    /// The coordinator has stopped.
+    #[error("coordinator has stopped; start it again and submit the job anew")]
+    Stopped,
+    /// The job failed.
+    #[error("job failed: {0}")]
+    Job(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shipped_files_are_the_defaults() {
+        let coordinator: CoordinatorConfig =
+            toml::from_str(include_str!("../../../configs/coordinator.toml")).expect("configs/coordinator.toml");
+        assert_eq!(coordinator, CoordinatorConfig::default());
+        coordinator.validate().expect("valid");
+        let local: LocalConfig = toml::from_str(include_str!("../../../configs/local.toml")).expect("configs/local.toml");
+        assert_eq!(local, LocalConfig::default());
+        local.coordinator.validate().expect("valid");
+    }
+
+    #[test]
+    fn unknown_fields_are_refused() {
+        assert!(toml::from_str::<CoordinatorConfig>("leese_ms = 1").is_err());
+        assert!(toml::from_str::<LocalConfig>("coordinator = { speed = 1 }").is_err());
+    }
+}

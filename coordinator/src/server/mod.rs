@@ -1,0 +1,241 @@
+//! The coordinator process: QUIC endpoint, sessions, checks on blocking threads, around the pure [`core`](crate::core).
+
+mod brain;
+mod client;
+mod config;
+mod progress;
+mod session;
+mod store;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use obelysk_node::engine::{Checker, Engine};
+use obelysk_node::error::TransportError;
+use obelysk_node::transport::quinn::Endpoint;
+use obelysk_node::transport::{CLOSE_DONE, Fingerprint, ServerIdentity, listen};
+use obelysk_protocol::wire::BlobRef;
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+
+use crate::core::{Input, JobId};
+use brain::{Brain, Command, MAX_COMMANDS};
+pub use client::submit_remote;
+pub use config::{CoordinatorConfig, CoordinatorError, LocalConfig};
+use progress::Watcher;
+pub use progress::{JobResult, Phase, Progress};
+use store::Store;
+
+/// Connections served at once: the largest cluster planned, and as many clients.
+const MAX_CONNECTIONS: usize = 512;
+/// How long a stop waits for goodbyes to be read.
+const STOP_PATIENCE: Duration = Duration::from_secs(2);
+
+/// A coordinator.
+#[derive(Debug)]
+pub struct Coordinator;
+
+/// What sessions and handles share.
+pub(crate) struct Shared {
+    config: CoordinatorConfig,
+    store: Store,
+    checker: Arc<dyn Checker>,
+    commands: mpsc::Sender<Command>,
+    submissions: AtomicU64,
+}
+
+impl Coordinator {
+    /// Opens the endpoint under a fresh key and starts serving; must be called within a tokio runtime. With a `referee`,
+    /// disputes between nodes are settled by this process's own engine.
+    ///
+    /// # Errors
+    /// [`CoordinatorError`]: bad configuration, no key, or the address cannot be bound.
+    pub async fn start(
+        config: CoordinatorConfig,
+        checker: Arc<dyn Checker>,
+        referee: Option<Arc<dyn Engine>>,
+    ) -> Result<Handle, CoordinatorError> {
+        config.validate()?;
+        let (identity, fingerprint) = new_identity()?;
+        let endpoint = listen(config.listen, &identity, config.idle_timeout_ms)?;
+        let local = endpoint.local_addr().map_err(|e| TransportError::Setup(e.to_string()))?;
+        let (commands, inbox) = mpsc::channel(MAX_COMMANDS);
+        let (count, nodes) = watch::channel(0);
+        let store = Store::new(config.max_store_bytes);
+        let brain = Brain::new(&config, store.clone(), (checker.clone(), referee), commands.clone(), count);
+        let brain = tokio::spawn(brain.run(inbox));
+        let address = if config.advertise.is_empty() {
+            format!("{local}#{fingerprint}")
+        } else {
+            format!("{}:{}#{fingerprint}", config.advertise, local.port())
+        };
+        let shared = Arc::new(Shared { config, store, checker, commands, submissions: AtomicU64::new(0) });
+        tokio::spawn(accept(shared.clone(), endpoint.clone()));
+        tracing::info!(address, "listening");
+        Ok(Handle { shared, endpoint, local, address, nodes, brain })
+    }
+}
+
+fn new_identity() -> Result<(ServerIdentity, Fingerprint), CoordinatorError> {
+    let failed = |e: rcgen::Error| CoordinatorError::Key(e.to_string());
+    let made = rcgen::generate_simple_self_signed(vec!["obelysk".to_owned()]).map_err(failed)?;
+    let certificate = made.cert.der().clone();
+    let fingerprint = Fingerprint::of_certificate(&certificate)?;
+    Ok((ServerIdentity { certificate, key: made.signing_key.serialize_der() }, fingerprint))
+}
+
+async fn accept(shared: Arc<Shared>, endpoint: Endpoint) {
+    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut session = 0;
+    while let Some(incoming) = endpoint.accept().await {
+        let Ok(permit) = permits.clone().try_acquire_owned() else {
+            tracing::warn!(remote = %incoming.remote_address(), "refused: {MAX_CONNECTIONS} connections are open");
+            incoming.refuse();
+            continue;
+        };
+        session += 1;
+        let shared = shared.clone();
+        tokio::spawn(async move {
+            session::serve(shared, incoming, session).await;
+            drop(permit);
+        });
+    }
+}
+
+impl Shared {
+    async fn command(&self, command: Command) -> Result<(), ()> {
+        self.commands.send(command).await.map_err(|_| ())
+    }
+
+    async fn submit(self: &Arc<Self>, spec: Vec<u8>, model: [u8; 32]) -> Result<JobHandle, CoordinatorError> {
+        let segments = self.checker.segments(&spec)?;
+        if segments == 0 {
+            return Err(obelysk_node::CheckError::Spec("it has no segments".to_owned()).into());
+        }
+        let blob = BlobRef::of(&spec);
+        let number = self.submissions.fetch_add(1, Ordering::Relaxed);
+        let name = [&blob.digest[..], &model[..], &number.to_le_bytes()[..]].concat();
+        let job = JobId(BlobRef::of(&name).digest);
+        self.store.put(job, blob, spec).map_err(|full| CoordinatorError::StoreFull { limit: full.limit })?;
+        let (watcher, (events, result)) = Watcher::new();
+        let command = Command::Submit { job, model, spec: blob, segments, watcher };
+        self.command(command).await.map_err(|()| CoordinatorError::Stopped)?;
+        Ok(JobHandle { shared: self.clone(), job, segments, events, result })
+    }
+}
+
+/// A running coordinator. Dropping it does not stop it: call [`Handle::shutdown`].
+pub struct Handle {
+    shared: Arc<Shared>,
+    endpoint: Endpoint,
+    local: SocketAddr,
+    address: String,
+    nodes: watch::Receiver<usize>,
+    brain: tokio::task::JoinHandle<()>,
+}
+
+impl std::fmt::Debug for Handle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Handle").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+impl Handle {
+    /// `host:port#fingerprint`, for nodes and clients.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// The socket this coordinator is bound to.
+    #[must_use]
+    pub const fn local_address(&self) -> SocketAddr {
+        self.local
+    }
+
+    /// Nodes connected now.
+    #[must_use]
+    pub fn connected_nodes(&self) -> usize {
+        *self.nodes.borrow()
+    }
+
+    /// Waits until `wanted` nodes are connected.
+    ///
+    /// # Errors
+    /// [`CoordinatorError::TooFewNodes`] after `patience`.
+    pub async fn wait_for_nodes(&self, wanted: usize, patience: Duration) -> Result<(), CoordinatorError> {
+        let mut nodes = self.nodes.clone();
+        let enough = nodes.wait_for(|joined| *joined >= wanted);
+        match tokio::time::timeout(patience, enough).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(CoordinatorError::Stopped),
+            Err(_) => Err(CoordinatorError::TooFewNodes { joined: self.connected_nodes(), wanted, seconds: patience.as_secs() }),
+        }
+    }
+
+    /// Submits a job. It runs whether or not its handle is read; drop the handle and it still runs.
+    ///
+    /// # Errors
+    /// [`CoordinatorError`]: the specification is not a job, the store is full, or the coordinator has stopped.
+    pub async fn submit(&self, spec: Vec<u8>, model: [u8; 32]) -> Result<JobHandle, CoordinatorError> {
+        self.shared.submit(spec, model).await
+    }
+
+    /// Says goodbye to all nodes and stops. Jobs in progress end with [`CoordinatorError::Stopped`].
+    pub async fn shutdown(self) {
+        let _ = self.shared.command(Command::Stop).await;
+        let _ = tokio::time::timeout(STOP_PATIENCE, self.brain).await;
+        // Nodes close when they have read the goodbye; only then nothing is cut off.
+        let _ = tokio::time::timeout(STOP_PATIENCE, self.endpoint.wait_idle()).await;
+        self.endpoint.close(CLOSE_DONE, b"coordinator stopped");
+        let _ = tokio::time::timeout(STOP_PATIENCE, self.endpoint.wait_idle()).await;
+    }
+}
+
+/// A job in progress: events while it runs, then its result.
+pub struct JobHandle {
+    shared: Arc<Shared>,
+    job: JobId,
+    segments: u32,
+    events: mpsc::Receiver<Progress>,
+    result: oneshot::Receiver<Result<JobResult, String>>,
+}
+
+impl std::fmt::Debug for JobHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("JobHandle").field("job", &self.job).finish_non_exhaustive()
+    }
+}
+
+impl JobHandle {
+    /// The job's id.
+    #[must_use]
+    pub const fn id(&self) -> [u8; 32] {
+        self.job.0
+    }
+
+    /// Segments of the job.
+    #[must_use]
+    pub const fn segments(&self) -> u32 {
+        self.segments
+    }
+
+    /// The next event; `None` when the job has ended.
+    pub async fn next(&mut self) -> Option<Progress> {
+        self.events.recv().await
+    }
+
+    /// Gives the job up: [`JobHandle::result`] then says so.
+    pub async fn cancel(&self) {
+        let _ = self.shared.command(Command::Core(Input::Cancel { job: self.job })).await;
+    }
+
+    /// Waits for the end; events not read are discarded.
+    ///
+    /// # Errors
+    /// [`CoordinatorError::Job`] with cause and remedy, or [`CoordinatorError::Stopped`].
+    pub async fn result(self) -> Result<JobResult, CoordinatorError> {
+        self.result.await.map_err(|_| CoordinatorError::Stopped)?.map_err(CoordinatorError::Job)
+    }
+}

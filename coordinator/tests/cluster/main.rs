@@ -1,0 +1,7 @@
+//! The cluster as a whole, with a toy engine in place of the prover: in virtual time against the brain, and over real sockets.
+
+mod loopback;
+mod process;
+mod proxy;
+mod simulator;
+mod toy;

@@ -1,0 +1,101 @@
+//! The node's one configuration struct, read from `node.toml`; every field but the address has a default.
+
+use serde::Deserialize;
+
+use crate::error::NodeError;
+
+/// Settings of a node process.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeConfig {
+    /// `host:port#fingerprint`, as the coordinator prints it.
+    pub coordinator: String,
+    /// Name for people: up to 63 bytes.
+    #[serde(default = "default_name")]
+    pub name: String,
+    /// CPU threads offered; 0 means all of this machine.
+    #[serde(default)]
+    pub threads: u32,
+    /// Memory for input blobs kept between work items.
+    #[serde(default = "default_cache_bytes")]
+    pub cache_bytes: u64,
+    /// Largest blob taken from the coordinator.
+    #[serde(default = "default_max_blob_bytes")]
+    pub max_blob_bytes: u64,
+    /// Give up when the coordinator could not be reached for this long; 0 means never.
+    #[serde(default)]
+    pub give_up_after_s: u64,
+}
+
+fn default_name() -> String {
+    "node".to_owned()
+}
+
+/// A gigabyte holds the boundary activations of a long prompt through a model of hidden size 8192.
+const fn default_cache_bytes() -> u64 {
+    1 << 30
+}
+
+/// Also one gigabyte: a single blob may fill the cache and no more.
+const fn default_max_blob_bytes() -> u64 {
+    1 << 30
+}
+
+impl NodeConfig {
+    /// The defaults with this coordinator and name.
+    #[must_use]
+    pub fn new(coordinator: impl Into<String>, name: impl Into<String>) -> Self {
+        Self {
+            coordinator: coordinator.into(),
+            name: name.into(),
+            threads: 0,
+            cache_bytes: default_cache_bytes(),
+            max_blob_bytes: default_max_blob_bytes(),
+            give_up_after_s: 0,
+        }
+    }
+
+    /// Threads offered, with 0 resolved to the machine's.
+    #[must_use]
+    pub fn cores(&self) -> u32 {
+        let all = || std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX));
+        if self.threads == 0 { all() } else { self.threads }
+    }
+
+    /// Checks the values that a type cannot.
+    ///
+    /// # Errors
+    /// [`NodeError::Config`] naming the field.
+    pub fn validate(&self) -> Result<(), NodeError> {
+        let bad = |field, cause: &str| Err(NodeError::Config { field, cause: cause.to_owned() });
+        if self.name.is_empty() || self.name.len() > obelysk_protocol::wire::MAX_NAME_BYTES {
+            return bad("name", "must have 1 to 63 bytes");
+        }
+        if self.name.chars().any(char::is_control) {
+            return bad("name", "must not contain control characters");
+        }
+        if self.max_blob_bytes == 0 || self.cache_bytes < self.max_blob_bytes {
+            return bad("cache_bytes", "must be at least max_blob_bytes, and that at least 1");
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shipped_file_is_the_default() {
+        let shipped: NodeConfig = toml::from_str(include_str!("../../configs/node.toml")).expect("configs/node.toml");
+        let NodeConfig { coordinator, name, .. } = shipped.clone();
+        assert_eq!(shipped, NodeConfig::new(coordinator, name));
+        shipped.validate().expect("valid");
+    }
+
+    #[test]
+    fn unknown_fields_are_refused() {
+        let error = toml::from_str::<NodeConfig>("coordinator = 'x'\nspeed = 3").expect_err("unknown field");
+        assert!(error.to_string().contains("speed"), "{error}");
+    }
+}

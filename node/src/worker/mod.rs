@@ -1,0 +1,210 @@
+//! The node's life: dial, serve a session, lose it, dial again, drain, leave.
+//!
+//! Work and unacknowledged results outlive connections: a reconnect is resumption, not a restart.
+
+mod cache;
+mod device;
+mod session;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use obelysk_protocol::wire::{BlobRef, MAX_TEXT_BYTES};
+use ring::rand::{SecureRandom as _, SystemRandom};
+
+use crate::address::CoordinatorAddress;
+use crate::config::NodeConfig;
+use crate::engine::{Engine, EngineError, WorkOutput};
+use crate::error::NodeError;
+use cache::Cache;
+use device::Device;
+use session::SessionEnd;
+
+/// First pause before dialling again.
+const BACK_OFF_FIRST: Duration = Duration::from_millis(200);
+/// Longest pause: a coordinator that returns is found within this.
+const BACK_OFF_MOST: Duration = Duration::from_secs(10);
+/// Results kept for re-sending: the coordinator leases one item at a time, so more than a few means it does not want them.
+const MAX_UNACKED: usize = 8;
+
+/// Why a node ended in good order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ExitReason {
+    /// It was asked to stop, finished what it ran and said goodbye.
+    Drained,
+    /// The coordinator ended the session for this reason.
+    Dismissed(String),
+}
+
+/// A node process.
+#[derive(Debug)]
+pub struct Node;
+
+impl Node {
+    /// Serves the coordinator until told to stop by SIGTERM or SIGINT: then the current work is finished and delivered first.
+    ///
+    /// # Errors
+    /// [`NodeError`]: bad configuration, a coordinator that cannot be used (wrong key, version, refusal), or none for too long.
+    pub async fn run(config: NodeConfig, engine: Arc<dyn Engine>) -> Result<ExitReason, NodeError> {
+        Self::run_until(config, engine, stop_signal()).await
+    }
+
+    /// As [`Node::run`], stopping when `stop` completes instead of on a signal.
+    ///
+    /// # Errors
+    /// As [`Node::run`].
+    pub async fn run_until(
+        config: NodeConfig,
+        engine: Arc<dyn Engine>,
+        stop: impl Future<Output = ()> + Send,
+    ) -> Result<ExitReason, NodeError> {
+        config.validate()?;
+        let address: CoordinatorAddress = config.coordinator.parse()?;
+        let mut agent = Agent::new(config, engine)?;
+        let mut stop: Stop<'_> = Box::pin(stop);
+        let mut pause = BACK_OFF_FIRST;
+        let mut since = Instant::now();
+        loop {
+            let started = Instant::now();
+            let last = match session::serve(&mut agent, &address, &mut stop).await {
+                SessionEnd::Exit(reason) => return Ok(reason),
+                SessionEnd::Fatal(error) => return Err(error),
+                SessionEnd::Lost { error, welcomed } => {
+                    if welcomed {
+                        (pause, since) = (BACK_OFF_FIRST, Instant::now());
+                    }
+                    error
+                }
+            };
+            let patience = Duration::from_secs(agent.config.give_up_after_s);
+            if !patience.is_zero() && since.elapsed() >= patience {
+                return Err(NodeError::GaveUp { seconds: since.elapsed().as_secs(), last });
+            }
+            tracing::warn!(error = %last, after_ms = started.elapsed().as_millis() as u64, "no coordinator; dialling again");
+            if agent.pause(pause, &mut stop).await {
+                return Ok(ExitReason::Drained);
+            }
+            pause = (pause * 2).min(BACK_OFF_MOST);
+        }
+    }
+}
+
+type Stop<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
+
+/// A finished work item the coordinator has not acknowledged.
+#[derive(Debug, Clone)]
+struct Outcome {
+    epoch: u64,
+    result: Result<Delivery, Complaint>,
+}
+
+#[derive(Debug, Clone)]
+struct Delivery {
+    blob: BlobRef,
+    bytes: Arc<Vec<u8>>,
+    core_us: u64,
+    peak_bytes: u64,
+}
+
+#[derive(Debug, Clone)]
+struct Complaint {
+    disagrees: bool,
+    reason: String,
+}
+
+impl Outcome {
+    fn new(epoch: u64, result: Result<WorkOutput, EngineError>) -> Self {
+        let result = match result {
+            Ok(WorkOutput { blob, core_us, peak_bytes }) => {
+                Ok(Delivery { blob: BlobRef::of(&blob), bytes: Arc::new(blob), core_us, peak_bytes })
+            }
+            Err(e) => Err(Complaint { disagrees: matches!(e, EngineError::Disagrees(_)), reason: clip(&e.to_string()) }),
+        };
+        Self { epoch, result }
+    }
+}
+
+/// What outlives a connection.
+struct Agent {
+    config: NodeConfig,
+    identity: [u8; 32],
+    models: Vec<[u8; 32]>,
+    device: Device,
+    cache: Arc<Mutex<Cache>>,
+    running: BTreeSet<u64>,
+    unacked: BTreeMap<u64, Outcome>,
+    draining: bool,
+}
+
+impl Agent {
+    fn new(config: NodeConfig, engine: Arc<dyn Engine>) -> Result<Self, NodeError> {
+        let mut identity = [0; 32];
+        let no_random = |_| NodeError::Worker("the system gives no random bytes".to_owned());
+        SystemRandom::new().fill(&mut identity).map_err(no_random)?;
+        let models = engine.models().into_iter().collect::<BTreeSet<_>>().into_iter().collect();
+        let cache = Arc::new(Mutex::new(Cache::new(config.cache_bytes)));
+        let device = Device::start(engine)?;
+        let (running, unacked) = (BTreeSet::new(), BTreeMap::new());
+        Ok(Self { config, identity, models, device, cache, running, unacked, draining: false })
+    }
+
+    /// Epochs to name in the next hello.
+    fn held(&self) -> Vec<u64> {
+        self.running.iter().chain(self.unacked.keys()).copied().collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    fn idle(&self) -> bool {
+        self.running.is_empty() && self.unacked.is_empty()
+    }
+
+    fn finish(&mut self, outcome: Outcome) {
+        self.running.remove(&outcome.epoch);
+        self.unacked.insert(outcome.epoch, outcome);
+        while self.unacked.len() > MAX_UNACKED {
+            self.unacked.pop_first();
+        }
+    }
+
+    /// Waits before the next dial; `true` when the node should leave now. Spread by identity so that a fleet does not return at once.
+    async fn pause(&mut self, pause: Duration, stop: &mut Stop<'_>) -> bool {
+        let spread = pause.mul_f64(f64::from(self.identity[0]) / 512.0);
+        let sleep = tokio::time::sleep(pause + spread);
+        if self.draining {
+            sleep.await;
+        } else {
+            tokio::select! {
+                () = sleep => {}
+                () = stop => self.draining = true,
+            }
+        }
+        self.draining && self.idle()
+    }
+}
+
+/// Cuts a text to what a message may carry, at a character boundary.
+fn clip(text: &str) -> String {
+    let mut end = text.len().min(MAX_TEXT_BYTES);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text[..end].to_owned()
+}
+
+async fn stop_signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let wait = async |kind| match signal(kind) {
+        Ok(mut signals) => {
+            signals.recv().await;
+        }
+        Err(error) => {
+            tracing::warn!(%error, "cannot listen for a stop signal; the process can only be killed");
+            std::future::pending::<()>().await;
+        }
+    };
+    tokio::select! {
+        () = wait(SignalKind::terminate()) => {}
+        () = wait(SignalKind::interrupt()) => {}
+    }
+}

@@ -1,0 +1,305 @@
+//! One connection to the coordinator, from hello to goodbye or loss.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use obelysk_protocol::wire::{
+    Assign, BlobRef, Done, Drain, Failed, Goodbye, Hello, Message, Progress, Refused, Welcome, WorkKind,
+};
+use quinn::{Connection, RecvStream, SendStream};
+use tokio::sync::mpsc;
+
+use super::cache::Cache;
+use super::device::{DeviceEvent, Task};
+use super::{Agent, Complaint, ExitReason, Outcome, Stop, clip};
+use crate::address::CoordinatorAddress;
+use crate::engine::WorkRequest;
+use crate::error::{NodeError, TransportError};
+use crate::transport::{CLOSE_DONE, connect, fetch, read_message, store, write_message};
+
+/// Messages read and not yet handled: more than one lease can cause.
+const MAX_INBOX: usize = 64;
+/// How long to wait for the answers to hello and goodbye.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// How a session ended.
+pub(super) enum SessionEnd {
+    Exit(ExitReason),
+    Fatal(NodeError),
+    Lost { error: TransportError, welcomed: bool },
+}
+
+impl SessionEnd {
+    fn lost(error: TransportError, welcomed: bool) -> Self {
+        if error.is_permanent() { Self::Fatal(error.into()) } else { Self::Lost { error, welcomed } }
+    }
+}
+
+/// Things the session's own tasks report.
+enum Internal {
+    Prepared { epoch: u64, task: Result<Task, TransportError> },
+    Uploaded { epoch: u64, result: Result<(), TransportError> },
+}
+
+struct Session<'a> {
+    agent: &'a mut Agent,
+    connection: Connection,
+    control: SendStream,
+    internal: mpsc::Sender<Internal>,
+    /// Assignments whose inputs are being fetched; lost with the connection and then leased anew.
+    preparing: usize,
+}
+
+/// Dials once and serves until the end.
+pub(super) async fn serve(agent: &mut Agent, address: &CoordinatorAddress, stop: &mut Stop<'_>) -> SessionEnd {
+    let draining = agent.draining;
+    let dial = open(agent, address);
+    let opened = if draining {
+        dial.await
+    } else {
+        tokio::select! {
+            opened = dial => opened,
+            () = &mut *stop => {
+                agent.draining = true;
+                return SessionEnd::Lost { error: TransportError::Lost("stopped while dialling".to_owned()), welcomed: false };
+            }
+        }
+    };
+    // The endpoint lives as long as the session: dropping it earlier would end the connection's driver.
+    let (endpoint, connection, control, incoming, welcome) = match opened {
+        Ok(parts) => parts,
+        Err(error) => return SessionEnd::lost(error, false),
+    };
+    tracing::info!(node = welcome.node, coordinator = %address, "joined");
+    let (internal, mut reports) = mpsc::channel(MAX_INBOX);
+    let mut session = Session { agent, connection: connection.clone(), control, internal, preparing: 0 };
+    let end = session.run(incoming, &mut reports, stop).await.unwrap_or_else(|e| SessionEnd::lost(e, true));
+    connection.close(CLOSE_DONE, b"session over");
+    // Gives the close a chance to reach the peer; without it the peer waits for its idle timeout.
+    let _ = tokio::time::timeout(Duration::from_secs(1), endpoint.wait_idle()).await;
+    end
+}
+
+type Opened = (quinn::Endpoint, Connection, SendStream, RecvStream, Welcome);
+
+async fn open(agent: &Agent, address: &CoordinatorAddress) -> Result<Opened, TransportError> {
+    let (endpoint, connection) = connect(address).await?;
+    let (mut send, mut recv) = connection.open_bi().await.map_err(|e| crate::transport::lost(&e))?;
+    let hello = Hello {
+        name: agent.config.name.clone(),
+        identity: agent.identity,
+        cores: agent.config.cores(),
+        models: agent.models.clone(),
+        held: agent.held(),
+    };
+    write_message(&mut send, &Message::Hello(hello)).await?;
+    let answer = tokio::time::timeout(ANSWER, read_message(&mut recv));
+    match answer.await.map_err(|_| TransportError::Timeout(ANSWER.as_secs()))?? {
+        Some(Message::Welcome(welcome)) => Ok((endpoint, connection, send, recv, welcome)),
+        Some(Message::Refused(no)) => Err(TransportError::Refused { reason: no.reason, retry: no.retry }),
+        Some(other) => Err(TransportError::Unexpected { expected: "a welcome", got: other.id() }),
+        None => Err(TransportError::Truncated("before a welcome")),
+    }
+}
+
+impl Session<'_> {
+    async fn run(
+        &mut self,
+        mut incoming: RecvStream,
+        reports: &mut mpsc::Receiver<Internal>,
+        stop: &mut Stop<'_>,
+    ) -> Result<SessionEnd, TransportError> {
+        let (inbox, mut messages) = mpsc::channel(MAX_INBOX);
+        // Reading a frame is not cancel-safe, so it has a task of its own.
+        tokio::spawn(async move {
+            loop {
+                let message = read_message(&mut incoming).await;
+                let last = !matches!(message, Ok(Some(_)));
+                if inbox.send(message).await.is_err() || last {
+                    return;
+                }
+            }
+        });
+        let pending: Vec<u64> = self.agent.unacked.keys().copied().collect();
+        for epoch in pending {
+            self.deliver(epoch).await?;
+        }
+        if self.agent.draining {
+            self.say_drain().await?;
+        }
+        loop {
+            if self.agent.draining && self.agent.idle() && self.preparing == 0 {
+                return self.leave(&mut messages).await;
+            }
+            tokio::select! {
+                message = messages.recv() => match message {
+                    Some(Ok(Some(message))) => {
+                        if let Some(end) = self.handle(message)? {
+                            return Ok(end);
+                        }
+                    }
+                    Some(Err(error)) => return Err(error),
+                    Some(Ok(None)) | None => return Err(TransportError::Truncated("without a goodbye")),
+                },
+                Some(report) = reports.recv() => self.report(report).await?,
+                Some(event) = self.agent.device.events.recv() => self.device(event).await?,
+                () = &mut *stop, if !self.agent.draining => {
+                    self.agent.draining = true;
+                    self.say_drain().await?;
+                }
+            }
+        }
+    }
+
+    fn handle(&mut self, message: Message) -> Result<Option<SessionEnd>, TransportError> {
+        match message {
+            Message::Assign(assign) => self.prepare(assign),
+            Message::ResultAck(ack) => {
+                self.agent.unacked.remove(&ack.epoch);
+            }
+            // A running engine cannot be stopped from outside. Its result is offered, refused by epoch and so accounted for.
+            Message::Cancel(cancel) => tracing::debug!(epoch = cancel.epoch, "result no longer wanted"),
+            Message::Refused(Refused { retry, reason }) => return Err(TransportError::Refused { reason, retry }),
+            Message::Goodbye(bye) => return Ok(Some(SessionEnd::Exit(ExitReason::Dismissed(bye.reason)))),
+            other => return Err(TransportError::Unexpected { expected: "an assignment or an answer", got: other.id() }),
+        }
+        Ok(None)
+    }
+
+    /// Fetches the blobs of an assignment beside the session, which goes on renewing leases meanwhile.
+    fn prepare(&mut self, assign: Assign) {
+        self.preparing += 1;
+        let (connection, cache, limit) = (self.connection.clone(), self.agent.cache.clone(), self.agent.config.max_blob_bytes);
+        let internal = self.internal.clone();
+        tokio::spawn(async move {
+            let epoch = assign.epoch;
+            let task = gather(&connection, &cache, limit, assign).await;
+            let _ = internal.send(Internal::Prepared { epoch, task }).await;
+        });
+    }
+
+    async fn report(&mut self, report: Internal) -> Result<(), TransportError> {
+        match report {
+            Internal::Prepared { epoch, task } => {
+                self.preparing -= 1;
+                let complaint = match task {
+                    Ok(task) => {
+                        if self.agent.device.submit(task) {
+                            self.agent.running.insert(epoch);
+                            return Ok(());
+                        }
+                        "the device already has work".to_owned()
+                    }
+                    // The fault of this work item; any other error is the connection's, and the work is leased anew after it.
+                    Err(
+                        error @ (TransportError::Refused { .. }
+                        | TransportError::BlobTooLarge { .. }
+                        | TransportError::BlobDamaged),
+                    ) => error.to_string(),
+                    Err(error) => return Err(error),
+                };
+                self.agent.finish(Outcome { epoch, result: Err(Complaint { disagrees: false, reason: clip(&complaint) }) });
+                self.deliver(epoch).await
+            }
+            Internal::Uploaded { epoch, result } => self.uploaded(epoch, result).await,
+        }
+    }
+
+    async fn uploaded(&mut self, epoch: u64, result: Result<(), TransportError>) -> Result<(), TransportError> {
+        let Some(outcome) = self.agent.unacked.get(&epoch) else { return Ok(()) };
+        let message = match (result, &outcome.result) {
+            (Ok(()), Ok(d)) => Message::Done(Done { epoch, blob: d.blob, core_us: d.core_us, peak_bytes: d.peak_bytes }),
+            (Err(TransportError::Refused { reason, .. }), _) => {
+                Message::Failed(Failed { epoch, disagrees: false, reason: clip(&format!("result not taken: {reason}")) })
+            }
+            (Err(error), _) => return Err(error),
+            (Ok(()), Err(_)) => return Ok(()),
+        };
+        write_message(&mut self.control, &message).await
+    }
+
+    async fn device(&mut self, event: DeviceEvent) -> Result<(), TransportError> {
+        match event {
+            DeviceEvent::Progress { epoch, permille } => {
+                write_message(&mut self.control, &Message::Progress(Progress { epoch, permille })).await
+            }
+            DeviceEvent::Finished { epoch, outcome } => {
+                self.agent.finish(Outcome::new(epoch, outcome));
+                self.deliver(epoch).await
+            }
+        }
+    }
+
+    /// Sends a failure at once; uploads a result first, and its message follows when the coordinator confirmed the bytes.
+    async fn deliver(&mut self, epoch: u64) -> Result<(), TransportError> {
+        let Some(outcome) = self.agent.unacked.get(&epoch) else { return Ok(()) };
+        let delivery = match &outcome.result {
+            Ok(delivery) => delivery.clone(),
+            Err(Complaint { disagrees, reason }) => {
+                let failed = Failed { epoch, disagrees: *disagrees, reason: reason.clone() };
+                return write_message(&mut self.control, &Message::Failed(failed)).await;
+            }
+        };
+        let (connection, internal) = (self.connection.clone(), self.internal.clone());
+        tokio::spawn(async move {
+            let result = store(&connection, epoch, delivery.blob, &delivery.bytes).await;
+            let _ = internal.send(Internal::Uploaded { epoch, result }).await;
+        });
+        Ok(())
+    }
+
+    async fn say_drain(&mut self) -> Result<(), TransportError> {
+        let reason = "asked to stop".to_owned();
+        write_message(&mut self.control, &Message::Drain(Drain { reason })).await
+    }
+
+    /// Says goodbye and waits for the answer, so that nothing sent before is lost with the connection.
+    async fn leave(
+        &mut self,
+        messages: &mut mpsc::Receiver<Result<Option<Message>, TransportError>>,
+    ) -> Result<SessionEnd, TransportError> {
+        let reason = "drained".to_owned();
+        write_message(&mut self.control, &Message::Goodbye(Goodbye { reason })).await?;
+        let answered = async {
+            while let Some(Ok(Some(message))) = messages.recv().await {
+                if matches!(message, Message::Goodbye(_)) {
+                    return;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(ANSWER, answered).await;
+        Ok(SessionEnd::Exit(ExitReason::Drained))
+    }
+}
+
+async fn gather(connection: &Connection, cache: &Arc<Mutex<Cache>>, limit: u64, assign: Assign) -> Result<Task, TransportError> {
+    let mut inputs = Vec::with_capacity(assign.inputs.len());
+    for blob in assign.inputs {
+        inputs.push(cached(connection, cache, limit, blob).await?.to_vec());
+    }
+    let unknown = TransportError::Unexpected { expected: "a known kind of work", got: obelysk_protocol::wire::MessageId::Assign };
+    let request = WorkRequest {
+        job: assign.job,
+        model: assign.model,
+        kind: WorkKind::from_code(assign.kind).ok_or(unknown)?,
+        segment: assign.segment,
+        spec: cached(connection, cache, limit, assign.spec).await?.to_vec(),
+        extra: cached(connection, cache, limit, assign.extra).await?.to_vec(),
+    };
+    Ok(Task { epoch: assign.epoch, request, inputs })
+}
+
+async fn cached(
+    connection: &Connection,
+    cache: &Arc<Mutex<Cache>>,
+    limit: u64,
+    blob: BlobRef,
+) -> Result<Arc<Vec<u8>>, TransportError> {
+    let found = cache.lock().unwrap_or_else(PoisonError::into_inner).get(blob);
+    if let Some(bytes) = found {
+        return Ok(bytes);
+    }
+    let bytes = Arc::new(fetch(connection, blob, limit).await?);
+    cache.lock().unwrap_or_else(PoisonError::into_inner).put(blob, bytes.clone());
+    Ok(bytes)
+}

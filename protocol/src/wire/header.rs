@@ -1,0 +1,136 @@
+//! The 16-byte frame header: magic, wire version, message id, payload length, flags; all little-endian.
+//!
+//! Checks everything a header can be wrong in before a byte of payload is read or a buffer is allocated.
+
+use super::{HEADER_BYTES, MAGIC, MAX_CHUNK_BYTES, MAX_CONTROL_BYTES, WIRE_VERSION, WireError};
+
+/// Identifier of a message's schema. Never reused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u16)]
+#[expect(missing_docs, reason = "each variant is the struct of the same name, documented there")]
+pub enum MessageId {
+    Hello = 1,
+    Welcome = 2,
+    Refused = 3,
+    Assign = 4,
+    Progress = 5,
+    Done = 6,
+    Failed = 7,
+    ResultAck = 8,
+    Cancel = 9,
+    Drain = 10,
+    Goodbye = 11,
+    BlobGet = 16,
+    BlobPut = 17,
+    BlobSent = 18,
+    BlobStored = 19,
+    Chunk = 20,
+    ClientHello = 32,
+    Submit = 33,
+    JobAccepted = 34,
+    Event = 35,
+    JobDone = 36,
+    JobFailed = 37,
+}
+
+impl MessageId {
+    /// Every id, in order.
+    pub const ALL: [Self; 22] = [
+        Self::Hello,
+        Self::Welcome,
+        Self::Refused,
+        Self::Assign,
+        Self::Progress,
+        Self::Done,
+        Self::Failed,
+        Self::ResultAck,
+        Self::Cancel,
+        Self::Drain,
+        Self::Goodbye,
+        Self::BlobGet,
+        Self::BlobPut,
+        Self::BlobSent,
+        Self::BlobStored,
+        Self::Chunk,
+        Self::ClientHello,
+        Self::Submit,
+        Self::JobAccepted,
+        Self::Event,
+        Self::JobDone,
+        Self::JobFailed,
+    ];
+
+    /// The id as sent.
+    #[must_use]
+    pub const fn code(self) -> u16 {
+        self as u16
+    }
+
+    /// The id with this code.
+    #[must_use]
+    pub fn from_code(code: u16) -> Option<Self> {
+        Self::ALL.into_iter().find(|id| id.code() == code)
+    }
+
+    /// Largest payload this message may have.
+    #[must_use]
+    pub const fn limit(self) -> u32 {
+        match self {
+            Self::Chunk => MAX_CHUNK_BYTES,
+            _ => MAX_CONTROL_BYTES,
+        }
+    }
+}
+
+/// The fields of a header that carry information; magic, version and flags are constants of this version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FrameHeader {
+    /// Which message follows.
+    pub message: MessageId,
+    /// Bytes of payload that follow, at most [`MessageId::limit`].
+    pub length: u32,
+}
+
+impl FrameHeader {
+    /// The header as sent.
+    #[must_use]
+    pub fn encode(self) -> [u8; HEADER_BYTES] {
+        let mut bytes = [0; HEADER_BYTES];
+        bytes[0..4].copy_from_slice(&MAGIC);
+        bytes[4..6].copy_from_slice(&WIRE_VERSION.to_le_bytes());
+        bytes[6..8].copy_from_slice(&self.message.code().to_le_bytes());
+        bytes[8..12].copy_from_slice(&self.length.to_le_bytes());
+        bytes
+    }
+
+    /// Reads a header; bytes after the first [`HEADER_BYTES`] are not looked at.
+    ///
+    /// # Errors
+    /// [`WireError`]: truncated, wrong magic, another version, unknown id, reserved flags, or too long a payload. The version is
+    /// judged before the id and the flags, so that a newer peer is told about its version and not about details.
+    pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
+        let Some([m0, m1, m2, m3, v0, v1, i0, i1, l0, l1, l2, l3, f0, f1, f2, f3]) = bytes.first_chunk::<HEADER_BYTES>().copied()
+        else {
+            return Err(WireError::HeaderTruncated { got: bytes.len() });
+        };
+        let got = [m0, m1, m2, m3];
+        if got != MAGIC {
+            return Err(WireError::Magic { got });
+        }
+        let theirs = u16::from_le_bytes([v0, v1]);
+        if theirs != WIRE_VERSION {
+            return Err(WireError::Version { theirs });
+        }
+        let id = u16::from_le_bytes([i0, i1]);
+        let message = MessageId::from_code(id).ok_or(WireError::UnknownMessage { id })?;
+        let flags = u32::from_le_bytes([f0, f1, f2, f3]);
+        if flags != 0 {
+            return Err(WireError::Flags { flags });
+        }
+        let length = u32::from_le_bytes([l0, l1, l2, l3]);
+        if length > message.limit() {
+            return Err(WireError::TooLong { message, length, limit: message.limit() });
+        }
+        Ok(Self { message, length })
+    }
+}

@@ -1,0 +1,77 @@
+//! Rules a well-formed message must also keep: bounded texts and lists, known codes, no duplicates. Run on both sides.
+
+use super::{
+    Assign, Hello, MAX_HELD_EPOCHS, MAX_INPUTS, MAX_MODELS, MAX_NAME_BYTES, MAX_PHASES, MAX_TEXT_BYTES, Message, PERMILLE,
+    WireError, WorkKind,
+};
+
+type Rule = Result<(), &'static str>;
+
+impl Message {
+    /// Checks every rule about the meaning of this message.
+    ///
+    /// # Errors
+    /// [`WireError::Meaning`] naming the first rule broken.
+    pub fn validate(&self) -> Result<(), WireError> {
+        let outcome = match self {
+            Self::Hello(m) => hello(m),
+            Self::Welcome(m) => rule(m.lease_ms > 0, "a lease of no time"),
+            Self::Refused(m) => text(&m.reason),
+            Self::Assign(m) => assign(m),
+            Self::Progress(m) => rule(m.permille <= PERMILLE, "progress above 1000 permille"),
+            Self::Failed(m) => text(&m.reason),
+            Self::Drain(m) => text(&m.reason),
+            Self::Goodbye(m) => text(&m.reason),
+            Self::ClientHello(m) => name(&m.name),
+            Self::JobAccepted(m) => rule(m.segments > 0, "a job without segments"),
+            Self::Event(m) => {
+                text(&m.phase).and(text(&m.text)).and(rule(m.done <= m.total, "more work items done than there are"))
+            }
+            Self::JobDone(m) => rule(m.phases.len() <= MAX_PHASES, "too many phases")
+                .and_then(|()| m.phases.iter().try_for_each(|phase| text(&phase.name))),
+            Self::JobFailed(m) => text(&m.reason),
+            Self::Done(_)
+            | Self::ResultAck(_)
+            | Self::Cancel(_)
+            | Self::BlobGet(_)
+            | Self::BlobPut(_)
+            | Self::BlobSent(_)
+            | Self::BlobStored(_)
+            | Self::Submit(_) => Ok(()),
+        };
+        outcome.map_err(|cause| WireError::Meaning { message: self.id(), cause })
+    }
+}
+
+const fn rule(holds: bool, broken: &'static str) -> Rule {
+    if holds { Ok(()) } else { Err(broken) }
+}
+
+fn text(value: &str) -> Rule {
+    rule(value.len() <= MAX_TEXT_BYTES, "a text longer than 4096 bytes")
+}
+
+/// Names reach terminals and logs: no control characters.
+fn name(value: &str) -> Rule {
+    rule(!value.is_empty() && value.len() <= MAX_NAME_BYTES, "a name of no or more than 63 bytes")
+        .and(rule(!value.chars().any(char::is_control), "a control character in a name"))
+}
+
+fn strictly_rising<T: Ord>(values: &[T]) -> bool {
+    values.windows(2).all(|pair| matches!(pair, [a, b] if a < b))
+}
+
+fn hello(m: &Hello) -> Rule {
+    name(&m.name)?;
+    rule(m.cores > 0, "a node without cores")?;
+    rule(m.models.len() <= MAX_MODELS, "too many models")?;
+    rule(strictly_rising(&m.models), "models not sorted or repeated")?;
+    rule(m.held.len() <= MAX_HELD_EPOCHS, "too many held assignments")?;
+    rule(strictly_rising(&m.held), "held assignments not sorted or repeated")
+}
+
+fn assign(m: &Assign) -> Rule {
+    rule(WorkKind::from_code(m.kind).is_some(), "an unknown kind of work")?;
+    rule(m.epoch > 0, "epoch 0, which no lease has")?;
+    rule(m.inputs.len() <= MAX_INPUTS, "too many inputs")
+}
