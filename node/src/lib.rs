@@ -21,9 +21,9 @@ pub use config::NodeConfig;
 pub use engine::{CheckError, Checker, Engine, EngineError, Pieces, Verdict, WorkKind, WorkOutput, WorkRequest};
 pub use error::NodeError;
 
-pub use worker::{ExitReason, Node};
 pub use model_folder::{ModelFolder, ModelFolderError};
 pub use prover_engine::ProverEngine;
+pub use worker::{ExitReason, Node};
 
 /// The kernels that nodes of this release compute with.
 pub type NodeBackend = obelysk_shard::kernels::reference::Reference;

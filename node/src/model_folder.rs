@@ -78,8 +78,8 @@ impl ModelFolder {
     /// # Errors
     /// [`ModelFolderError`]; files that are damaged say so by their digest.
     pub fn load<S: HashSuite, B: Backend>(&self) -> Result<LoadedModel<S, B>, ModelFolderError> {
-        let model = IntegerModel::load(&self.path)
-            .map_err(|source| ModelFolderError::Weights { path: self.path.clone(), source })?;
+        let model =
+            IntegerModel::load(&self.path).map_err(|source| ModelFolderError::Weights { path: self.path.clone(), source })?;
         if model.descriptor != self.registered.descriptor {
             return Err(ModelFolderError::Mixed { path: self.path.clone() });
         }

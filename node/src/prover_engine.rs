@@ -92,7 +92,8 @@ impl<S: HashSuite, B: Backend + 'static> Engine for ProverEngine<S, B> {
                 let (boundaries, proof) = claims_from_bytes(blob, circuit, h).map_err(malformed)?;
                 let claims = SegmentClaims { boundaries, proof };
                 let (s, seed) = (&job.statement, &job.seed);
-                let opening = job::open(&self.backend, &model, s, seed, item.segment, (&committed, &claims)).map_err(job_error)?;
+                let opening =
+                    job::open(&self.backend, &model, s, seed, item.segment, (&committed, &claims)).map_err(job_error)?;
                 let mut out = Vec::new();
                 opening.write(&mut out);
                 out
