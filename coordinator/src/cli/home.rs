@@ -2,8 +2,8 @@
 
 use super::exit::Failure;
 use super::output::hex;
-use obelysk_node::model_folder::{ModelFolder, REGISTERED_FILE};
 use obelysk_node::NodeSuite;
+use obelysk_node::model_folder::{ModelFolder, REGISTERED_FILE};
 use std::path::{Path, PathBuf};
 
 /// Longest name of a registered model.
@@ -17,7 +17,10 @@ impl Home {
     /// The folder given, else `$OBELYSK_HOME`, else the platform's data folder. Nothing is created.
     pub fn find(given: Option<PathBuf>) -> Result<Self, Failure> {
         let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-        let user = || set("HOME").map(|home| home.join(if cfg!(target_os = "macos") { "Library/Application Support" } else { ".local/share" }));
+        let user = || {
+            set("HOME")
+                .map(|home| home.join(if cfg!(target_os = "macos") { "Library/Application Support" } else { ".local/share" }))
+        };
         let data = || set("XDG_DATA_HOME").or_else(user).map(|data| data.join("obelysk"));
         let found = given.or_else(|| set("OBELYSK_HOME")).or_else(data);
         let found = found.ok_or_else(|| Failure::input("no home folder is known; set OBELYSK_HOME or pass --home DIR"))?;
@@ -65,7 +68,8 @@ impl Home {
         }
         if !Path::new(model).exists() {
             let names = self.names();
-            let known = if names.is_empty() { "none is registered yet".into() } else { format!("registered: {}", names.join(", ")) };
+            let known =
+                if names.is_empty() { "none is registered yet".into() } else { format!("registered: {}", names.join(", ")) };
             let text = format!(
                 "no model `{model}` ({known}); run `obelysk demo` for `minilm`, `obelysk model register` for others, \
                  or give a registered model's folder"
@@ -107,10 +111,8 @@ impl Home {
             && old.id != id
             && !replace
         {
-            let text = format!(
-                "`{name}` is registered as another model (id {}); pass --replace, or choose another name",
-                hex(&old.id)
-            );
+            let text =
+                format!("`{name}` is registered as another model (id {}); pass --replace, or choose another name", hex(&old.id));
             return Err(Failure::input(text));
         }
         if target.exists() {
@@ -127,7 +129,9 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
     use std::io::Write as _;
     let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let wrong = |e: std::io::Error| Failure::input(format!("cannot write {}: {e}", path.display()));
-    let mut file = tempfile::NamedTempFile::new_in(parent).map_err(wrong)?;
+    // As any new file: the umask decides who may read it.
+    let readable = std::os::unix::fs::PermissionsExt::from_mode(0o666);
+    let mut file = tempfile::Builder::new().permissions(readable).tempfile_in(parent).map_err(wrong)?;
     file.write_all(bytes).and_then(|()| file.as_file().sync_all()).map_err(wrong)?;
     file.persist(path).map_err(|e| wrong(e.error))?;
     Ok(())

@@ -8,6 +8,7 @@
 pub mod bounds;
 pub mod calibrate;
 pub mod check;
+pub mod fetch;
 pub mod fidelity;
 pub mod graph;
 pub mod import;
