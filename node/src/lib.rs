@@ -26,6 +26,6 @@ pub use prover_engine::ProverEngine;
 pub use worker::{ExitReason, Node};
 
 /// The kernels that nodes of this release compute with.
-pub type NodeBackend = obelysk_shard::kernels::reference::Reference;
+pub type NodeBackend = obelysk_shard::kernels::simd::Simd;
 /// The hash suite of this release's proofs.
 pub type NodeSuite = obelysk_protocol::transcript::Blake2s;

@@ -27,6 +27,26 @@ impl Phases {
     }
 }
 
+/// Committed values kept until their segment is proved, in cells; what does not fit is computed again from the boundary,
+/// so that memory grows with a segment and not with the model. A cell costs 24 bytes at rate 1/4.
+const KEPT_CELLS: usize = 48 << 20;
+
+/// Boundary states of all segments, and the committed values that fit in memory.
+struct States<B: Backend> {
+    hidden: Vec<Vec<i16>>,
+    kept: Vec<Option<Committed<B>>>,
+    cells: usize,
+}
+
+impl<B: Backend> States<B> {
+    fn keep(&mut self, c: Committed<B>) {
+        self.hidden.push(c.hidden().unwrap_or(&[]).to_vec());
+        let fits = self.cells + c.cells() <= KEPT_CELLS;
+        self.cells += if fits { c.cells() } else { 0 };
+        self.kept.push(fits.then_some(c));
+    }
+}
+
 /// Proves `ids`; segments one after the other.
 ///
 /// # Errors
@@ -47,30 +67,31 @@ pub fn prove_with<S: HashSuite, B: Backend>(
 ) -> Result<(Proof, Phases), JobError> {
     let mut phases = Phases::default();
     let segments = segment_count(&model.registered.descriptor);
-    let mut committed: Vec<Committed<B>> = Vec::new();
+    let mut states = States { hidden: vec![Vec::new()], kept: Vec::new(), cells: 0 };
+    let mut roots = Vec::new();
     for l in 0..segments {
-        let received = committed.last().and_then(Committed::hidden).unwrap_or(&[]).to_vec();
-        committed.push(phases.time("commit", || job::commit(k, model, ids, l, &received))?);
+        let c = phases.time("commit", || job::commit(k, model, ids, l, &states.hidden[l]))?;
+        roots.push(c.root());
+        states.keep(c);
         progress("commit", l + 1, segments);
     }
-    let hidden = committed.get(segments - 2).and_then(Committed::hidden).unwrap_or(&[]);
-    let output = infer::pool(hidden, ids.len(), infer::padded_length(ids.len()));
+    let output = infer::pool(&states.hidden[segments - 1], ids.len(), infer::padded_length(ids.len()));
     let input = PublicInput { ids: ids.to_vec(), output };
     let s = phases.time("statement", || Statement::new::<S>(&model.registered, input, MODE_FORKED))?;
-    let roots: Vec<_> = committed.iter().map(Committed::root).collect();
     let (seed, seed_nonce) = draw_seed::<S, B>(k, &model.registered, &s, &roots);
-    let mut claims = Vec::new();
-    for (l, c) in committed.iter().enumerate() {
-        claims.push(phases.time("prove", || job::prove(k, model, &s, &seed, l, c))?);
+    let (mut proofs, mut boundaries) = (Vec::new(), Vec::new());
+    for l in 0..segments {
+        let c = match states.kept[l].take() {
+            Some(c) => c,
+            None => phases.time("commit again", || job::commit(k, model, ids, l, &states.hidden[l]))?,
+        };
+        let claims = phases.time("prove", || job::prove(k, model, &s, &seed, l, &c))?;
+        let opening = phases.time("open", || job::open(k, model, &s, &seed, l, (&c, &claims)))?;
+        boundaries.push(claims.boundaries.1);
+        proofs.push(SegmentProof { claims: claims.proof, opening });
         progress("prove", l + 1, segments);
     }
-    let mut proofs = Vec::new();
-    for (l, c) in committed.iter().enumerate() {
-        let opening = phases.time("open", || job::open(k, model, &s, &seed, l, (c, &claims[l])))?;
-        proofs.push(SegmentProof { claims: claims[l].proof.clone(), opening });
-        progress("open", l + 1, segments);
-    }
-    let boundaries = claims[..segments - 1].iter().map(|c| c.boundaries.1).collect();
+    boundaries.truncate(segments - 1);
     let header = Header {
         version: PROTOCOL_VERSION,
         suite: S::ID,

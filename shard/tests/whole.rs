@@ -2,10 +2,11 @@
 
 use obelysk_model::toy;
 use obelysk_protocol::transcript::{Blake2s, HashSuite, Poseidon252};
-use obelysk_protocol::verifier::aggregate::verify_bytes;
+use obelysk_protocol::verifier::aggregate::verify_reduced;
 use obelysk_protocol::verifier::registered::SecurityParams;
 use obelysk_shard::job::{Backend, LoadedModel};
 use obelysk_shard::kernels::reference::Reference;
+use obelysk_shard::kernels::simd::Simd;
 use obelysk_shard::local::prove;
 use obelysk_shard::registration::register;
 
@@ -18,7 +19,7 @@ fn whole<S: HashSuite, B: Backend>(k: &B, ids: &[u32]) -> Vec<u8> {
     let loaded = LoadedModel::<S, B>::new(registered.clone(), model, dir.path().to_path_buf());
     let (proof, _) = prove(k, &loaded, ids).unwrap();
     let bytes = proof.write();
-    let accepted = verify_bytes::<S>(&registered, &bytes).unwrap();
+    let accepted = verify_reduced::<S>(&registered, &bytes).unwrap();
     assert_eq!(accepted.ids, ids);
     bytes
 }
@@ -33,4 +34,11 @@ fn a_toy_proof_verifies() {
 #[test]
 fn a_toy_proof_verifies_under_poseidon() {
     whole::<Poseidon252, _>(&Reference, &[1, 2, 3]);
+}
+
+#[test]
+fn both_backends_write_the_same_proof() {
+    for ids in [&[1u32, 2, 3, 4][..], &[5, 6, 7], &[8], &[1, 2, 3, 4, 5, 6, 7, 8]] {
+        assert!(whole::<Blake2s, _>(&Reference, ids) == whole::<Blake2s, _>(&Simd::default(), ids), "{} tokens", ids.len());
+    }
 }

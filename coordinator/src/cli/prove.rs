@@ -117,7 +117,7 @@ fn here(out: &Out, model: &ModelFolder, spec: &JobSpec) -> Result<Proved, Failur
     let loaded = loaded?;
     let (started, cpu) = (Instant::now(), usage::cpu_time());
     let segments = segment_count(&model.registered.descriptor);
-    let bar = out.bar(3 * segments, "commit");
+    let bar = out.bar(2 * segments, "commit");
     let progress = |phase: &'static str, _: usize, _: usize| {
         bar.set_message(phase);
         bar.inc(1);

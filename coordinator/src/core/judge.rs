@@ -25,6 +25,9 @@ impl State {
         if quarantined || job.needs(work).as_ref() != Some(&candidate.record.needs) {
             return;
         }
+        if !self.may_settle(id, work, node) {
+            return;
+        }
         match verdict {
             Verdict::Accept => self.accept(id, work, candidate, out),
             Verdict::Reject(reason) => {
@@ -57,6 +60,18 @@ impl State {
         if let Some(Doubt { reporter, reason, .. }) = doubt.filter(|doubt| doubt.reporter != node) {
             self.quarantine(reporter, format!("{work} of job {id}: {reason}; {node} did it correctly"), out);
         }
+    }
+
+    /// Whether this node's result may count while the item is in dispute. A lease from before the dispute can still bring a result
+    /// of somebody involved, or of anybody where only the referee is to be asked: it is as if it had never come.
+    pub(super) fn may_settle(&self, id: JobId, work: Work, node: NodeId) -> bool {
+        let Some(job) = self.jobs.get(&id) else { return false };
+        let Some(doubt) = job.items.get(&work).and_then(|item| item.doubt.as_ref()) else { return true };
+        if self.referee(job).is_some() {
+            return node == NodeId::REFEREE;
+        }
+        let author = Job::parent(work).and_then(|parent| job.accepted(parent.kind, parent.segment)).map(|r| r.node);
+        node != doubt.reporter && Some(node) != author
     }
 
     /// `node` delivered a wrong `work`, or says it cannot be right: itself or the author of the result before is to blame.

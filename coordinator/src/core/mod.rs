@@ -273,6 +273,9 @@ impl State {
         let blames_other =
             disagrees && Job::parent(lease.work).and_then(|p| job.accepted(p.kind, p.segment)).is_some_and(|r| r.node != node);
         if blames_other {
+            if !self.may_settle(lease.job, lease.work, node) {
+                return;
+            }
             self.contradicted(lease.job, lease.work, node, reason, out);
             return;
         }

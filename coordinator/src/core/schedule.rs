@@ -86,6 +86,11 @@ impl State {
         if trusted.is_empty() { all } else { trusted }
     }
 
+    /// The referee, when there is one for this job's model.
+    pub(super) fn referee(&self, job: &Job) -> Option<&Member> {
+        self.members.get(&NodeId::REFEREE).filter(|m| m.models.contains(&job.model))
+    }
+
     fn idle(&self, node: NodeId) -> bool {
         self.members.get(&node).is_some_and(|m| m.running.is_none())
     }
@@ -94,7 +99,7 @@ impl State {
         let Some(item) = job.items.get(&work) else { return Choice::Nobody };
         let mut able = self.usable(job);
         if let Some(doubt) = &item.doubt {
-            if let Some(referee) = self.members.get(&NodeId::REFEREE).filter(|m| m.models.contains(&job.model)) {
+            if let Some(referee) = self.referee(job) {
                 return if referee.running.is_none() { Choice::Node(NodeId::REFEREE) } else { Choice::Later };
             }
             able.remove(&doubt.reporter);

@@ -388,12 +388,8 @@ async fn jobs_share_the_cluster() {
     let _nodes = [node(&handle, "a", toy()), node(&handle, "b", toy())];
     joined(&handle, 2).await;
     let specs: Vec<Vec<u8>> = (0..4).map(|i| spec(3, 100 + i)).collect();
-    let (a, b, c, d) = tokio::join!(
-        prove(&handle, specs[0].clone()),
-        prove(&handle, specs[1].clone()),
-        prove(&handle, specs[2].clone()),
-        prove(&handle, specs[3].clone())
-    );
+    let [a, b, c, d] = [0, 1, 2, 3].map(|i: usize| prove(&handle, specs[i].clone()));
+    let (a, b, c, d) = tokio::join!(a, b, c, d);
     for ((result, _), spec) in [a, b, c, d].into_iter().zip(&specs) {
         assert!(result.expect("proved").proof == expected_proof(spec, 64));
     }

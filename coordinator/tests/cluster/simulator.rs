@@ -296,6 +296,19 @@ fn one_life(seed: u64) -> Result<(bool, bool), String> {
     }
 }
 
+/// Lives that ended wrongly while the brain had a fault: a doubt outlived its inputs (36), a challenge was drawn from stale commits
+/// (2956), three false complaints ended a job that another node could do (3208), a late result counted as second opinion (50621).
+const ONCE_FAILED: [u64; 4] = [36, 2956, 3208, 50_621];
+
+#[test]
+fn lives_that_once_failed_end_well() {
+    for seed in ONCE_FAILED {
+        if let Err(what) = one_life(seed) {
+            panic!("life {seed}: {what}");
+        }
+    }
+}
+
 #[test]
 fn many_lives_end_with_the_same_bytes_or_a_clear_error() {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());

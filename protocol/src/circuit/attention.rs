@@ -14,8 +14,10 @@ use std::sync::Arc;
 pub const MASS_LOG: usize = 18;
 /// Bits of an index before it saturates to zero mass.
 const INDEX_LOG: usize = 16;
-/// Saturated indices reach `2^(16 + 7)`.
-const OVER_LOG: usize = 7;
+/// `2 |s| < 2^30`, so an index stays below `2^(30 - g)`: with g low bits and the part beyond 16 bits, 14 bits for any g.
+const OVER_LOG: usize = 14;
+/// Largest g: leaves room for `4096 ln T` above the largest score in lambda's window.
+pub const MAX_SCORE_SHIFT: usize = 7;
 /// Bits dropped by the mix: `|sum p v| <= 2^18 * 2^11`, so 14 bits leave exactly 16 and nothing saturates.
 pub const MIX_SHIFT: usize = 14;
 const TAG_EXP: u32 = 96;
@@ -92,7 +94,7 @@ fn scores(b: &mut Builder, heads: Heads, q: &Logical, k: &Logical, tables: &ExpT
     let over = b.table(
         &format!("over.{g}"),
         TAG_OVER + g as u32,
-        OVER_LOG + g,
+        OVER_LOG,
         RowIndex::Over { high: (16 + g) as u8, low: g as u8 },
         || over_table(g),
     );
@@ -102,7 +104,9 @@ fn scores(b: &mut Builder, heads: Heads, q: &Logical, k: &Logical, tables: &ExpT
         let name = |s: &str| format!("score.{i}.{s}");
         let [ci, cp, cb, cw, cz] = ["idx", "p", "p_before", "w", "z"].map(|s| b.column(&name(s), n));
         let l0 = b.bound_column(&name("lambda0"), nt + hl, (0, 65_535));
-        let l1 = b.bound_column(&name("lambda1"), nt + hl, (-64, 63));
+        // |lambda| < 2^(29 - g).
+        let limit = 1i64 << (13 - g);
+        let l1 = b.bound_column(&name("lambda1"), nt + hl, (-limit, limit - 1));
         b.lookup(exp, vec![Expr::col(ci), Expr::col(cz), Expr::col(cp), Expr::col(cb)], n, masked);
         b.lookup(over, vec![Expr::col(cw), Expr::col(cz)], n, masked);
         if masked {
@@ -130,10 +134,10 @@ fn scores(b: &mut Builder, heads: Heads, q: &Logical, k: &Logical, tables: &ExpT
     out
 }
 
-/// Rows (w, z) with `w = 2^(16+g) hi - r`, `r` in `[0, 2^g)`, `hi` in `[0, 2^7)`, `z = [hi != 0]`: the low score bits and
+/// Rows (w, z) with `w = 2^(16+g) hi - r`, `r` in `[0, 2^g)`, `hi` in `[0, 2^(14-g))`, `z = [hi != 0]`: the low score bits and
 /// the part of the index beyond 16 bits.
 fn over_table(g: usize) -> Vec<TableColumn> {
-    let rows = 0..1usize << (OVER_LOG + g);
+    let rows = 0..1usize << OVER_LOG;
     let split = |i: usize| ((i >> g) as i32, (i & ((1 << g) - 1)) as i32);
     let w = rows.clone().map(|i| (split(i).0 << (INDEX_LOG + g)) - split(i).1).collect();
     let z = rows.map(|i| i32::from(split(i).0 != 0)).collect();

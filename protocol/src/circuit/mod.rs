@@ -17,7 +17,7 @@ pub use builder::BuildError;
 pub use exp::exp_tables;
 pub use segment::{Circuit, PublicInput};
 
-use attention::{ExpTables, Heads, attention};
+use attention::{ExpTables, Heads, MAX_SCORE_SHIFT, attention};
 use builder::Builder;
 use descriptor::{Descriptor, LayerSpec, Residual};
 use expr::Expr;
@@ -145,6 +145,9 @@ fn transformer_layer(b: &mut Builder, d: &Descriptor, l: &LayerSpec, exp: &ExpTa
     let clip = i64::from(l.q.hi.max(-l.q.lo).max(l.k.hi).max(-l.k.lo));
     let dim_log = d.head_dim.trailing_zeros() as usize;
     let heads = Heads { channels: blocks, dim_log, score_shift: usize::from(l.score_shift), clip };
+    if heads.score_shift > MAX_SCORE_SHIFT {
+        return b.fail_shape(format!("score shift {} exceeds {MAX_SCORE_SHIFT}", l.score_shift));
+    }
     if l.v.lo < -(1 << 11) || l.v.hi >= 1 << 11 {
         b.fail_shape("values must fit 12 bits for the mix to stay in 16");
     }

@@ -97,7 +97,7 @@ mod tests {
     #[test]
     fn closed_forms_equal_the_sums() {
         let z = point(5);
-        let ids: Vec<QM31> = (0..32).map(|i| signed_ext(i)).collect();
+        let ids: Vec<QM31> = (0..32).map(signed_ext).collect();
         assert_eq!(identity_mle(&z), mle_eval(&ids, &z));
         for bound in 0..=33usize {
             let lt: Vec<QM31> = (0..32).map(|i| if i < bound { ONE } else { ZERO }).collect();

@@ -168,7 +168,7 @@ fn layer(d: &Descriptor, spec: &LayerSpec, matrices: &[Matrix], l: usize) -> Che
     for (m, (name, k, n)) in matrices.iter().zip(layer_shapes(d)) {
         matrix(&at(name), m, name, k, n)?;
     }
-    if !(1..=12).contains(&spec.score_shift) {
+    if !(1..=7).contains(&spec.score_shift) {
         return Err(parameter(&at("scores"), "shift", i64::from(spec.score_shift)));
     }
     let q = bounds::score_window(d.head_dim, spec.score_shift);

@@ -19,6 +19,8 @@ pub trait ProofKernels: Send + Sync {
     type Ext: Send + Sync;
     /// One layer of the LogUp tree: numerators and denominators.
     type Fractions: Send + Sync;
+    /// A layer in its sumcheck.
+    type Layer: Send + Sync;
     /// A chip group being folded.
     type Chip: Send + Sync;
 
@@ -51,10 +53,13 @@ pub trait ProofKernels: Send + Sync {
     fn next_layer(&self, f: &Self::Fractions) -> Self::Fractions;
     /// The four children of a root: numerators then denominators.
     fn children(&self, f: &Self::Fractions) -> [QM31; 4];
-    /// Splits a layer into even and odd numerators and denominators for its sumcheck.
-    fn split(&self, f: &Self::Fractions) -> [Self::Ext; 4];
+    /// Prepares the sumcheck of a layer: `sum_x eq(point, x) (n0 d1 + n1 d0 + mu d0 d1)(x)` over even and odd children.
+    fn gkr_start(&self, f: Self::Fractions, point: &[QM31], mu: QM31) -> Self::Layer;
+    /// Binds the previous challenge, drops the eq factor of the next variable and returns
     /// `sum_i rest[i] (n0 d1 + n1 d0 + mu d0 d1)(X, i)` at X = 0 and X = 2.
-    fn gkr_round(&self, rest: &Self::Ext, parts: &[Self::Ext; 4], mu: QM31) -> [QM31; 2];
+    fn gkr_round(&self, layer: &mut Self::Layer, bind: Option<QM31>) -> [QM31; 2];
+    /// Binds the last challenge and returns the children's values n0, n1, d0, d1.
+    fn gkr_end(&self, layer: Self::Layer, bind: QM31) -> [QM31; 4];
 
     /// A claim's vector over the summed variables: fixed coordinates contracted, kappa coordinates free.
     fn claim_vector(&self, eval: &Eval, columns: &[Self::Base], points: &Points, vars: usize) -> Self::Ext;

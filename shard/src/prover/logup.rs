@@ -29,9 +29,7 @@ pub fn prove<S: HashSuite, K: ProofKernels>(
             (Vec::new(), Vec::new(), k.children(&layer))
         } else {
             let mu = t.draw("logup.mu");
-            let parts = k.split(&layer);
-            drop(layer);
-            layer_sumcheck(t, k, parts, &claim, mu)
+            layer_sumcheck(t, k, k.gkr_start(layer, &claim.point, mu), &claim, mu)
         };
         let y = absorb_mask(t, &mask);
         claim.point = x;
@@ -49,26 +47,23 @@ type LayerResult = (Vec<RoundPoly<3>>, Vec<QM31>, [QM31; 4]);
 fn layer_sumcheck<S: HashSuite, K: ProofKernels>(
     t: &mut Transcript<S>,
     k: &K,
-    mut parts: [K::Ext; 4],
+    mut layer: K::Layer,
     from: &LeafClaim,
     mu: QM31,
 ) -> LayerResult {
     let mut claim = from.numerator + mu * from.denominator;
-    let mut rest = k.eq(&from.point);
     let mut scale = ONE;
     let (mut rounds, mut point) = (Vec::new(), Vec::new());
     for &z in &from.point {
-        rest = k.drop_low(&rest);
-        let [t0, t2] = k.gkr_round(&rest, &parts, mu);
+        let [t0, t2] = k.gkr_round(&mut layer, point.last().copied());
         let poly = round_poly(claim, scale, z, t0, t2);
         let r = sumcheck::round(t, "logup.round", &poly);
         claim = poly.eval(claim, r);
         scale *= z * r + (ONE - z) * (ONE - r);
-        parts = parts.map(|p| k.fold(&p, r));
         rounds.push(poly);
         point.push(r);
     }
-    let mask = [0, 1, 2, 3].map(|i| k.first(&parts[i]));
+    let mask = k.gkr_end(layer, point.last().copied().unwrap_or(ZERO));
     (rounds, point, mask)
 }
 

@@ -15,6 +15,13 @@ pub struct Chip {
     terms: Vec<(QM31, Vec<usize>)>,
 }
 
+/// A layer in its sumcheck.
+pub struct Layer {
+    parts: [Vec<QM31>; 4],
+    rest: Vec<QM31>,
+    mu: QM31,
+}
+
 fn source_rows(c: &Circuit, s: Source, n: usize, columns: &[Vec<M31>]) -> Vec<M31> {
     match s {
         Source::Col(id) => {
@@ -46,6 +53,7 @@ impl ProofKernels for Reference {
     type Base = Vec<M31>;
     type Ext = Vec<QM31>;
     type Fractions = (Vec<QM31>, Vec<QM31>);
+    type Layer = Layer;
     type Chip = Chip;
 
     fn column(&self, values: &[M31]) -> Vec<M31> {
@@ -131,18 +139,26 @@ impl ProofKernels for Reference {
         [n[0], n[1], d[0], d[1]]
     }
 
-    fn split(&self, (n, d): &Self::Fractions) -> [Vec<QM31>; 4] {
+    fn gkr_start(&self, (n, d): Self::Fractions, point: &[QM31], mu: QM31) -> Layer {
         let part = |v: &[QM31], odd: usize| v.iter().skip(odd).step_by(2).copied().collect::<Vec<_>>();
-        [part(n, 0), part(n, 1), part(d, 0), part(d, 1)]
+        Layer { parts: [part(&n, 0), part(&n, 1), part(&d, 0), part(&d, 1)], rest: eq_vector(point), mu }
     }
 
-    fn gkr_round(&self, rest: &Vec<QM31>, parts: &[Vec<QM31>; 4], mu: QM31) -> [QM31; 2] {
+    fn gkr_round(&self, layer: &mut Layer, bind: Option<QM31>) -> [QM31; 2] {
+        if let Some(r) = bind {
+            layer.parts.iter_mut().for_each(|p| *p = fold(p, r));
+        }
+        layer.rest = self.drop_low(&layer.rest);
         [0, 2].map(|x| {
-            rest.iter().enumerate().fold(ZERO, |acc, (i, &e)| {
-                let [n0, n1, d0, d1] = [0, 1, 2, 3].map(|k: usize| at(&parts[k][2 * i..2 * i + 2], x));
-                acc + e * (n0 * d1 + n1 * d0 + mu * d0 * d1)
+            layer.rest.iter().enumerate().fold(ZERO, |acc, (i, &e)| {
+                let [n0, n1, d0, d1] = [0, 1, 2, 3].map(|k: usize| at(&layer.parts[k][2 * i..2 * i + 2], x));
+                acc + e * (n0 * d1 + n1 * d0 + layer.mu * d0 * d1)
             })
         })
+    }
+
+    fn gkr_end(&self, layer: Layer, bind: QM31) -> [QM31; 4] {
+        layer.parts.map(|p| fold(&p, bind)[0])
     }
 
     fn claim_vector(&self, eval: &Eval, columns: &[Vec<M31>], points: &Points, vars: usize) -> Vec<QM31> {

@@ -61,9 +61,8 @@ fn add_rows(acc: &mut [[i64; COLUMNS]; 4], rows: [&[i8]; ROWS], c: [[i64; 4]; RO
     }
 }
 
-/// `sum_row c[row]·rows[row]` for int8 rows.
-pub(super) fn int8(rows: &[i8], h: u32, coefficients: &[QM31]) -> Vec<QM31> {
-    let n = 1usize << h;
+/// `sum_row c[row]·rows[row]` for int8 rows of `n` columns.
+pub(super) fn int8(rows: &[i8], n: usize, coefficients: &[QM31]) -> Vec<QM31> {
     let width = COLUMNS.min(n);
     let centred: Vec<[i64; 4]> = coefficients.iter().map(|&c| centred(c)).collect();
     let stacked: Vec<&[i8]> = rows.chunks_exact(n).take(coefficients.len()).collect();
@@ -72,8 +71,8 @@ pub(super) fn int8(rows: &[i8], h: u32, coefficients: &[QM31]) -> Vec<QM31> {
         let mut acc = [[0i64; COLUMNS]; 4];
         let nothing = [0i8; COLUMNS];
         for (group, c) in stacked.chunks(ROWS).zip(centred.chunks(ROWS)) {
-            let rows =
-                std::array::from_fn(|i| group.get(i).map_or(&nothing[..width], |r| &r[chunk * width..(chunk + 1) * width]));
+            let columns = chunk * width..chunk * width + out.len();
+            let rows = std::array::from_fn(|i| group.get(i).map_or(&nothing[..out.len()], |r| &r[columns.clone()]));
             add_rows(&mut acc, rows, std::array::from_fn(|i| c.get(i).copied().unwrap_or_default()));
         }
         for (i, v) in out.iter_mut().enumerate() {

@@ -204,7 +204,7 @@ impl CommitKernels for Simd {
     }
 
     fn combine_int8(&self, rows: &Vec<i8>, h: u32, coefficients: &[QM31]) -> SimdExt {
-        SimdExt::from_host(&combine::int8(rows, h, coefficients))
+        SimdExt::from_host(&combine::int8(rows, 1 << h, coefficients))
     }
 
     fn partials_base(&self, rows: &Vec<M31>, point: &[QM31]) -> Vec<QM31> {

@@ -4,14 +4,21 @@
 //! for 16 lanes take the reference path. Packed lanes may hold p for 0; everything that is hashed, stored as symbols or
 //! returned to the host is canonical.
 
+mod chip;
 mod combine;
 mod commit;
 mod encode;
 mod ext;
+mod gkr;
 mod hash;
+mod leaves;
+mod proof;
 
+pub use chip::Chip;
 pub use commit::AlignedWords;
 pub use ext::SimdExt;
+pub use gkr::{Fractions, Layer};
+pub use proof::Column;
 
 use encode::Tables;
 use std::collections::BTreeMap;
