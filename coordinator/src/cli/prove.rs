@@ -6,6 +6,7 @@ use super::exit::{Code, Coded as _, Failure};
 use super::home::{Home, write_whole};
 use super::output::{Out, hex, size};
 use obelysk_coordinator::JobResult;
+use obelysk_coordinator::checker::admit;
 use obelysk_model::IntegerModel;
 use obelysk_model::infer::InferError;
 use obelysk_node::job_bytes::JobSpec;
@@ -56,6 +57,7 @@ pub fn run(out: &Out, home: &Home, args: &ProveArgs) -> Result<(), Failure> {
     };
     check_ids(&model, &ids)?;
     let spec = JobSpec { model: model.id, mode: MODE_FORKED, ids };
+    admit::<NodeSuite>(&model.registered, &spec)?;
     let proved = match &args.coordinator {
         Some(address) => at_coordinator(out, &model, &spec, address)?,
         None if args.nodes == 0 => here(out, &model, &spec)?,

@@ -1,6 +1,7 @@
 //! Commands in one process.
 
 use crate::toy::{Place, contents, has_keys};
+use obelysk_protocol::verifier::registered::SecurityParams;
 
 const PROVE_KEYS: [&str; 6] = ["seconds", "core_seconds", "peak_memory_bytes", "proof_bytes", "nodes", "phases"];
 const VERIFY_KEYS: [&str; 6] = ["accepted", "security_bits", "seconds", "proof_bytes", "model_id", "mode"];
@@ -159,6 +160,14 @@ fn damaged_weights_are_found_before_proving() {
     place.write("home/models/toy/segment-0001.bin", &bytes);
     let ran = place.run(&["prove", "--model", "toy", "--ids", "1", "--out", "p.obk"]).expect(2);
     assert!(ran.stderr.contains("segment-0001.bin") && ran.stderr.contains("digest"), "{}", ran.stderr);
+}
+
+#[test]
+fn weakly_registered_models_are_refused() {
+    let place = Place::empty();
+    place.toy_with("weak", 5, SecurityParams { queries: 12, g_seed: 3, g_fold: 2, g_query: 4 });
+    let ran = place.run(&["prove", "--model", "weak", "--ids", "1", "--out", "p.obk"]).expect(2);
+    assert!(ran.stderr.contains("bits of security only"), "{}", ran.stderr);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! A registered toy model with few queries, and the binary with a home folder of its own.
+//! A registered toy model, and the binary with a home folder of its own.
 
 use obelysk_model::{IntegerModel, toy};
 use obelysk_node::{NodeBackend, NodeSuite};
@@ -8,9 +8,6 @@ use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use tempfile::TempDir;
-
-/// Few queries: these tests are about the command line.
-const SECURITY: SecurityParams = SecurityParams { queries: 12, g_seed: 3, g_fold: 2, g_query: 4 };
 
 /// A home folder, gone after the test.
 pub struct Place(TempDir);
@@ -57,9 +54,14 @@ impl Place {
 
     /// Registers the toy of a seed under a name.
     pub fn toy(&self, name: &str, seed: u64) -> PathBuf {
+        self.toy_with(name, seed, SecurityParams::standard(2))
+    }
+
+    /// The same with other security parameters.
+    pub fn toy_with(&self, name: &str, seed: u64, security: SecurityParams) -> PathBuf {
         let folder = self.path(&format!("home/models/{name}"));
         let model = self.integer(&format!("home/models/{name}"), seed);
-        let registered = register::<NodeSuite, _>(&NodeBackend::default(), &model, SECURITY, [7; 32], &folder, &|_| ());
+        let registered = register::<NodeSuite, _>(&NodeBackend::default(), &model, security, [7; 32], &folder, &|_| ());
         std::fs::write(folder.join("registered.obr"), registered.expect("registers").write()).expect("written");
         folder
     }
