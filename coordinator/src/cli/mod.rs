@@ -3,6 +3,7 @@
 //! Commands are thin: they find files, call the library and print. No switch weakens verification.
 
 mod args;
+mod bench;
 mod cluster;
 mod demo;
 mod exit;
@@ -46,6 +47,7 @@ fn run(out: &Out, cli: Cli) -> Result<(), Failure> {
         Command::Demo(args) => demo::run(out, &home, &args),
         Command::Model(command) => model::run(out, &home, command),
         Command::Prove(args) => prove::run(out, &home, &args),
+        Command::Bench(args) => bench::run(out, &home, &args),
         Command::Verify(args) => verify::run(out, &home, &args),
         Command::Inspect(args) => inspect::run(out, &home, &args),
         Command::Coordinator(CoordinatorCommand::Serve(args)) => serve::run(out, &home, args),
