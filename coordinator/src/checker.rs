@@ -14,13 +14,15 @@ use obelysk_protocol::circuit::{PublicInput, segment_count};
 use obelysk_protocol::field::QM31;
 use obelysk_protocol::transcript::{Digest, HashSuite};
 use obelysk_protocol::verifier::aggregate::{
-    Statement, boundary_point, neighbours, segment_fork, segment_input, verify_bytes, verify_claims, verify_segment,
+    MINIMUM_SECURITY_BITS, Statement, boundary_point, neighbours, segment_fork, segment_input, verify_bytes, verify_claims,
+    verify_segment,
 };
 use obelysk_protocol::verifier::bytes::Reader;
 use obelysk_protocol::verifier::opening::OpeningProof;
 use obelysk_protocol::verifier::proof::{Proof, SegmentProof, opening_shape};
 use obelysk_protocol::verifier::registered::Registered;
 use obelysk_protocol::verifier::segment::ClaimsProof;
+use obelysk_protocol::verifier::soundness;
 use obelysk_shard::job::{Backend, boundary_value};
 use obelysk_shard::local::draw_seed;
 
@@ -145,6 +147,21 @@ impl<S: HashSuite, B: Backend> ProofChecker<S, B> {
     }
 }
 
+/// Refuses before any work what no verifier would accept: ids, mode, or a model registered with weak parameters.
+///
+/// # Errors
+/// [`CheckError::Spec`].
+pub fn admit<S: HashSuite>(model: &Registered, spec: &JobSpec) -> Result<(), CheckError> {
+    // Neither circuits nor security depend on the output, which is not known yet.
+    let input = PublicInput { ids: spec.ids.clone(), output: vec![0; model.descriptor.width as usize] };
+    let statement = Statement::new::<S>(model, input, spec.mode).or_else(refuse)?;
+    let bits = soundness::minimum(&soundness::budget(model, &statement.circuits));
+    if bits < MINIMUM_SECURITY_BITS {
+        return refuse(format!("the model was registered for {bits:.0} bits of security only: register it again"));
+    }
+    Ok(())
+}
+
 fn reject(error: impl Display) -> Verdict {
     Verdict::Reject(error.to_string())
 }
@@ -171,10 +188,7 @@ fn segment_proof(
 impl<S: HashSuite, B: Backend + 'static> Checker for ProofChecker<S, B> {
     fn segments(&self, spec: &[u8]) -> Result<u32, CheckError> {
         let job = self.job(spec)?;
-        // The statement's own checks of ids and mode, before any work; the output is not known yet.
-        let output = vec![0; job.model.descriptor.width as usize];
-        let input = PublicInput { ids: job.spec.ids.clone(), output };
-        Statement::new::<S>(&job.model, input, job.spec.mode).or_else(refuse)?;
+        admit::<S>(&job.model, &job.spec)?;
         u32::try_from(job.segments()).or_else(refuse)
     }
 

@@ -18,8 +18,8 @@ use obelysk_shard::job::{self, Backend, Committed, JobError, LoadedModel, Segmen
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Committed values kept: a short text through a small model, or one long segment.
-const COMMITTED_BYTES: usize = 4 << 30;
+/// Memory of committed values kept: a short text through a small model, or one long segment.
+const COMMITTED_BYTES: usize = 1 << 30;
 /// Models in memory at once: a node serves one, and one more while a cluster changes over.
 const MODELS: usize = 2;
 /// Statements kept: one per running job.

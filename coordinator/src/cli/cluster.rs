@@ -22,6 +22,8 @@ const JOIN_PATIENCE: Duration = Duration::from_secs(60);
 const LEAVE_PATIENCE: Duration = Duration::from_secs(5);
 /// Whole segments of long texts take minutes on a small machine, and report no steps in between.
 const LEASE_MS: u64 = 30 * 60 * 1000;
+/// Nodes of one machine recover at once or not at all.
+const RETRY_PAUSE_MS: u64 = 50;
 /// Kinds of work per segment.
 const KINDS: usize = 4;
 
@@ -35,6 +37,7 @@ pub fn prove(out: &Out, home: &Home, model: &ModelFolder, spec: &JobSpec, nodes:
     runtime()?.block_on(async {
         let mut config = LocalConfig { nodes, ..LocalConfig::default() };
         config.coordinator.lease_ms = LEASE_MS;
+        config.coordinator.retry_pause_ms = RETRY_PAUSE_MS;
         let checker = ProofChecker::<NodeSuite, _>::new(NodeBackend::default(), [model.registered.clone()]);
         let handle = Coordinator::start(config.coordinator.clone(), Arc::new(checker), None).await.code(Code::Cluster)?;
         let outcome = on_children(out, home, model, spec, (&handle, &config)).await;

@@ -6,6 +6,7 @@ use super::exit::{Code, Coded as _, Failure};
 use super::home::{Home, write_whole};
 use super::output::{Out, hex, size};
 use obelysk_coordinator::JobResult;
+use obelysk_coordinator::checker::admit;
 use obelysk_model::IntegerModel;
 use obelysk_model::infer::InferError;
 use obelysk_node::job_bytes::JobSpec;
@@ -56,6 +57,7 @@ pub fn run(out: &Out, home: &Home, args: &ProveArgs) -> Result<(), Failure> {
     };
     check_ids(&model, &ids)?;
     let spec = JobSpec { model: model.id, mode: MODE_FORKED, ids };
+    admit::<NodeSuite>(&model.registered, &spec)?;
     let proved = match &args.coordinator {
         Some(address) => at_coordinator(out, &model, &spec, address)?,
         None if args.nodes == 0 => here(out, &model, &spec)?,
@@ -117,7 +119,7 @@ fn here(out: &Out, model: &ModelFolder, spec: &JobSpec) -> Result<Proved, Failur
     let loaded = loaded?;
     let (started, cpu) = (Instant::now(), usage::cpu_time());
     let segments = segment_count(&model.registered.descriptor);
-    let bar = out.bar(3 * segments, "commit");
+    let bar = out.bar(2 * segments, "commit");
     let progress = |phase: &'static str, _: usize, _: usize| {
         bar.set_message(phase);
         bar.inc(1);

@@ -1,0 +1,5 @@
+//! The command line as a user runs it: the real binary on a toy model, exit codes, JSON keys, bad input.
+
+mod commands;
+mod nodes;
+mod toy;

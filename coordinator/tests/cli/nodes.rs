@@ -1,0 +1,126 @@
+//! Commands that start processes: nodes of one proof, a coordinator with nodes, nodes that cannot work.
+
+use crate::toy::{Place, Ran};
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+/// A child that is killed when the test ends, however it ends.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Running {
+    #[track_caller]
+    fn exit_code(&mut self) -> Option<i32> {
+        let started = Instant::now();
+        while started.elapsed() < Duration::from_secs(60) {
+            if let Some(status) = self.0.try_wait().expect("waits") {
+                return status.code();
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        panic!("the process does not end");
+    }
+}
+
+/// A coordinator and the address it printed.
+fn coordinator(place: &Place) -> (Running, String) {
+    let mut child = place
+        .command(&["coordinator", "serve", "--listen", "127.0.0.1:0", "--json"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("starts");
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("a line");
+    let value: serde_json::Value = serde_json::from_str(&line).expect("JSON");
+    (Running(child), value["address"].as_str().expect("an address").to_owned())
+}
+
+fn node(place: &Place, address: &str, extra: &[&str]) -> Running {
+    let args = [&["node", "join", address, "--threads", "1"], extra].concat();
+    Running(place.command(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("starts"))
+}
+
+fn terminate(child: &Running) {
+    let id = child.0.id().to_string();
+    assert!(std::process::Command::new("kill").args(["-TERM", &id]).status().expect("kill runs").success());
+}
+
+#[test]
+fn two_node_processes_give_the_bytes_of_one_process() {
+    let place = Place::with_toy();
+    let alone = place.prove(&["--ids", "3,1,4,1,5"], "alone.obk");
+    let args = ["prove", "--model", "toy", "--ids", "3,1,4,1,5", "--nodes", "2", "--out", "two.obk", "--json"];
+    let made = place.run(&args).expect(0).json();
+    assert!(place.read("two.obk") == alone, "same bytes");
+    assert!(made["nodes"].as_u64().unwrap() >= 1 && made["core_seconds"].as_f64().unwrap() > 0.0, "{made}");
+    let names: Vec<&str> = made["phases"].as_array().unwrap().iter().map(|p| p["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["forward", "commit", "prove", "open", "finish"]);
+}
+
+#[test]
+fn a_coordinator_serves_nodes_and_clients_until_told_to_stop() {
+    let place = Place::with_toy();
+    let alone = place.prove(&["--ids", "1,2,3"], "alone.obk");
+    let (mut coordinator, address) = coordinator(&place);
+    let (mut first, second) = (node(&place, &address, &[]), node(&place, &address, &["--name", "second"]));
+    place.prove(&["--ids", "1,2,3", "--coordinator", &address], "remote.obk");
+    assert!(place.read("remote.obk") == alone, "same bytes");
+    let refused: Ran = place.run(&["prove", "--model", "toy", "--ids", "1", "--coordinator", "nonsense", "--out", "x"]);
+    assert!(refused.expect(2).stderr.contains("fingerprint"));
+    terminate(&first);
+    assert_eq!(first.exit_code(), Some(0), "drained");
+    terminate(&coordinator);
+    assert_eq!(coordinator.exit_code(), Some(0));
+    let mut second = second;
+    assert_eq!(second.exit_code(), Some(0), "dismissed");
+}
+
+#[test]
+fn a_job_for_a_model_that_the_coordinator_does_not_know_is_refused() {
+    let place = Place::with_toy();
+    let (_coordinator, address) = coordinator(&place);
+    let elsewhere = Place::empty();
+    elsewhere.toy("toy", 6);
+    let ran = elsewhere.run(&["prove", "--model", "toy", "--ids", "1", "--coordinator", &address, "--out", "p.obk"]).expect(3);
+    assert!(ran.stderr.contains("not registered at this coordinator"), "{}", ran.stderr);
+}
+
+#[test]
+fn a_node_with_damaged_weights_costs_no_proof() {
+    let place = Place::with_toy();
+    let alone = place.prove(&["--ids", "2,7"], "alone.obk");
+    let damaged = Place::with_toy();
+    let mut bytes = damaged.read("home/models/toy/segment-0002.bin");
+    bytes[90] ^= 4;
+    damaged.write("home/models/toy/segment-0002.bin", &bytes);
+    let (_coordinator, address) = coordinator(&place);
+    let _bad = node(&damaged, &address, &["--name", "bad"]);
+    let _good = node(&place, &address, &["--name", "good"]);
+    place.prove(&["--ids", "2,7", "--coordinator", &address], "remote.obk");
+    assert!(place.read("remote.obk") == alone, "same bytes");
+    // Alone, the damaged copy gives a clear error.
+    let ran = damaged.run(&["prove", "--model", "toy", "--ids", "1", "--nodes", "1", "--out", "p.obk"]).expect(3);
+    assert!(ran.stderr.contains("segment-0002.bin"), "{}", ran.stderr);
+}
+
+#[test]
+fn a_node_says_why_it_cannot_join() {
+    let place = Place::with_toy();
+    let bad = place.run(&["node", "join", "nonsense"]).expect(2);
+    assert!(bad.stderr.contains("fingerprint"), "{}", bad.stderr);
+    let nobody = format!("127.0.0.1:9#{}", "0a".repeat(32));
+    let ran = place.run(&["node", "join", &nobody, "--give-up-after", "1"]).expect(3);
+    assert!(ran.stderr.contains("no coordinator for"), "{}", ran.stderr);
+    let (_coordinator, address) = coordinator(&place);
+    let (host, _) = address.split_once('#').unwrap();
+    let ran = place.run(&["node", "join", &format!("{host}#{}", "0a".repeat(32))]).expect(3);
+    assert!(ran.stderr.contains("but the address pins"), "{}", ran.stderr);
+}
