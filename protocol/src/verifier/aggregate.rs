@@ -69,8 +69,8 @@ impl Statement {
             return Err(VerifyError::Input(format!("{} output channels; the model has {}", input.output.len(), d.width)));
         }
         // |sum_t u| <= T 2^15 < p / 2, so equality mod p is equality.
-        let bound = (input.ids.len() as i64) << 15;
-        if input.output.iter().any(|v| v.abs() > bound) {
+        let bound = (input.ids.len() as u64) << 15;
+        if input.output.iter().any(|v| v.unsigned_abs() > bound) {
             return Err(VerifyError::Input(format!("an output value exceeds {bound}")));
         }
         let circuits = (0..segment_count(d)).map(|s| circuit::build(d, exp, &input, s)).collect::<Result<_, _>>()?;
@@ -210,6 +210,7 @@ pub fn open_statement<S: HashSuite>(
     let expect = |field: &'static str, found: String, expected: String| {
         if found == expected { Ok(()) } else { Err(VerifyError::Statement { field, found, expected }) }
     };
+    expect("protocol version", header.version.to_string(), PROTOCOL_VERSION.to_string())?;
     expect("hash suite", header.suite.to_string(), S::ID.to_string())?;
     let hex = |d: &Digest| d.iter().map(|b| format!("{b:02x}")).collect::<String>();
     expect("model id", hex(&header.model_id), hex(&model.model_id::<S>()))?;
