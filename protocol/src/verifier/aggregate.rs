@@ -214,6 +214,7 @@ pub fn open_statement<S: HashSuite>(
     let expect = |field: &'static str, found: String, expected: String| {
         if found == expected { Ok(()) } else { Err(VerifyError::Statement { field, found, expected }) }
     };
+    expect("protocol version", header.version.to_string(), PROTOCOL_VERSION.to_string())?;
     expect("hash suite", header.suite.to_string(), S::ID.to_string())?;
     let hex = |d: &Digest| d.iter().map(|b| format!("{b:02x}")).collect::<String>();
     expect("model id", hex(&header.model_id), hex(&model.model_id::<S>()))?;
