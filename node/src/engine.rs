@@ -39,6 +39,9 @@ pub enum EngineError {
     /// The model is not on this node.
     #[error("model {0} is not on this node; import it there, or list only the models present")]
     UnknownModel(String),
+    /// The model is on this node but cannot be used.
+    #[error("this node's copy of the model is not usable: {0}")]
+    Model(String),
     /// The machine ran out of something.
     #[error("this machine ran out of {0}; free some, or give the node smaller segments")]
     Resources(String),
@@ -112,8 +115,8 @@ pub trait Checker: Send + Sync + 'static {
     /// [`CheckError::Spec`] when the specification is not a job.
     fn segments(&self, spec: &[u8]) -> Result<u32, CheckError>;
 
-    /// Judges one result. `inputs` and `extra` are what the engine was given; for commit the accepted boundary *after* the segment
-    /// follows as the last input, and a difference from it is a [`Verdict::Dispute`]. `output` comes from a peer: any bytes.
+    /// Judges one result. `inputs` and `extra` are what the engine was given; for commit and prove the accepted boundary *after* the
+    /// segment follows as the last input; a commit that differs from it is a [`Verdict::Dispute`]. `output` comes from a peer: any bytes.
     fn check(&self, spec: &[u8], kind: WorkKind, segment: u32, inputs: &[&[u8]], extra: &[u8], output: &[u8]) -> Verdict;
 
     /// The public bytes for prove and open, from all commits in segment order.

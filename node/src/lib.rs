@@ -1,13 +1,19 @@
 //! A node process: owns a device, dials the coordinator over QUIC, runs leased work.
 //!
-//! Takes no cluster decisions and knows no proofs: work is done by an [`Engine`](engine::Engine), bytes are opaque.
+//! Takes no cluster decisions. The worker knows no proofs: work is done by an [`Engine`](engine::Engine), bytes are opaque;
+//! [`ProverEngine`] is the one that proves.
 #![forbid(unsafe_code)]
 
 pub mod address;
 pub mod config;
 pub mod engine;
 pub mod error;
+pub mod job_bytes;
+pub mod model_folder;
+pub mod prover_engine;
+pub mod recent;
 pub mod transport;
+pub mod usage;
 pub mod worker;
 
 pub use address::CoordinatorAddress;
@@ -15,4 +21,11 @@ pub use config::NodeConfig;
 pub use engine::{CheckError, Checker, Engine, EngineError, Pieces, Verdict, WorkKind, WorkOutput, WorkRequest};
 pub use error::NodeError;
 
+pub use model_folder::{ModelFolder, ModelFolderError};
+pub use prover_engine::ProverEngine;
 pub use worker::{ExitReason, Node};
+
+/// The kernels that nodes of this release compute with.
+pub type NodeBackend = obelysk_shard::kernels::simd::Simd;
+/// The hash suite of this release's proofs.
+pub type NodeSuite = obelysk_protocol::transcript::Blake2s;

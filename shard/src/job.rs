@@ -150,9 +150,16 @@ pub struct Committed<B: Backend> {
     values: CommittedValues<B>,
     received: Vec<i16>,
     trace: SegmentTrace,
+    bytes: usize,
 }
 
 impl<B: Backend> Committed<B> {
+    /// Memory it holds, about: columns twice, words, tree.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Root of the value oracle.
     #[must_use]
     pub fn root(&self) -> Digest {
@@ -177,13 +184,16 @@ pub fn commit<S: HashSuite, B: Backend>(
     segment: usize,
     received: &[i16],
 ) -> Result<Committed<B>, JobError> {
-    let trace = forward(&model.model, ids, segment, received)?;
+    let trace = tracing::info_span!("forward").in_scope(|| forward(&model.model, ids, segment, received))?;
     let input = PublicInput { ids: ids.to_vec(), output: Vec::new() };
     let c = circuit::build(&model.model.descriptor, &exp_tables(), &input, segment)?;
-    let columns = columns(model, &c, segment, received, &trace)?;
-    let values = CommittedValues::commit::<S>(k, code_shape(&model.model.descriptor), stack(&c, model, &columns));
+    let columns = tracing::info_span!("witness").in_scope(|| columns(model, &c, segment, received, &trace))?;
+    let _span = tracing::info_span!("encode").entered();
+    let (code, stacked) = (code_shape(&model.model.descriptor), stack(&c, model, &columns));
+    let bytes = 4 * stacked.len() * (2 + (1 << code.blowup_log)) + (64 << code.log_n());
+    let values = CommittedValues::commit::<S>(k, code, stacked);
     let columns = columns.iter().map(|v| ProofKernels::column(k, v)).collect();
-    Ok(Committed { columns, values, received: received.to_vec(), trace })
+    Ok(Committed { columns, values, received: received.to_vec(), trace, bytes })
 }
 
 /// The circuit's columns from a trace.
@@ -226,7 +236,7 @@ struct BackendGrinder<'a, B>(&'a B);
 
 impl<S: HashSuite, B: Backend> Grinder<S> for BackendGrinder<'_, B> {
     fn grind(&self, t: &mut Transcript<S>, bits: u32) -> u64 {
-        let nonce = self.0.grind::<S>(&t.pow_prefix(bits), bits);
+        let nonce = tracing::info_span!("grind").in_scope(|| self.0.grind::<S>(&t.pow_prefix(bits), bits));
         t.accept_pow(bits, nonce);
         nonce
     }
@@ -286,6 +296,7 @@ pub fn open<S: HashSuite, B: Backend>(
     segment: usize,
     (committed, claims): (&Committed<B>, &SegmentClaims),
 ) -> Result<OpeningProof, JobError> {
+    let _span = tracing::info_span!("open").entered();
     let input = segment_input::<S>(&model.registered, s, seed, segment, claims.boundaries);
     let mut t = segment_fork::<S>(seed, s, segment);
     let open = verify_claims(&mut t, &input, &claims.proof)?;

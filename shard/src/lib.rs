@@ -1,6 +1,7 @@
 //! Everything needed to prove segments on one machine: kernels, witness, prover steps, registration.
 #![deny(unsafe_code)]
 
+pub mod ceilings;
 pub mod job;
 pub mod kernels;
 pub mod local;

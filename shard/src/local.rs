@@ -7,6 +7,7 @@ use obelysk_protocol::circuit::{PublicInput, segment_count};
 use obelysk_protocol::transcript::{HashSuite, Seed};
 use obelysk_protocol::verifier::aggregate::{Statement, absorb_roots, main_transcript};
 use obelysk_protocol::verifier::proof::{Header, MODE_FORKED, Proof, SegmentProof};
+use obelysk_protocol::verifier::registered::Registered;
 use std::time::{Duration, Instant};
 
 /// Wall time by phase.
@@ -26,34 +27,71 @@ impl Phases {
     }
 }
 
+/// Committed values kept until their segment is proved; what does not fit is computed again from the boundary,
+/// so that memory grows with a segment and not with the model.
+const KEPT_BYTES: usize = 1 << 30;
+
+/// Boundary states of all segments, and the committed values that fit in memory.
+struct States<B: Backend> {
+    hidden: Vec<Vec<i16>>,
+    kept: Vec<Option<Committed<B>>>,
+    bytes: usize,
+}
+
+impl<B: Backend> States<B> {
+    fn keep(&mut self, c: Committed<B>) {
+        self.hidden.push(c.hidden().unwrap_or(&[]).to_vec());
+        let fits = self.bytes + c.bytes() <= KEPT_BYTES;
+        self.bytes += if fits { c.bytes() } else { 0 };
+        self.kept.push(fits.then_some(c));
+    }
+}
+
 /// Proves `ids`; segments one after the other.
 ///
 /// # Errors
 /// [`JobError`].
 pub fn prove<S: HashSuite, B: Backend>(k: &B, model: &LoadedModel<S, B>, ids: &[u32]) -> Result<(Proof, Phases), JobError> {
+    prove_with(k, model, ids, &|_, _, _| ())
+}
+
+/// As [`prove`]; `progress` is told the phase and how many of its segments are done, of how many.
+///
+/// # Errors
+/// [`JobError`].
+pub fn prove_with<S: HashSuite, B: Backend>(
+    k: &B,
+    model: &LoadedModel<S, B>,
+    ids: &[u32],
+    progress: &dyn Fn(&'static str, usize, usize),
+) -> Result<(Proof, Phases), JobError> {
     let mut phases = Phases::default();
     let segments = segment_count(&model.registered.descriptor);
-    let mut committed: Vec<Committed<B>> = Vec::new();
+    let mut states = States { hidden: vec![Vec::new()], kept: Vec::new(), bytes: 0 };
+    let mut roots = Vec::new();
     for l in 0..segments {
-        let received = committed.last().and_then(Committed::hidden).unwrap_or(&[]).to_vec();
-        committed.push(phases.time("commit", || job::commit(k, model, ids, l, &received))?);
+        let c = phases.time("commit", || job::commit(k, model, ids, l, &states.hidden[l]))?;
+        roots.push(c.root());
+        states.keep(c);
+        progress("commit", l + 1, segments);
     }
-    let hidden = committed.get(segments - 2).and_then(Committed::hidden).unwrap_or(&[]);
-    let output = infer::pool(hidden, ids.len(), infer::padded_length(ids.len()));
+    let output = infer::pool(&states.hidden[segments - 1], ids.len(), infer::padded_length(ids.len()));
     let input = PublicInput { ids: ids.to_vec(), output };
     let s = phases.time("statement", || Statement::new::<S>(&model.registered, input, MODE_FORKED))?;
-    let roots: Vec<_> = committed.iter().map(Committed::root).collect();
-    let (seed, seed_nonce) = draw_seed(k, model, &s, &roots);
-    let mut claims = Vec::new();
-    for (l, c) in committed.iter().enumerate() {
-        claims.push(phases.time("prove", || job::prove(k, model, &s, &seed, l, c))?);
+    let (seed, seed_nonce) = draw_seed::<S, B>(k, &model.registered, &s, &roots);
+    let (mut proofs, mut boundaries) = (Vec::new(), Vec::new());
+    for l in 0..segments {
+        let c = match states.kept[l].take() {
+            Some(c) => c,
+            None => phases.time("commit again", || job::commit(k, model, ids, l, &states.hidden[l]))?,
+        };
+        let claims = phases.time("prove", || job::prove(k, model, &s, &seed, l, &c))?;
+        let opening = phases.time("open", || job::open(k, model, &s, &seed, l, (&c, &claims)))?;
+        progress("prove", l + 1, segments);
+        boundaries.push(claims.boundaries.1);
+        proofs.push(SegmentProof { claims: claims.proof, opening });
     }
-    let mut proofs = Vec::new();
-    for (l, c) in committed.iter().enumerate() {
-        let opening = phases.time("open", || job::open(k, model, &s, &seed, l, (c, &claims[l])))?;
-        proofs.push(SegmentProof { claims: claims[l].proof.clone(), opening });
-    }
-    let boundaries = claims[..segments - 1].iter().map(|c| c.boundaries.1).collect();
+    boundaries.truncate(segments - 1);
     let header = Header {
         version: PROTOCOL_VERSION,
         suite: S::ID,
@@ -71,13 +109,13 @@ pub fn prove<S: HashSuite, B: Backend>(k: &B, model: &LoadedModel<S, B>, ids: &[
 /// The seed after all roots and its grinding.
 pub fn draw_seed<S: HashSuite, B: Backend>(
     k: &B,
-    model: &LoadedModel<S, B>,
+    model: &Registered,
     s: &Statement,
     roots: &[obelysk_protocol::transcript::Digest],
 ) -> (Seed, u64) {
-    let mut t = main_transcript::<S>(&model.registered, s);
+    let mut t = main_transcript::<S>(model, s);
     absorb_roots(&mut t, roots);
-    let bits = u32::from(model.registered.security.g_seed);
+    let bits = u32::from(model.security.g_seed);
     let nonce = k.grind::<S>(&t.pow_prefix(bits), bits);
     t.accept_pow(bits, nonce);
     (Seed(t.digest()), nonce)

@@ -7,8 +7,10 @@ use crate::kernels::{CodeShape, CommitKernels};
 use crate::prover::commitment::{Oracle as _, RegisteredOracle, RegistrationError};
 use obelysk_model::check::{CheckError, check};
 use obelysk_model::{IntegerModel, Matrix};
-use obelysk_protocol::circuit::descriptor::Descriptor;
+use obelysk_protocol::circuit::descriptor::{Descriptor, MAX_TOKENS};
+use obelysk_protocol::circuit::{self, BuildError, PublicInput, exp_tables, segment_count};
 use obelysk_protocol::transcript::{Digest, HashSuite};
+use obelysk_protocol::verifier::opening::OpeningParams;
 use obelysk_protocol::verifier::registered::{Registered, SecurityParams};
 use std::path::{Path, PathBuf};
 
@@ -18,6 +20,17 @@ pub enum RegisterError {
     /// A fact about the weights does not hold.
     #[error("the model breaks a bound the proof relies on: {0}")]
     Check(#[from] CheckError),
+    /// The circuits refuse it.
+    #[error("the model cannot be proved: {0}")]
+    Circuit(#[from] BuildError),
+    /// The code's size is not supported.
+    #[error("rows of 2^{h} at rate 2^-{blowup_log} are not supported: choose row_log in 2..=24 and blowup_log in 1..=4")]
+    Code {
+        /// log2 of the row length.
+        h: u32,
+        /// log2 of the inverse rate.
+        blowup_log: u32,
+    },
     /// Files.
     #[error("segment {segment}: {source}")]
     Oracle {
@@ -64,6 +77,21 @@ fn oracle_path(dir: &Path, segment: usize) -> PathBuf {
     dir.join(format!("oracle-{segment:03}.obw"))
 }
 
+/// Builds every circuit at the smallest and at an awkward large token count, so that a registered model is a provable one.
+fn check_provable(d: &Descriptor) -> Result<(), RegisterError> {
+    let exp = exp_tables();
+    let limit = MAX_TOKENS.min(d.positions as usize);
+    for tokens in [1, limit.saturating_sub(1).max(1), limit] {
+        let input = PublicInput { ids: vec![0; tokens], output: Vec::new() };
+        for segment in 0..segment_count(d) {
+            circuit::build(d, &exp, &input, segment)?;
+        }
+    }
+    let code = code_shape(d);
+    let params = OpeningParams { h: code.h, blowup_log: code.blowup_log, queries: 1, g_fold: 0, g_query: 0 };
+    params.validate().map_err(|_| RegisterError::Code { h: code.h, blowup_log: code.blowup_log })
+}
+
 /// Commits all segments' weights into `dir`; `progress` is told how many segments are done.
 ///
 /// # Errors
@@ -77,6 +105,7 @@ pub fn register<S: HashSuite, B: CommitKernels>(
     progress: &dyn Fn(usize),
 ) -> Result<Registered, RegisterError> {
     check(&model.descriptor, &model.weights)?;
+    check_provable(&model.descriptor)?;
     let mut roots = Vec::new();
     for (segment, w) in model.weights.segments.iter().enumerate() {
         let stack = weight_stack(&model.descriptor, &w.matrices);

@@ -2,7 +2,7 @@
 
 use obelysk_model::toy;
 use obelysk_protocol::transcript::{Blake2s, HashSuite, Poseidon252};
-use obelysk_protocol::verifier::aggregate::verify_bytes;
+use obelysk_protocol::verifier::aggregate::verify_reduced;
 use obelysk_protocol::verifier::registered::SecurityParams;
 use obelysk_shard::job::{Backend, LoadedModel};
 use obelysk_shard::kernels::reference::Reference;
@@ -19,7 +19,7 @@ fn whole<S: HashSuite, B: Backend>(k: &B, ids: &[u32]) -> Vec<u8> {
     let loaded = LoadedModel::<S, B>::new(registered.clone(), model, dir.path().to_path_buf());
     let (proof, _) = prove(k, &loaded, ids).unwrap();
     let bytes = proof.write();
-    let accepted = verify_bytes::<S>(&registered, &bytes).unwrap();
+    let accepted = verify_reduced::<S>(&registered, &bytes).unwrap();
     assert_eq!(accepted.ids, ids);
     bytes
 }

@@ -142,7 +142,10 @@ impl Job {
         match work.kind {
             WorkKind::Forward => {}
             WorkKind::Commit => against = Some(self.output(WorkKind::Forward, work.segment)?),
-            WorkKind::Prove => extra = self.current_challenge()?,
+            WorkKind::Prove => {
+                against = Some(self.output(WorkKind::Forward, work.segment)?);
+                extra = self.current_challenge()?;
+            }
             WorkKind::Open => {
                 extra = self.current_challenge()?;
                 inputs.push(self.output(WorkKind::Prove, work.segment)?);

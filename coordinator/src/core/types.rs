@@ -68,7 +68,7 @@ impl fmt::Display for Work {
 pub struct Needs {
     /// The engine's inputs.
     pub inputs: Vec<BlobRef>,
-    /// For commit: the boundary after the segment, which the checker compares.
+    /// For commit and prove: the boundary after the segment, which the checker compares.
     pub against: Option<BlobRef>,
     /// Public bytes.
     pub extra: BlobRef,

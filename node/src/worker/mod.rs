@@ -192,7 +192,8 @@ fn clip(text: &str) -> String {
     text[..end].to_owned()
 }
 
-async fn stop_signal() {
+/// Completes on SIGTERM or SIGINT.
+pub async fn stop_signal() {
     use tokio::signal::unix::{SignalKind, signal};
     let wait = async |kind| match signal(kind) {
         Ok(mut signals) => {

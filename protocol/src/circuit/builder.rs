@@ -108,12 +108,21 @@ impl Builder {
     /// # Errors
     /// The first equation that failed its check.
     pub fn finish(mut self) -> Result<Circuit, BuildError> {
+        self.check_lookup_counts();
         for i in 0..self.circuit.tables.len() {
             let (name, log) = (self.circuit.tables[i].name.clone(), self.circuit.tables[i].log_size);
             let id = self.column(&format!("mult.{name}"), log);
             self.circuit.tables[i].multiplicity = id;
         }
         self.error.map_or(Ok(self.circuit), Err)
+    }
+
+    /// p copies of one bad tuple would cancel mod p: fewer than p lookups per table, and p leaves in the tree.
+    fn check_lookup_counts(&mut self) {
+        let leaves: u64 = self.circuit.leaves().iter().map(|l| 1u64 << l.log_size).sum();
+        if leaves >= u64::from(P) {
+            self.fail_shape(format!("{leaves} lookups and table rows, p or more: cut the segment or the token count"));
+        }
     }
 
     /// Adds a column that nothing binds yet.

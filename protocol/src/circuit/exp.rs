@@ -13,8 +13,8 @@ const ROWS: usize = 1 << 16;
 fn mul(a: u128, b: u128) -> u128 {
     let low = u128::from(u64::MAX);
     let (a1, a0, b1, b0) = (a >> 64, a & low, b >> 64, b & low);
-    let middle = (a0 * b0 >> 64) + a1 * b0 + a0 * b1;
-    (a1 * b1 << 32) + (middle >> 32)
+    let middle = ((a0 * b0) >> 64) + a1 * b0 + a0 * b1;
+    ((a1 * b1) << 32) + (middle >> 32)
 }
 
 /// `e^(-1/4096)` by its alternating series.

@@ -22,7 +22,8 @@ const TOP_LIMB: (i64, i64) = (-255, 254);
 /// Bits by which z is scaled before the shift by sigma.
 const PRE_SHIFT: usize = 7;
 
-const TAG_SIGMA: u32 = 160;
+/// Plus the largest sigma (at most 63), which decides the content.
+const TAG_SIGMA: u32 = 192;
 const TAG_RECIPROCAL: u32 = 161;
 
 /// Sizes that follow from the width alone.
@@ -46,7 +47,7 @@ impl NormShape {
         let s_max = d as u128 * z_max * z_max + u128::from(eps);
         let bits = 128 - s_max.leading_zeros() as usize;
         let sigma_max = (0..64).find(|s| s_max >> (2 * s) < INDEX_END as u128).unwrap_or(64);
-        let carry = (3 * d as u128 * 255 * 255 >> 8) + 4;
+        let carry = ((3 * d as u128 * 255 * 255) >> 8) + 4;
         let carry_bits = (1..16).find(|b| 1u128 << (15 + b) >= carry).unwrap_or(16);
         let width_bits = d.next_power_of_two().trailing_zeros() as usize;
         Self { digits: bits.div_ceil(2).max(16 + INDEX_DIGITS), sigma_max, carry_bits, width_bits }
@@ -138,8 +139,9 @@ fn element(b: &mut Builder, p: &str, n: usize, shape: &NormShape, row: &Row, z: 
         Some(*end)
     }));
     let runs = RowIndex::Runs { starts: Arc::new(starts) };
-    let t =
-        b.table("sigma", TAG_SIGMA, log, runs, || vec![TableColumn::Function(Arc::new(s)), TableColumn::Function(Arc::new(r))]);
+    let t = b.table(&format!("sigma.{sigma_max}"), TAG_SIGMA + sigma_max as u32, log, runs, || {
+        vec![TableColumn::Function(Arc::new(s)), TableColumn::Function(Arc::new(r))]
+    });
     b.lookup(t, vec![Expr::col(row.sigma), Expr::col(rem)], n, false);
     let e = z * Expr::col(row.p2) + Expr::col(row.half) - Expr::col(xp) * Expr::col(row.p1) - Expr::col(rem);
     b.constrain(&format!("{p}.shift"), e, n, &row.onehot_cases);

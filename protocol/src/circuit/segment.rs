@@ -221,7 +221,7 @@ impl Circuit {
         let lookups = self.lookups.iter().enumerate().map(|(i, l)| (LeafKind::Lookup(i), l.log_size));
         let tables = self.tables.iter().enumerate().map(|(i, t)| (LeafKind::Table(i), t.log_size));
         let mut all: Vec<(LeafKind, usize)> = lookups.chain(tables).collect();
-        all.sort_by(|a, b| b.1.cmp(&a.1));
+        all.sort_by_key(|l| std::cmp::Reverse(l.1));
         let mut offset = 0;
         all.into_iter()
             .map(|(kind, log_size)| {

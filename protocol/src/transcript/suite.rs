@@ -17,6 +17,10 @@ pub trait HashSuite: Clone + Copy + Default + std::fmt::Debug + Send + Sync + 's
     fn leaf(symbols: &[M31]) -> Digest;
     /// Merkle inner node.
     fn node(left: &Digest, right: &Digest) -> Digest;
+    /// Whether bytes are the one encoding of a digest; others are rejected so that a proof has one encoding.
+    fn is_canonical(_digest: &Digest) -> bool {
+        true
+    }
 }
 
 /// Blake2s-256 with the domain in the personalisation field, so a leaf can never be read as a node.
@@ -68,6 +72,10 @@ mod felt {
         Poseidon::hash_array(&felts).to_bytes_be()
     }
 
+    pub fn is_canonical(bytes: &[u8; 32]) -> bool {
+        Felt::from_bytes_be(bytes).to_bytes_be() == *bytes
+    }
+
     pub fn hash_pair(domain: u8, a: &[u8; 32], b: &[u8; 32]) -> [u8; 32] {
         let felts = [Felt::from(domain), Felt::from_bytes_be(a), Felt::from_bytes_be(b)];
         Poseidon::hash_array(&felts).to_bytes_be()
@@ -94,5 +102,9 @@ impl HashSuite for Poseidon252 {
 
     fn node(left: &Digest, right: &Digest) -> Digest {
         felt::hash_pair(NODE, left, right)
+    }
+
+    fn is_canonical(digest: &Digest) -> bool {
+        felt::is_canonical(digest)
     }
 }

@@ -17,6 +17,9 @@ use crate::circuit::segment::{Circuit, log2_ceil};
 use crate::circuit::{self, PublicInput, exp_tables, segment_count};
 use crate::transcript::{Digest, ForkKind, HashSuite, Seed, Transcript, fork};
 
+/// Fiat–Shamir bits below which no proof is accepted, whatever parameters a model was registered with.
+pub const MINIMUM_SECURITY_BITS: f64 = 96.0;
+
 /// The statement of one proof with everything derived from it.
 #[derive(Debug)]
 pub struct Statement {
@@ -69,8 +72,9 @@ impl Statement {
             return Err(VerifyError::Input(format!("{} output channels; the model has {}", input.output.len(), d.width)));
         }
         // |sum_t u| <= T 2^15 < p / 2, so equality mod p is equality.
-        let bound = (input.ids.len() as i64) << 15;
-        if input.output.iter().any(|v| v.abs() > bound) {
+        let bound = (input.ids.len() as u64) << 15;
+        // unsigned_abs: |i64::MIN| does not fit i64, and 2^63 = 2 mod p would pass for a small value.
+        if input.output.iter().any(|v| v.unsigned_abs() > bound) {
             return Err(VerifyError::Input(format!("an output value exceeds {bound}")));
         }
         let circuits = (0..segment_count(d)).map(|s| circuit::build(d, exp, &input, s)).collect::<Result<_, _>>()?;
@@ -266,8 +270,22 @@ fn verify_with<S: HashSuite>(
 /// Parses and verifies the bytes of a proof; total on any bytes.
 ///
 /// # Errors
-/// [`VerifyError::Malformed`] for bytes that are no canonical proof, else as [`verify`].
+/// [`VerifyError::Malformed`] for bytes that are no canonical proof, [`VerifyError::Security`] for a model registered with
+/// parameters below [`MINIMUM_SECURITY_BITS`], else as [`verify`].
 pub fn verify_bytes<S: HashSuite>(model: &Registered, bytes: &[u8]) -> Result<Accepted, VerifyError> {
+    let accepted = verify_reduced::<S>(model, bytes)?;
+    if accepted.security_bits < MINIMUM_SECURITY_BITS {
+        return Err(VerifyError::Security { found: accepted.security_bits.floor() as i32 });
+    }
+    Ok(accepted)
+}
+
+/// [`verify_bytes`] without the floor on security, for tests on toy models whose parameters make forgeries cheap to try.
+///
+/// # Errors
+/// As [`verify_bytes`].
+#[doc(hidden)]
+pub fn verify_reduced<S: HashSuite>(model: &Registered, bytes: &[u8]) -> Result<Accepted, VerifyError> {
     let mut r = Reader::new(bytes);
     let malformed = |e: &dyn std::fmt::Display| VerifyError::Malformed(e.to_string());
     let header = Header::read(&mut r).map_err(|e| malformed(&e))?;

@@ -46,6 +46,14 @@ pub enum VerifyError {
     /// An opening failed.
     #[error("opening: {0}")]
     Opening(String),
+    /// The model was registered with weak parameters.
+    #[error(
+        "the proof holds but its model was registered for {found} bits of security only: register it with the standard parameters"
+    )]
+    Security {
+        /// Bits, rounded down.
+        found: i32,
+    },
     /// The bytes are no canonical proof.
     #[error("malformed proof: {0}")]
     Malformed(String),

@@ -8,6 +8,9 @@ use crate::transcript::{Digest, HashSuite};
 /// Why a multiproof does not lead to the root.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MerkleError {
+    /// A node is not the one encoding of its value.
+    #[error("a Merkle node is not canonical")]
+    Canonical,
     /// No leaf, leaves out of order or twice, or an index outside the tree.
     #[error("leaf indices are not strictly increasing inside the tree: sort and deduplicate the queried positions")]
     Indices,
@@ -64,6 +67,9 @@ pub fn verify<S: HashSuite>(root: &Digest, depth: u32, leaves: &[(usize, Digest)
     let inside = leaves.last().is_some_and(|l| l.0.checked_shr(depth).unwrap_or(0) == 0);
     if !increasing || !inside {
         return Err(MerkleError::Indices);
+    }
+    if !nodes.iter().all(S::is_canonical) {
+        return Err(MerkleError::Canonical);
     }
     let mut sent = nodes.iter();
     let mut level: Vec<(usize, Digest)> = leaves.to_vec();

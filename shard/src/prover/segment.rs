@@ -28,14 +28,15 @@ pub fn prove<S: HashSuite, K: ProofKernels>(
 ) -> Result<(ClaimsProof, OpeningClaims), VerifyError> {
     let c = input.circuit;
     let challenges = open_fork(t, input);
-    let (layers, leaf) = logup::prove(t, k, c, columns, challenges);
+    let (layers, leaf) = tracing::info_span!("logup").in_scope(|| logup::prove(t, k, c, columns, challenges));
     let mut points = Points {
         rho: extend_rho(t, c, leaf.point.clone()),
         kappa: Vec::new(),
         boundary_in: input.boundary_in.point.clone(),
         boundary_out: input.boundary_out.point.clone(),
     };
-    let product = product::prove(t, k, c, &mut points, columns, matrices);
+    let product = tracing::info_span!("products").in_scope(|| product::prove(t, k, c, &mut points, columns, matrices));
+    let _span = tracing::info_span!("final").entered();
     let lambda = t.draw("final.lambda");
     let plan = plan(c, &points, &plan_input((challenges.0, challenges.1, lambda), &leaf, input, &product))?;
     let (last, r) = final_sumcheck::prove(t, k, c, (&points, &plan), columns, input.shape, grinder);

@@ -1,0 +1,234 @@
+//! The [`Checker`] of proofs: shapes at once, hidden states against commits, claims and openings by the verifier itself.
+//!
+//! It needs registrations, no weights. Whatever it accepts is verified again as a whole before it is published.
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::sync::Arc;
+
+use obelysk_model::infer;
+use obelysk_node::engine::{CheckError, Checker, Pieces, Verdict, WorkKind};
+use obelysk_node::job_bytes::{Challenge, CommitBlob, JobSpec, OpenJob, claims_from_bytes, hidden_from_bytes};
+use obelysk_node::recent::Recent;
+use obelysk_protocol::circuit::{PublicInput, segment_count};
+use obelysk_protocol::field::QM31;
+use obelysk_protocol::transcript::{Digest, HashSuite};
+use obelysk_protocol::verifier::aggregate::{
+    Statement, boundary_point, neighbours, segment_fork, segment_input, verify_bytes, verify_claims, verify_segment,
+};
+use obelysk_protocol::verifier::bytes::Reader;
+use obelysk_protocol::verifier::opening::OpeningProof;
+use obelysk_protocol::verifier::proof::{Proof, SegmentProof, opening_shape};
+use obelysk_protocol::verifier::registered::Registered;
+use obelysk_protocol::verifier::segment::ClaimsProof;
+use obelysk_shard::job::{Backend, boundary_value};
+use obelysk_shard::local::draw_seed;
+
+/// Statements kept: one per running job of a busy coordinator.
+const STATEMENTS: usize = 8;
+
+/// Checks jobs for a set of registered models.
+pub struct ProofChecker<S: HashSuite, B: Backend> {
+    backend: B,
+    models: BTreeMap<Digest, Arc<Registered>>,
+    statements: Recent<OpenJob>,
+    suite: std::marker::PhantomData<S>,
+}
+
+/// A specification with its model.
+struct Job {
+    spec: JobSpec,
+    model: Arc<Registered>,
+}
+
+impl Job {
+    fn segments(&self) -> usize {
+        segment_count(&self.model.descriptor)
+    }
+
+    /// Values of a hidden state; none after the head.
+    fn hidden_len(&self, segment: usize) -> usize {
+        let values = self.model.descriptor.width as usize * infer::padded_length(self.spec.ids.len());
+        if segment + 1 == self.segments() { 0 } else { values }
+    }
+
+    /// Output channels in a segment's commit.
+    fn channels(&self, segment: usize) -> usize {
+        if segment + 1 == self.segments() { self.model.descriptor.width as usize } else { 0 }
+    }
+
+    fn h(&self) -> usize {
+        usize::from(self.model.descriptor.row_log)
+    }
+}
+
+fn refuse<T>(error: impl Display) -> Result<T, CheckError> {
+    Err(CheckError::Spec(error.to_string()))
+}
+
+fn pieces(error: impl Display) -> CheckError {
+    CheckError::Pieces(error.to_string())
+}
+
+impl<S: HashSuite, B: Backend> ProofChecker<S, B> {
+    /// A checker for these models.
+    #[must_use]
+    pub fn new(backend: B, models: impl IntoIterator<Item = Registered>) -> Self {
+        let models = models.into_iter().map(|m| (m.model_id::<S>(), Arc::new(m))).collect();
+        Self { backend, models, statements: Recent::new(STATEMENTS), suite: std::marker::PhantomData }
+    }
+
+    fn job(&self, spec: &[u8]) -> Result<Job, CheckError> {
+        let spec = JobSpec::decode(spec).or_else(refuse)?;
+        let hex = || spec.model.iter().map(|b| format!("{b:02x}")).collect::<String>();
+        match self.models.get(&spec.model) {
+            Some(model) => Ok(Job { model: model.clone(), spec }),
+            None => refuse(format!("model {} is not registered at this coordinator", hex())),
+        }
+    }
+
+    /// Statement and seed behind a challenge that this checker derived.
+    fn open(&self, job: &Job, extra: &[u8]) -> Result<Arc<OpenJob>, String> {
+        let key = blake3::Hasher::new().update(&job.spec.encode()).update(extra).finalize();
+        self.statements.get_or(key.into(), || {
+            let challenge = Challenge::decode(extra).map_err(|e| e.to_string())?;
+            Ok((challenge.open::<S>(&job.model, &job.spec).map_err(|e| e.to_string())?, 1))
+        })
+    }
+
+    fn check_commit(job: &Job, segment: usize, inputs: &[&[u8]], output: &[u8]) -> Result<(), Verdict> {
+        let commit = CommitBlob::decode(output, job.channels(segment)).map_err(reject)?;
+        if job.channels(segment) > 0 {
+            let tokens = job.spec.ids.len();
+            let before = inputs.first().copied().unwrap_or_default();
+            let before = hidden_from_bytes(before, job.hidden_len(segment - 1)).map_err(reject)?;
+            if commit.output != infer::pool(&before, tokens, infer::padded_length(tokens)) {
+                return Err(reject("the pooled output is not that of the hidden state"));
+            }
+        }
+        let after = inputs.last().copied().unwrap_or_default();
+        if blake3::hash(after).as_bytes() == &commit.after {
+            Ok(())
+        } else {
+            Err(Verdict::Dispute("the hidden state after the segment is another".to_owned()))
+        }
+    }
+
+    /// Inputs: hidden state before (but for segment 0), hidden state after.
+    fn check_prove(&self, job: &Job, segment: usize, inputs: &[&[u8]], (extra, output): (&[u8], &[u8])) -> Result<(), Verdict> {
+        let open = self.open(job, extra).map_err(reject)?;
+        let s = &open.statement;
+        let (claimed, proof) = claims_from_bytes(output, &s.circuits[segment], job.h()).map_err(reject)?;
+        let value = |l: Option<usize>, blob: Option<&&[u8]>| -> Result<QM31, Verdict> {
+            let Some(l) = l.filter(|l| l + 1 < job.segments()) else { return Ok(QM31::default()) };
+            let hidden = hidden_from_bytes(blob.copied().unwrap_or_default(), job.hidden_len(l)).map_err(reject)?;
+            Ok(boundary_value(&hidden, &boundary_point::<S>(&open.seed, s, &job.model, l)))
+        };
+        let before = value(segment.checked_sub(1), inputs.first())?;
+        let after = value(Some(segment), inputs.last())?;
+        if claimed != (before, after) {
+            return Err(reject("the boundary values are not those of the hidden states"));
+        }
+        let input = segment_input::<S>(&job.model, s, &open.seed, segment, claimed);
+        let mut t = segment_fork::<S>(&open.seed, s, segment);
+        verify_claims(&mut t, &input, &proof).map(|_| ()).map_err(reject)
+    }
+
+    /// Inputs: hidden state before (but for segment 0), result of prove.
+    fn check_open(&self, job: &Job, segment: usize, inputs: &[&[u8]], (extra, output): (&[u8], &[u8])) -> Result<(), Verdict> {
+        let open = self.open(job, extra).map_err(reject)?;
+        let claims = inputs.last().copied().unwrap_or_default();
+        let ((before, after), proof) = segment_proof(job, &open.statement, segment, claims, output).map_err(reject)?;
+        let root = Challenge::decode(extra).map_err(reject)?.roots[segment];
+        let about = (root, (before, after));
+        verify_segment::<S>(&job.model, &open.statement, &open.seed, segment, about, &proof).map(|_| ()).map_err(reject)
+    }
+}
+
+fn reject(error: impl Display) -> Verdict {
+    Verdict::Reject(error.to_string())
+}
+
+type Boundaries = (QM31, QM31);
+
+fn segment_proof(
+    job: &Job,
+    s: &Statement,
+    segment: usize,
+    claims: &[u8],
+    opening: &[u8],
+) -> Result<(Boundaries, SegmentProof), String> {
+    let circuit = &s.circuits[segment];
+    let (boundaries, claims): (_, ClaimsProof) = claims_from_bytes(claims, circuit, job.h()).map_err(|e| e.to_string())?;
+    let mut r = Reader::new(opening);
+    let opening = OpeningProof::read(&mut r, &opening_shape(circuit, &job.model.opening())).map_err(|e| e.to_string())?;
+    match r.remaining() {
+        0 => Ok((boundaries, SegmentProof { claims, opening })),
+        n => Err(format!("opening: {n} bytes too many")),
+    }
+}
+
+impl<S: HashSuite, B: Backend + 'static> Checker for ProofChecker<S, B> {
+    fn segments(&self, spec: &[u8]) -> Result<u32, CheckError> {
+        let job = self.job(spec)?;
+        // The statement's own checks of ids and mode, before any work; the output is not known yet.
+        let output = vec![0; job.model.descriptor.width as usize];
+        let input = PublicInput { ids: job.spec.ids.clone(), output };
+        Statement::new::<S>(&job.model, input, job.spec.mode).or_else(refuse)?;
+        u32::try_from(job.segments()).or_else(refuse)
+    }
+
+    fn check(&self, spec: &[u8], kind: WorkKind, segment: u32, inputs: &[&[u8]], extra: &[u8], output: &[u8]) -> Verdict {
+        let segment = segment as usize;
+        let job = match self.job(spec) {
+            Ok(job) if segment < job.segments() => job,
+            Ok(_) => return reject("no such segment"),
+            Err(e) => return reject(e),
+        };
+        let outcome = match kind {
+            WorkKind::Forward => hidden_from_bytes(output, job.hidden_len(segment)).map(|_| ()).map_err(reject),
+            WorkKind::Commit => Self::check_commit(&job, segment, inputs, output),
+            WorkKind::Prove => self.check_prove(&job, segment, inputs, (extra, output)),
+            WorkKind::Open => self.check_open(&job, segment, inputs, (extra, output)),
+        };
+        outcome.err().unwrap_or(Verdict::Accept)
+    }
+
+    fn challenge(&self, spec: &[u8], commits: &[&[u8]]) -> Result<Vec<u8>, CheckError> {
+        let job = self.job(spec)?;
+        if commits.len() != job.segments() {
+            return Err(pieces(format!("{} commits of {} segments", commits.len(), job.segments())));
+        }
+        let commits = commits.iter().enumerate().map(|(l, blob)| CommitBlob::decode(blob, job.channels(l)));
+        let mut commits = commits.collect::<Result<Vec<_>, _>>().map_err(pieces)?;
+        let roots: Vec<Digest> = commits.iter().map(|c| c.root).collect();
+        let output = commits.pop().map(|head| head.output).unwrap_or_default();
+        let input = PublicInput { ids: job.spec.ids.clone(), output: output.clone() };
+        let s = Statement::new::<S>(&job.model, input, job.spec.mode).map_err(pieces)?;
+        let (_, seed_nonce) = draw_seed::<S, B>(&self.backend, &job.model, &s, &roots);
+        Ok(Challenge { output, roots, seed_nonce }.encode())
+    }
+
+    fn finish(&self, spec: &[u8], p: Pieces<'_>) -> Result<Vec<u8>, CheckError> {
+        let job = self.job(spec)?;
+        let challenge = Challenge::decode(p.challenge).map_err(pieces)?;
+        let open = self.open(&job, p.challenge).map_err(pieces)?;
+        let n = job.segments();
+        if p.proves.len() != n || p.opens.len() != n {
+            return Err(pieces("a segment is missing"));
+        }
+        let (mut around, mut segments) = (Vec::new(), Vec::new());
+        for (l, (claims, opening)) in p.proves.iter().zip(p.opens).enumerate() {
+            let (boundaries, proof) = segment_proof(&job, &open.statement, l, claims, opening).map_err(pieces)?;
+            around.push(boundaries);
+            segments.push(proof);
+        }
+        let boundaries: Vec<QM31> = around.iter().take(n - 1).map(|b| b.1).collect();
+        if let Some(l) = (0..n).find(|&l| around[l] != neighbours(&boundaries, l)) {
+            return Err(pieces(format!("segment {l} does not continue from the one before it")));
+        }
+        let bytes = Proof { header: challenge.header::<S>(&job.spec, boundaries), segments }.write();
+        verify_bytes::<S>(&job.model, &bytes).map_err(pieces)?;
+        Ok(bytes)
+    }
+}

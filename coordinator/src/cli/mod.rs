@@ -1,0 +1,75 @@
+//! The command line: arguments in, results on stdout, progress and logs on stderr, documented exit codes.
+//!
+//! Commands are thin: they find files, call the library and print. No switch weakens verification.
+
+mod args;
+mod bench;
+mod cluster;
+mod demo;
+mod exit;
+mod home;
+mod inspect;
+mod join;
+mod manifest;
+mod model;
+mod output;
+mod prove;
+mod register;
+mod serve;
+mod verify;
+
+use args::{Cli, Command, CoordinatorCommand, NodeCommand};
+use clap::Parser as _;
+use exit::{Code, Failure};
+use home::Home;
+use output::Out;
+use std::process::ExitCode;
+
+/// Environment variable with the log filter, for example `debug` or `obelysk_node=trace`.
+const LOG: &str = "OBELYSK_LOG";
+
+/// Parses the arguments, runs the command and turns its outcome into an exit code.
+pub fn main() -> ExitCode {
+    // clap ends the process with 2 for bad usage and 0 for help.
+    let cli = Cli::parse();
+    let long_running = matches!(cli.command, Command::Coordinator(_) | Command::Node(_));
+    log_to_stderr(if long_running { "info" } else { "error" });
+    let out = Out::new(cli.json);
+    match run(&out, cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => report(&out, &failure),
+    }
+}
+
+fn run(out: &Out, cli: Cli) -> Result<(), Failure> {
+    let home = Home::find(cli.home)?;
+    match cli.command {
+        Command::Demo(args) => demo::run(out, &home, &args),
+        Command::Model(command) => model::run(out, &home, command),
+        Command::Prove(args) => prove::run(out, &home, &args),
+        Command::Bench(args) => bench::run(out, &home, &args),
+        Command::Verify(args) => verify::run(out, &home, &args),
+        Command::Inspect(args) => inspect::run(out, &home, &args),
+        Command::Coordinator(CoordinatorCommand::Serve(args)) => serve::run(out, &home, args),
+        Command::Node(NodeCommand::Join(args)) => join::run(out, &home, args),
+    }
+}
+
+fn report(out: &Out, failure: &Failure) -> ExitCode {
+    // A rejection has been printed by its command; it is a result, not an accident.
+    if failure.code != Code::Rejected {
+        let text = format!("{:#}", failure.error);
+        out.error(&text);
+        if out.json {
+            out.json(&serde_json::json!({ "error": text, "exit_code": failure.code as u8 }));
+        }
+    }
+    ExitCode::from(failure.code as u8)
+}
+
+fn log_to_stderr(default: &str) {
+    let filter = tracing_subscriber::EnvFilter::try_from_env(LOG)
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(format!("{default},quinn=error,rustls=error")));
+    let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).init();
+}

@@ -1,0 +1,156 @@
+//! `obelysk model fetch | quantise | register | show`.
+
+use super::args::ModelCommand;
+use super::exit::Failure;
+use super::home::Home;
+use super::manifest::FIDELITY_FILE;
+use super::output::{Out, hex, size};
+use super::register;
+use obelysk_model::fetch::Source;
+use obelysk_node::{ModelFolder, NodeSuite};
+use obelysk_protocol::circuit::{PublicInput, segment_count};
+use obelysk_protocol::verifier::aggregate::Statement;
+use obelysk_protocol::verifier::proof::MODE_FORKED;
+use obelysk_protocol::verifier::soundness;
+use serde_json::{Value, json};
+use std::path::Path;
+
+/// Runs a model command.
+pub fn run(out: &Out, home: &Home, command: ModelCommand) -> Result<(), Failure> {
+    match command {
+        ModelCommand::Fetch { source, out: dest } => fetch(out, home, &source, dest.as_deref()),
+        ModelCommand::Quantise { source, out: dest, name } => quantise(out, home, (&source, &name), &dest),
+        ModelCommand::Register { source, name, replace } => {
+            let folder = register::local_folder(out, home, &source)?;
+            let model = register::register(out, home, &folder, &name, replace)?;
+            registered(out, &name, &model);
+            Ok(())
+        }
+        ModelCommand::Show { model: Some(model), tokens } => show(out, &home.open(&model)?, tokens),
+        ModelCommand::Show { model: None, .. } => list(out, home),
+    }
+}
+
+fn fetch(out: &Out, home: &Home, text: &str, dest: Option<&Path>) -> Result<(), Failure> {
+    let source = Source::parse(text)?;
+    let dest = dest.map_or_else(|| register::cached(home, &source), Path::to_owned);
+    let files = register::fetch_into(out, &source, text, &dest)?;
+    out.json(&json!({ "source": text, "folder": dest, "files": files }));
+    out.field("folder", dest.display());
+    for file in &files {
+        out.line(format_args!("  {} {:>12}  {}", file.sha256, size(file.size), file.name));
+    }
+    Ok(())
+}
+
+fn quantise(out: &Out, home: &Home, (text, name): (&str, &str), dest: &Path) -> Result<(), Failure> {
+    if dest.exists() {
+        return Err(Failure::input(format!("{} exists already; remove it or choose another folder", dest.display())));
+    }
+    let source = register::local_folder(out, home, text)?;
+    let parent = dest.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    std::fs::create_dir_all(parent)?;
+    let staging = tempfile::Builder::new().prefix(".quantise-").tempdir_in(parent)?;
+    let fresh = staging.path().join("model");
+    let report = register::quantise_into(out, &source, name, &fresh)?;
+    std::fs::rename(&fresh, dest)?;
+    out.json(&json!({ "folder": dest, "fidelity": report }));
+    out.field("folder", dest.display());
+    fidelity_lines(out, &serde_json::to_value(&report)?);
+    Ok(())
+}
+
+/// Says that a model is registered.
+pub fn registered(out: &Out, name: &str, model: &ModelFolder) {
+    out.json(&json!({ "name": name, "model_id": hex(&model.id), "folder": model.path }));
+    out.field("registered", name);
+    out.field("model id", hex(&model.id));
+    out.field("folder", model.path.display());
+}
+
+fn list(out: &Out, home: &Home) -> Result<(), Failure> {
+    let models = home.names().into_iter().map(|name| Ok((home.open(&name)?, name))).collect::<Result<Vec<_>, Failure>>()?;
+    let entry = |(model, name): &(ModelFolder, String)| json!({ "name": name, "model_id": hex(&model.id), "folder": model.path });
+    out.json(&json!({ "home": home.root(), "models": models.iter().map(entry).collect::<Vec<Value>>() }));
+    if models.is_empty() {
+        out.line(format_args!("no model is registered in {}; try `obelysk demo`", home.root().display()));
+    }
+    for (model, name) in &models {
+        out.line(format_args!("{name:<24} {}", hex(&model.id)));
+    }
+    Ok(())
+}
+
+fn show(out: &Out, model: &ModelFolder, tokens: usize) -> Result<(), Failure> {
+    let (r, d) = (&model.registered, &model.registered.descriptor);
+    // The table depends on the number of tokens and on nothing else of the input.
+    let input = PublicInput { ids: vec![0; tokens], output: vec![0; d.width as usize] };
+    let statement = Statement::new::<NodeSuite>(r, input, MODE_FORKED)?;
+    let budget = soundness::budget(r, &statement.circuits);
+    let bits = soundness::minimum(&budget);
+    let report = std::fs::read(model.path.join(FIDELITY_FILE)).ok();
+    let fidelity: Option<Value> = report.map(|bytes| serde_json::from_slice(&bytes)).transpose()?;
+    let roots: Vec<Option<String>> = r.roots.iter().map(|root| root.as_ref().map(|r| hex(r))).collect();
+    let table: Vec<Value> = budget
+        .iter()
+        .map(|e| json!({ "segment": e.segment, "challenge": e.challenge, "bits": e.bits, "grinding": e.grinding }))
+        .collect();
+    out.json(&json!({
+        "model_id": hex(&model.id), "name": d.name, "folder": model.path, "manifest": hex(&r.manifest),
+        "vocab": d.vocab, "positions": d.positions, "width": d.width, "heads": d.heads, "head_dim": d.head_dim,
+        "ffn": d.ffn, "layers": d.layers.len(), "segments": segment_count(d),
+        "row_log": d.row_log, "blowup_log": d.blowup_log, "tile_logs": [d.tile_k_log, d.tile_n_log],
+        "queries": r.security.queries, "grinding": { "seed": r.security.g_seed, "fold": r.security.g_fold, "query": r.security.g_query },
+        "roots": roots, "tokens": tokens, "security_bits": bits, "security": table, "fidelity": fidelity,
+    }));
+    out.heading(&format!("{} ({})", d.name, model.path.display()));
+    out.field("model id", hex(&model.id));
+    out.field("manifest", hex(&r.manifest));
+    out.field(
+        "dimensions",
+        format_args!("width {}, {} heads of {}, inner width {}, {} layers", d.width, d.heads, d.head_dim, d.ffn, d.layers.len()),
+    );
+    out.field("input", format_args!("vocabulary {}, positions {}", d.vocab, d.positions));
+    out.field("code", format_args!("rows of 2^{}, rate 1/{}, {} queries", d.row_log, 1u32 << d.blowup_log, r.security.queries));
+    out.heading("Weight roots");
+    for (c, root) in statement.circuits.iter().zip(&roots) {
+        out.field(&c.name, root.as_deref().unwrap_or("no weights"));
+    }
+    out.heading(&format!("Security at {tokens} tokens: {bits:.1} bits"));
+    security_lines(out, &budget);
+    match &fidelity {
+        Some(report) => fidelity_lines(out, report),
+        None => out.line("No fidelity report: the model was registered from integer weights."),
+    }
+    Ok(())
+}
+
+/// The weakest challenge of each kind: segments differ little.
+fn security_lines(out: &Out, budget: &[soundness::Entry]) {
+    let mut kinds: Vec<&soundness::Entry> = Vec::new();
+    for entry in budget {
+        let total = |e: &soundness::Entry| e.bits + f64::from(e.grinding);
+        match kinds.iter_mut().find(|k| k.challenge == entry.challenge) {
+            Some(kind) if total(entry) < total(kind) => *kind = entry,
+            Some(_) => {}
+            None => kinds.push(entry),
+        }
+    }
+    for e in kinds {
+        out.line(format_args!("  {:>6.1} + {:>2} bits  {} ({})", e.bits, e.grinding, e.challenge, e.segment));
+    }
+}
+
+/// Prints a report; it may have been written by another release, so nothing about its shape is assumed.
+pub fn fidelity_lines(out: &Out, report: &Value) {
+    let number = |path: &str| report.pointer(path).and_then(Value::as_f64).unwrap_or(f64::NAN);
+    out.heading("Fidelity to the float model");
+    let (mean, worst) = (number("/embedding/mean"), number("/embedding/worst"));
+    out.field("embedding", format_args!("cosine {mean:.6} mean, {worst:.6} worst of {} sentences", number("/sentences")));
+    let layers = report.get("layers").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    for (l, layer) in layers.iter().enumerate() {
+        let value = |name: &str| layer.get(name).and_then(Value::as_f64).unwrap_or(f64::NAN);
+        let name = if l == 0 { "embed".to_owned() } else { format!("layer{}", l - 1) };
+        out.field(&name, format_args!("cosine {:.6} mean, {:.6} worst", value("mean"), value("worst")));
+    }
+}

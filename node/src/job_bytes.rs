@@ -1,0 +1,284 @@
+//! The bytes that travel for a proof job: specification, boundaries, commits, challenge, claims. Little-endian, bounded, canonical.
+//!
+//! | Kind | Blob |
+//! |---|---|
+//! | forward | the hidden state after the segment as `i16`; empty for the head |
+//! | commit | value root, BLAKE3 of the forward blob, and for the head the pooled output as `i64` |
+//! | prove | boundary values before and after, then the claims as in `proof.obk` |
+//! | open | the opening as in `proof.obk` |
+
+use obelysk_protocol::PROTOCOL_VERSION;
+use obelysk_protocol::circuit::descriptor::MAX_TOKENS;
+use obelysk_protocol::circuit::segment::Circuit;
+use obelysk_protocol::field::QM31;
+use obelysk_protocol::transcript::{Digest, HashSuite, Seed};
+use obelysk_protocol::verifier::VerifyError;
+use obelysk_protocol::verifier::aggregate::{Statement, open_statement};
+use obelysk_protocol::verifier::bytes::{BytesError, Reader, put_felts};
+use obelysk_protocol::verifier::proof::{Header, read_claims, write_claims};
+use obelysk_protocol::verifier::registered::Registered;
+use obelysk_protocol::verifier::segment::ClaimsProof;
+
+const MAGIC: [u8; 4] = *b"OBKJ";
+/// Most output channels or segments in a challenge: as in a proof's header.
+const MAX_COUNT: usize = 1 << 16;
+
+/// Why bytes are not what they should be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum JobBytesError {
+    /// Truncated, oversized or not canonical.
+    #[error("{what}: {source}")]
+    Bytes {
+        /// Which blob.
+        what: &'static str,
+        /// What is wrong.
+        source: BytesError,
+    },
+    /// Something else.
+    #[error("{what}: {cause}")]
+    Content {
+        /// Which blob.
+        what: &'static str,
+        /// What is wrong.
+        cause: String,
+    },
+}
+
+fn bytes(what: &'static str) -> impl Fn(BytesError) -> JobBytesError {
+    move |source| JobBytesError::Bytes { what, source }
+}
+
+fn end(what: &'static str, r: &Reader<'_>) -> Result<(), JobBytesError> {
+    match r.remaining() {
+        0 => Ok(()),
+        n => Err(JobBytesError::Content { what, cause: format!("{n} bytes too many") }),
+    }
+}
+
+/// What is to be proved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JobSpec {
+    /// Model id.
+    pub model: Digest,
+    /// Weight-binding mode.
+    pub mode: u8,
+    /// Token ids.
+    pub ids: Vec<u32>,
+}
+
+impl JobSpec {
+    /// Canonical bytes.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = MAGIC.to_vec();
+        out.extend_from_slice(&PROTOCOL_VERSION.to_le_bytes());
+        out.push(self.mode);
+        out.extend_from_slice(&self.model);
+        out.extend_from_slice(&(self.ids.len() as u32).to_le_bytes());
+        self.ids.iter().for_each(|id| out.extend_from_slice(&id.to_le_bytes()));
+        out
+    }
+
+    /// Reads canonical bytes.
+    ///
+    /// # Errors
+    /// [`JobBytesError`]; also for a specification of another protocol version.
+    pub fn decode(data: &[u8]) -> Result<Self, JobBytesError> {
+        let what = "specification";
+        let (err, mut r) = (bytes(what), Reader::new(data));
+        if r.take(4).map_err(&err)? != MAGIC {
+            return Err(JobBytesError::Content { what, cause: "it does not start with the magic bytes".into() });
+        }
+        let version = r.u32().map_err(&err)?;
+        if version != PROTOCOL_VERSION {
+            let cause = format!("protocol version {version}, this release speaks {PROTOCOL_VERSION}");
+            return Err(JobBytesError::Content { what, cause });
+        }
+        let (mode, model) = (r.u8().map_err(&err)?, r.digest().map_err(&err)?);
+        let n = r.count(MAX_TOKENS).map_err(&err)?;
+        let ids = r.many(n, Reader::u32).map_err(&err)?;
+        end(what, &r)?;
+        Ok(Self { model, mode, ids })
+    }
+}
+
+/// What prove and open need from all commits; statement and seed follow from it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Challenge {
+    /// Pooled output.
+    pub output: Vec<i64>,
+    /// Value root of each segment.
+    pub roots: Vec<Digest>,
+    /// Grinding before the seed.
+    pub seed_nonce: u64,
+}
+
+/// A statement and its seed.
+#[derive(Debug)]
+pub struct OpenJob {
+    /// What is proved.
+    pub statement: Statement,
+    /// Where all forks start.
+    pub seed: Seed,
+}
+
+impl Challenge {
+    /// Canonical bytes.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = (self.output.len() as u32).to_le_bytes().to_vec();
+        self.output.iter().for_each(|v| out.extend_from_slice(&v.to_le_bytes()));
+        out.extend_from_slice(&(self.roots.len() as u32).to_le_bytes());
+        self.roots.iter().for_each(|v| out.extend_from_slice(v));
+        out.extend_from_slice(&self.seed_nonce.to_le_bytes());
+        out
+    }
+
+    /// Reads canonical bytes.
+    ///
+    /// # Errors
+    /// [`JobBytesError`].
+    pub fn decode(data: &[u8]) -> Result<Self, JobBytesError> {
+        let what = "challenge";
+        let (err, mut r) = (bytes(what), Reader::new(data));
+        let n = r.count(MAX_COUNT).map_err(&err)?;
+        let output = r.many(n, |r| r.u64().map(u64::cast_signed)).map_err(&err)?;
+        let n = r.count(MAX_COUNT).map_err(&err)?;
+        let roots = r.many(n, Reader::digest).map_err(&err)?;
+        let seed_nonce = r.u64().map_err(&err)?;
+        end(what, &r)?;
+        Ok(Self { output, roots, seed_nonce })
+    }
+
+    /// The header of the proof, with these boundary values.
+    #[must_use]
+    pub fn header<S: HashSuite>(&self, spec: &JobSpec, boundaries: Vec<QM31>) -> Header {
+        Header {
+            version: PROTOCOL_VERSION,
+            suite: S::ID,
+            mode: spec.mode,
+            model_id: spec.model,
+            ids: spec.ids.clone(),
+            output: self.output.clone(),
+            roots: self.roots.clone(),
+            seed_nonce: self.seed_nonce,
+            boundaries,
+        }
+    }
+
+    /// Recomputes statement and seed.
+    ///
+    /// # Errors
+    /// [`VerifyError`] when specification and challenge are not of this model or of each other.
+    pub fn open<S: HashSuite>(&self, model: &Registered, spec: &JobSpec) -> Result<OpenJob, VerifyError> {
+        // The seed does not depend on boundary values; zeros stand for those still to come.
+        let zeros = vec![QM31::default(); self.roots.len().saturating_sub(1)];
+        let (statement, _, seed) = open_statement::<S>(model, &self.header::<S>(spec, zeros))?;
+        Ok(OpenJob { statement, seed })
+    }
+}
+
+/// Bytes of a hidden state.
+#[must_use]
+pub fn hidden_to_bytes(hidden: &[i16]) -> Vec<u8> {
+    hidden.iter().flat_map(|v| v.to_le_bytes()).collect()
+}
+
+/// The hidden state in `data`, which must have `len` values.
+///
+/// # Errors
+/// [`JobBytesError::Content`].
+pub fn hidden_from_bytes(data: &[u8], len: usize) -> Result<Vec<i16>, JobBytesError> {
+    if data.len() != len * 2 {
+        let cause = format!("{} bytes where this job has {}", data.len(), len * 2);
+        return Err(JobBytesError::Content { what: "hidden state", cause });
+    }
+    Ok(data.chunks_exact(2).map(|b| i16::from_le_bytes([b[0], b[1]])).collect())
+}
+
+/// What a commit delivers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CommitBlob {
+    /// Root of the segment's values.
+    pub root: Digest,
+    /// BLAKE3 of the forward blob this segment recomputed.
+    pub after: Digest,
+    /// Pooled output; empty but for the head.
+    pub output: Vec<i64>,
+}
+
+impl CommitBlob {
+    /// Canonical bytes.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let output = self.output.iter().flat_map(|v| v.to_le_bytes());
+        self.root.into_iter().chain(self.after).chain(output).collect()
+    }
+
+    /// Reads canonical bytes with `channels` output values.
+    ///
+    /// # Errors
+    /// [`JobBytesError`].
+    pub fn decode(data: &[u8], channels: usize) -> Result<Self, JobBytesError> {
+        let what = "commit";
+        let (err, mut r) = (bytes(what), Reader::new(data));
+        let (root, after) = (r.digest().map_err(&err)?, r.digest().map_err(&err)?);
+        let output = r.many(channels, |r| r.u64().map(u64::cast_signed)).map_err(&err)?;
+        end(what, &r)?;
+        Ok(Self { root, after, output })
+    }
+}
+
+/// Bytes of a segment's claims with the boundary values around it.
+#[must_use]
+pub fn claims_to_bytes(boundaries: (QM31, QM31), proof: &ClaimsProof) -> Vec<u8> {
+    let mut out = Vec::new();
+    put_felts(&mut out, [&boundaries.0, &boundaries.1]);
+    write_claims(proof, &mut out);
+    out
+}
+
+/// Reads a segment's claims with the boundary values around it.
+///
+/// # Errors
+/// [`JobBytesError`].
+pub fn claims_from_bytes(data: &[u8], c: &Circuit, h: usize) -> Result<((QM31, QM31), ClaimsProof), JobBytesError> {
+    let what = "claims";
+    let (err, mut r) = (bytes(what), Reader::new(data));
+    let boundaries = (r.felt().map_err(&err)?, r.felt().map_err(&err)?);
+    let proof = read_claims(&mut r, c, h).map_err(&err)?;
+    end(what, &r)?;
+    Ok((boundaries, proof))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_blob_has_one_encoding() {
+        let spec = JobSpec { model: [3; 32], mode: 1, ids: vec![1, 2, 3] };
+        let challenge = Challenge { output: vec![-5, 7], roots: vec![[1; 32], [2; 32]], seed_nonce: 9 };
+        let commit = CommitBlob { root: [4; 32], after: [5; 32], output: vec![i64::MIN, 1] };
+        let all = [spec.encode(), challenge.encode(), commit.encode()];
+        assert_eq!(JobSpec::decode(&all[0]).as_ref(), Ok(&spec));
+        assert_eq!(Challenge::decode(&all[1]).as_ref(), Ok(&challenge));
+        assert_eq!(CommitBlob::decode(&all[2], 2).as_ref(), Ok(&commit));
+        for blob in &all {
+            let longer = [&blob[..], &[0]].concat();
+            for damaged in (0..blob.len()).map(|n| &blob[..n]).chain([&longer[..]]) {
+                assert!(JobSpec::decode(damaged).is_err());
+                assert!(Challenge::decode(damaged).is_err());
+                assert!(CommitBlob::decode(damaged, 2).is_err());
+            }
+        }
+    }
+
+    #[test]
+    fn hidden_states_have_one_length() {
+        let hidden = [i16::MIN, -1, 0, i16::MAX];
+        let bytes = hidden_to_bytes(&hidden);
+        assert_eq!(hidden_from_bytes(&bytes, 4).as_deref(), Ok(&hidden[..]));
+        assert!(hidden_from_bytes(&bytes, 3).is_err() && hidden_from_bytes(&bytes[1..], 4).is_err());
+    }
+}

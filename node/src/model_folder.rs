@@ -1,0 +1,88 @@
+//! A registered model on disk: `registered.obr`, the integer model, the committed weights, and what belongs to them.
+//!
+//! Verifying needs `registered.obr` alone. Nothing here is trusted: files are read whole, decoded by their readers and checked.
+
+use obelysk_model::IntegerModel;
+use obelysk_model::store::StoreError;
+use obelysk_protocol::transcript::{Digest, HashSuite};
+use obelysk_protocol::verifier::registered::{Registered, RegisteredError};
+use obelysk_shard::job::{Backend, LoadedModel};
+use std::path::{Path, PathBuf};
+
+/// The file a verifier needs.
+pub const REGISTERED_FILE: &str = "registered.obr";
+
+/// Why a folder is no registered model.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelFolderError {
+    /// No registration there.
+    #[error("cannot read {path}: {source}; give the folder or name of a registered model (`obelysk model register`)")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Cause.
+        source: std::io::Error,
+    },
+    /// The registration does not parse.
+    #[error("{path}: {source}")]
+    Registered {
+        /// The file.
+        path: PathBuf,
+        /// Cause.
+        source: RegisteredError,
+    },
+    /// Weights are missing, damaged or not admissible.
+    #[error("model in {path}: {source}")]
+    Weights {
+        /// The folder.
+        path: PathBuf,
+        /// Cause.
+        source: StoreError,
+    },
+    /// Weights of another model.
+    #[error("{path} holds weights of another descriptor than {REGISTERED_FILE}: register the model again")]
+    Mixed {
+        /// The folder.
+        path: PathBuf,
+    },
+}
+
+/// A registered model's folder with its registration read.
+#[derive(Debug, Clone)]
+pub struct ModelFolder {
+    /// Where it is.
+    pub path: PathBuf,
+    /// What the verifier knows.
+    pub registered: Registered,
+    /// Model id.
+    pub id: Digest,
+}
+
+impl ModelFolder {
+    /// Reads the registration in `path`, a folder or the file itself.
+    ///
+    /// # Errors
+    /// [`ModelFolderError`].
+    pub fn open<S: HashSuite>(path: &Path) -> Result<Self, ModelFolderError> {
+        let file = if path.is_dir() { path.join(REGISTERED_FILE) } else { path.to_owned() };
+        let bytes = std::fs::read(&file).map_err(|source| ModelFolderError::File { path: file.clone(), source })?;
+        let registered =
+            Registered::read(&bytes).map_err(|source| ModelFolderError::Registered { path: file.clone(), source })?;
+        let id = registered.model_id::<S>();
+        let path = file.parent().map_or_else(PathBuf::new, Path::to_owned);
+        Ok(Self { path, registered, id })
+    }
+
+    /// Loads and checks the weights.
+    ///
+    /// # Errors
+    /// [`ModelFolderError`]; files that are damaged say so by their digest.
+    pub fn load<S: HashSuite, B: Backend>(&self) -> Result<LoadedModel<S, B>, ModelFolderError> {
+        let model =
+            IntegerModel::load(&self.path).map_err(|source| ModelFolderError::Weights { path: self.path.clone(), source })?;
+        if model.descriptor != self.registered.descriptor {
+            return Err(ModelFolderError::Mixed { path: self.path.clone() });
+        }
+        Ok(LoadedModel::new(self.registered.clone(), model, self.path.clone()))
+    }
+}

@@ -1,0 +1,175 @@
+//! The [`Engine`] that proves: segment jobs of `obelysk-shard` behind opaque bytes (see [`crate::job_bytes`]).
+//!
+//! Every item is complete in itself; committed values are kept so that the node that committed a segment proves it without
+//! doing so again. What was dropped, or committed elsewhere, is computed again and gives the same bytes.
+
+use crate::engine::{Engine, EngineError, WorkKind, WorkOutput, WorkRequest};
+use crate::job_bytes::{
+    Challenge, CommitBlob, JobBytesError, JobSpec, OpenJob, claims_from_bytes, claims_to_bytes, hidden_from_bytes,
+    hidden_to_bytes,
+};
+use crate::model_folder::ModelFolder;
+use crate::recent::{Key, Recent};
+use crate::usage;
+use obelysk_model::infer;
+use obelysk_protocol::circuit::segment_count;
+use obelysk_protocol::transcript::{Digest, HashSuite};
+use obelysk_shard::job::{self, Backend, Committed, JobError, LoadedModel, SegmentClaims};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Committed values kept: a short text through a small model, or one long segment.
+const COMMITTED_BYTES: usize = 4 << 30;
+/// Models in memory at once: a node serves one, and one more while a cluster changes over.
+const MODELS: usize = 2;
+/// Statements kept: one per running job.
+const STATEMENTS: usize = 4;
+
+/// Proves segments of registered models.
+pub struct ProverEngine<S: HashSuite, B: Backend> {
+    backend: B,
+    folders: BTreeMap<Digest, ModelFolder>,
+    loaded: Recent<LoadedModel<S, B>>,
+    committed: Recent<Committed<B>>,
+    statements: Recent<OpenJob>,
+}
+
+impl<S: HashSuite, B: Backend> ProverEngine<S, B> {
+    /// An engine for these models; weights are read when first needed.
+    #[must_use]
+    pub fn new(backend: B, folders: impl IntoIterator<Item = ModelFolder>) -> Self {
+        let folders = folders.into_iter().map(|folder| (folder.id, folder)).collect();
+        let (loaded, statements) = (Recent::new(MODELS), Recent::new(STATEMENTS));
+        Self { backend, folders, loaded, committed: Recent::new(COMMITTED_BYTES), statements }
+    }
+
+    fn model(&self, id: &Digest) -> Result<Arc<LoadedModel<S, B>>, EngineError> {
+        let hex = || id.iter().map(|b| format!("{b:02x}")).collect();
+        let folder = self.folders.get(id).ok_or_else(|| EngineError::UnknownModel(hex()))?;
+        self.loaded.get_or(*id, || folder.load().map(|model| (model, 1)).map_err(|e| EngineError::Model(e.to_string())))
+    }
+}
+
+/// One item with everything read.
+struct Item<'a, S: HashSuite, B: Backend> {
+    model: &'a LoadedModel<S, B>,
+    spec: JobSpec,
+    segment: usize,
+    before: Vec<i16>,
+    /// Names specification, segment and hidden state.
+    key: Key,
+}
+
+impl<S: HashSuite, B: Backend + 'static> Engine for ProverEngine<S, B> {
+    fn models(&self) -> Vec<[u8; 32]> {
+        self.folders.keys().copied().collect()
+    }
+
+    fn run(&self, request: &WorkRequest, inputs: &[Vec<u8>], progress: &dyn Fn(u32)) -> Result<WorkOutput, EngineError> {
+        let started = usage::cpu_time();
+        let model = self.model(&request.model)?;
+        progress(100);
+        let item = Item::read(&model, request, inputs)?;
+        let blob = match request.kind {
+            WorkKind::Forward => {
+                let trace = job::forward(&model.model, &item.spec.ids, item.segment, &item.before).map_err(job_error)?;
+                hidden_to_bytes(trace.hidden().unwrap_or(&[]))
+            }
+            WorkKind::Commit => commit_blob(&item, &*self.committed(&item)?).encode(),
+            WorkKind::Prove => {
+                let (job, committed) = self.challenged(&item, &request.extra)?;
+                progress(500);
+                let (s, seed) = (&job.statement, &job.seed);
+                let claims = job::prove(&self.backend, &model, s, seed, item.segment, &committed).map_err(job_error)?;
+                claims_to_bytes(claims.boundaries, &claims.proof)
+            }
+            WorkKind::Open => {
+                let (job, committed) = self.challenged(&item, &request.extra)?;
+                progress(500);
+                let circuit = &job.statement.circuits[item.segment];
+                let h = usize::from(model.registered.descriptor.row_log);
+                let blob = inputs.last().map_or(&[][..], Vec::as_slice);
+                let (boundaries, proof) = claims_from_bytes(blob, circuit, h).map_err(malformed)?;
+                let claims = SegmentClaims { boundaries, proof };
+                let (s, seed) = (&job.statement, &job.seed);
+                let opening =
+                    job::open(&self.backend, &model, s, seed, item.segment, (&committed, &claims)).map_err(job_error)?;
+                let mut out = Vec::new();
+                opening.write(&mut out);
+                out
+            }
+        };
+        let core_us = usage::cpu_time().saturating_sub(started).as_micros();
+        let core_us = u64::try_from(core_us).unwrap_or(u64::MAX);
+        Ok(WorkOutput { blob, core_us, peak_bytes: usage::peak_memory_bytes() })
+    }
+}
+
+impl<'a, S: HashSuite, B: Backend> Item<'a, S, B> {
+    fn read(model: &'a LoadedModel<S, B>, request: &WorkRequest, inputs: &[Vec<u8>]) -> Result<Self, EngineError> {
+        let spec = JobSpec::decode(&request.spec).map_err(malformed)?;
+        let d = &model.registered.descriptor;
+        let segment = request.segment as usize;
+        if spec.model != request.model || segment >= segment_count(d) {
+            return Err(EngineError::Malformed(format!("segment {segment} of a job for another model")));
+        }
+        let missing = || EngineError::Malformed("the hidden state before the segment is missing".to_owned());
+        let len = d.width as usize * infer::padded_length(spec.ids.len());
+        let (before, bytes) = match segment {
+            0 => (Vec::new(), &[][..]),
+            _ => {
+                let bytes = inputs.first().ok_or_else(missing)?;
+                (hidden_from_bytes(bytes, len).map_err(malformed)?, bytes.as_slice())
+            }
+        };
+        let key = blake3::Hasher::new().update(&request.spec).update(&request.segment.to_le_bytes()).update(bytes).finalize();
+        Ok(Self { model, spec, segment, before, key: key.into() })
+    }
+}
+
+impl<S: HashSuite, B: Backend> ProverEngine<S, B> {
+    fn committed(&self, item: &Item<'_, S, B>) -> Result<Arc<Committed<B>>, EngineError> {
+        self.committed.get_or(item.key, || {
+            let made = job::commit(&self.backend, item.model, &item.spec.ids, item.segment, &item.before).map_err(job_error)?;
+            let bytes = made.bytes();
+            Ok((made, bytes))
+        })
+    }
+
+    /// Statement and committed values of an item that comes after the challenge.
+    fn challenged(&self, item: &Item<'_, S, B>, extra: &[u8]) -> Result<(Arc<OpenJob>, Arc<Committed<B>>), EngineError> {
+        let challenge = Challenge::decode(extra).map_err(malformed)?;
+        let key = blake3::Hasher::new().update(&item.spec.encode()).update(extra).finalize();
+        let job = self.statements.get_or(key.into(), || {
+            let job = challenge.open::<S>(&item.model.registered, &item.spec);
+            job.map(|job| (job, 1)).map_err(|e| EngineError::Malformed(format!("challenge: {e}")))
+        })?;
+        let committed = self.committed(item)?;
+        if challenge.roots.get(item.segment) != Some(&committed.root()) {
+            return Err(EngineError::Disagrees("the committed root is another".to_owned()));
+        }
+        Ok((job, committed))
+    }
+}
+
+fn commit_blob<S: HashSuite, B: Backend>(item: &Item<'_, S, B>, committed: &Committed<B>) -> CommitBlob {
+    let tokens = item.spec.ids.len();
+    let head = item.segment + 1 == segment_count(&item.model.registered.descriptor);
+    let output = if head { infer::pool(&item.before, tokens, infer::padded_length(tokens)) } else { Vec::new() };
+    let after = hidden_to_bytes(committed.hidden().unwrap_or(&[]));
+    CommitBlob { root: committed.root(), after: blake3::hash(&after).into(), output }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
+fn malformed(e: JobBytesError) -> EngineError {
+    EngineError::Malformed(e.to_string())
+}
+
+fn job_error(e: JobError) -> EngineError {
+    match e {
+        JobError::Infer(_) | JobError::Hidden { .. } => EngineError::Malformed(e.to_string()),
+        JobError::Verify(_) => EngineError::Disagrees(e.to_string()),
+        JobError::Register(_) => EngineError::Model(e.to_string()),
+        JobError::Witness(_) | JobError::Circuit(_) | JobError::Opening(_) => EngineError::Internal(e.to_string()),
+    }
+}

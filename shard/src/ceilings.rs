@@ -1,0 +1,167 @@
+//! What one core of this machine can do with S-two's own kernels, measured in the run that reports against it.
+//!
+//! A proving phase's work divided by these rates is the least time it could take; `bench` prints the fraction reached.
+
+use obelysk_protocol::circuit::segment::Circuit;
+use obelysk_protocol::field::{M31, QM31};
+use obelysk_protocol::verifier::final_sumcheck::value_rows;
+use obelysk_protocol::verifier::points::weight_rows;
+use std::hint::black_box;
+use std::time::Instant;
+use stwo::core::channel::Blake2sChannel;
+use stwo::core::poly::circle::CanonicCoset;
+use stwo::core::vcs::blake2_merkle::Blake2sMerkleHasher;
+use stwo::prover::backend::simd::SimdBackend;
+use stwo::prover::backend::simd::column::{BaseColumn, SecureColumn};
+use stwo::prover::backend::simd::m31::PackedM31;
+use stwo::prover::backend::simd::qm31::PackedQM31;
+use stwo::prover::lookups::gkr_prover::{Layer, prove_batch};
+use stwo::prover::lookups::mle::Mle;
+use stwo::prover::poly::circle::{CircleCoefficients, PolyOps};
+use stwo::prover::vcs::ops::MerkleOps;
+
+/// Rates of one core, in items per second (bytes per second for `stream`).
+#[derive(Clone, Copy, Debug)]
+pub struct Ceilings {
+    /// Fractions of a LogUp tree proved by S-two's GKR.
+    pub logup: f64,
+    /// Output cells of S-two's circle FFT at rate 1/4.
+    pub fft: f64,
+    /// Cells of S-two's Blake2s Merkle tree, 16 columns.
+    pub merkle: f64,
+    /// QM31 products, operands from memory.
+    pub products: f64,
+    /// Sequential read.
+    pub stream: f64,
+}
+
+/// Work of one phase in items.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Work {
+    /// LogUp fractions.
+    pub logup: f64,
+    /// FFT output cells.
+    pub fft: f64,
+    /// Merkle cells.
+    pub merkle: f64,
+    /// QM31 products.
+    pub products: f64,
+}
+
+impl Work {
+    /// Least core-seconds at the ceilings.
+    #[must_use]
+    pub fn seconds(&self, c: &Ceilings) -> f64 {
+        self.logup / c.logup + self.fft / c.fft + self.merkle / c.merkle + self.products / c.products
+    }
+}
+
+/// Work of a segment by phase, counted from its circuit (`(phase name, work)`).
+///
+/// Products per cell follow the cost model of the design: 14 per committed cell and 6 per lookup in the sumchecks; half a
+/// product per cell to combine rows; three per position of the combined word.
+#[must_use]
+pub fn work(c: &Circuit, h: usize, blowup_log: usize) -> Vec<(&'static str, Work)> {
+    let cells = (value_rows(c, h) << h) as f64;
+    let rate = (1u64 << blowup_log) as f64;
+    let fractions: f64 = c.leaves().iter().map(|l| (1u64 << l.log_size) as f64).sum();
+    let lookups: f64 = c.lookups.iter().map(|l| (1u64 << l.log_size) as f64).sum();
+    let weights = if c.matrices.is_empty() { 0.0 } else { (weight_rows(c, h) << h) as f64 };
+    let word = (1u64 << (h + blowup_log)) as f64;
+    let fold = 4.0 * word * 1.15;
+    vec![
+        ("encode", Work { fft: cells * rate, merkle: cells * rate, ..Work::default() }),
+        ("logup", Work { logup: fractions, ..Work::default() }),
+        ("products", Work { products: weights, ..Work::default() }),
+        ("final", Work { products: cells * 14.0 + lookups * 6.0, ..Work::default() }),
+        ("open", Work { fft: fold, merkle: fold, products: (cells + weights) * 0.5 + word * 3.0, ..Work::default() }),
+    ]
+}
+
+/// Items per second, best of three.
+fn rate(items: f64, mut f: impl FnMut()) -> f64 {
+    let mut best = f64::INFINITY;
+    for _ in 0..3 {
+        let start = Instant::now();
+        f();
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    items / best
+}
+
+fn base(i: usize) -> M31 {
+    M31::from_u32_unchecked((i as u32).wrapping_mul(2_654_435_761) >> 2)
+}
+
+fn ext(i: usize) -> QM31 {
+    QM31::from_m31_array([base(i), base(i + 7), base(3 * i + 1), base(i ^ 5)])
+}
+
+/// Measures all ceilings on one thread; about two seconds.
+#[must_use]
+pub fn measure() -> Ceilings {
+    Ceilings { logup: logup(), fft: fft(), merkle: merkle(), products: products(), stream: stream() }
+}
+
+fn logup() -> f64 {
+    let log = 18;
+    let numerators: SecureColumn = (0..1usize << log).map(ext).collect();
+    let denominators: SecureColumn = (1..=1usize << log).map(ext).collect();
+    rate((1u64 << log) as f64, || {
+        let layer =
+            Layer::LogUpGeneric { numerators: Mle::new(numerators.clone()), denominators: Mle::new(denominators.clone()) };
+        black_box(prove_batch::<SimdBackend>(&mut Blake2sChannel::default(), vec![layer]));
+    })
+}
+
+/// Columns of the FFT and Merkle measurements.
+const COLUMNS: usize = 16;
+
+fn column(log: u32) -> BaseColumn {
+    (0..1usize << log).map(base).collect()
+}
+
+fn fft() -> f64 {
+    let domain = CanonicCoset::new(18).circle_domain();
+    let twiddles = SimdBackend::precompute_twiddles(domain.half_coset);
+    let polys: Vec<CircleCoefficients<SimdBackend>> = (0..COLUMNS).map(|_| CircleCoefficients::new(column(16))).collect();
+    rate((COLUMNS << 18) as f64, || {
+        for p in &polys {
+            black_box(p.evaluate_with_twiddles(domain, &twiddles));
+        }
+    })
+}
+
+fn merkle() -> f64 {
+    let columns: Vec<BaseColumn> = (0..COLUMNS).map(|_| column(18)).collect();
+    let refs: Vec<&BaseColumn> = columns.iter().collect();
+    rate((COLUMNS << 18) as f64, || {
+        let mut layer = <SimdBackend as MerkleOps<Blake2sMerkleHasher>>::commit_on_layer(18, None, &refs);
+        for log in (0..18).rev() {
+            layer = <SimdBackend as MerkleOps<Blake2sMerkleHasher>>::commit_on_layer(log, Some(&layer), &[]);
+        }
+        black_box(layer);
+    })
+}
+
+fn products() -> f64 {
+    let pack = |i: usize| PackedQM31::from_array(std::array::from_fn(|l| ext(i * 16 + l)));
+    let packs = 1usize << 16;
+    let a: Vec<PackedQM31> = (0..packs).map(pack).collect();
+    let mut b: Vec<PackedQM31> = (0..packs).map(|i| pack(i + 3)).collect();
+    rate((packs * 16) as f64, || {
+        for (x, &y) in b.iter_mut().zip(&a) {
+            *x *= y;
+        }
+        black_box(&mut b);
+    })
+}
+
+fn stream() -> f64 {
+    let data: Vec<PackedM31> = vec![PackedM31::broadcast(base(9)); 1 << 22];
+    let bytes = (data.len() * 64) as f64;
+    rate(bytes, || {
+        let zero = PackedM31::broadcast(M31::from_u32_unchecked(0));
+        black_box(data.iter().fold(zero, |a, &v| a + v));
+    })
+}
