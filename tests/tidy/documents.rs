@@ -146,11 +146,18 @@ fn comments_cite_sections_that_exist() {
         for rest in text.split(mark).skip(1) {
             let Some((name, after)) = rest.split_once('`') else { continue };
             let document = format!("docs/{name}");
-            let section = after.strip_prefix(", \"").and_then(|s| s.split_once('"')).map(|(title, _)| title);
-            let found = root().join(&document).is_file()
-                && section.is_none_or(|title| read(&document).lines().any(|l| l.trim_start_matches('#').trim() == title));
-            if !found {
-                broken.push(format!("{file}: {document} {section:?}"));
+            // Either `, "Title"` or ` §4.1` follows.
+            let title = after.strip_prefix(", \"").and_then(|s| s.split_once('"')).map(|(title, _)| title.to_owned());
+            let digits = |s: &str| s.chars().take_while(|c| c.is_ascii_digit() || *c == '.').collect::<String>();
+            let number = after.strip_prefix(" §").map(|s| digits(s).trim_end_matches('.').to_owned());
+            let is_wanted = |heading: &str| {
+                let own = digits(heading);
+                title.as_ref().is_none_or(|t| t == heading) && number.as_ref().is_none_or(|n| n == own.trim_end_matches('.'))
+            };
+            let headings =
+                |text: &str| text.lines().filter(|l| l.starts_with('#')).any(|l| is_wanted(l.trim_start_matches('#').trim()));
+            if !root().join(&document).is_file() || !headings(&read(&document)) {
+                broken.push(format!("{file}: {document} {title:?} {number:?}"));
             }
         }
     }

@@ -9,7 +9,7 @@ const ORDER: [&str; 6] = ["obelysk-protocol", "obelysk-model", "obelysk-shard", 
 /// All that the protocol may be built from.
 const PROTOCOL_NEEDS: [&str; 6] = ["blake2s_simd", "blake3", "rkyv", "stwo", "starknet-types-core", "thiserror"];
 /// Crates through which I/O would come into the provers.
-const NETWORK: [&str; 4] = ["tokio", "quinn", "rustls", "tracing"];
+const NETWORK: [&str; 3] = ["tokio", "quinn", "rustls"];
 
 fn packages() -> Vec<Value> {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
