@@ -54,7 +54,7 @@ fn nothing_is_left_open_or_silenced() {
 fn the_protocol_names_nothing_that_differs_from_run_to_run() {
     let words = ["HashMap", "HashSet", "Instant", "SystemTime", "thread", "rayon", "rand", "unsafe", "fs", "env", "println"];
     let mut broken = Vec::new();
-    for file in files("protocol/src", ".rs") {
+    for file in files("protocol/src", ".rs").into_iter().filter(|f| !f.ends_with("/tests.rs")) {
         let code = shipped(&read(&file));
         broken.extend(words.iter().filter(|w| has_word(&code, w)).map(|w| format!("{file}: {w}")));
     }
