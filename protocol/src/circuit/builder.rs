@@ -1,5 +1,5 @@
 //! Builds a [`Circuit`] while tracking the window every column is *forced* into, and refuses what could wrap mod p
-//! (`proof.md` §3, no-wraparound check).
+//! (`docs/soundness.md` §3, no-wraparound check).
 //!
 //! Windows come from lookups only. An equation over integers and its image mod p are the same statement exactly when both
 //! sides stay below p in absolute value for every witness the lookups admit; that is what [`Builder::check`] computes.

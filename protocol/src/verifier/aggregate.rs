@@ -1,4 +1,4 @@
-//! The whole proof: statement, seed, one fork per segment, closing digests (`proof.md` §6).
+//! The whole proof: statement, seed, one fork per segment, closing digests (`docs/soundness.md` §6).
 //!
 //! Every root is absorbed before the seed; boundary points come from the seed alone; each boundary value is one field of
 //! the proof that both neighbours absorb. Segments share nothing else.
