@@ -38,7 +38,8 @@ fn forging_padding_of_the_vocabulary_is_refused() {
 #[test]
 fn forging_a_row_bound_is_refused() {
     // All weights of a row at the limit and the smallest e: the accumulator could leave the requantisation's range.
-    let heavy = |m: &mut IntegerModel, matrix: usize| m.weights.segments[1].matrices[matrix].data.iter_mut().for_each(|w| *w = 127);
+    let heavy =
+        |m: &mut IntegerModel, matrix: usize| m.weights.segments[1].matrices[matrix].data.iter_mut().for_each(|w| *w = 127);
     let limit = bounds::accumulator_limit(4);
     assert!(bounds::window_bound(&[127; 20], -32_768, 32_767) < limit, "the toy is too small to break a bound by weights alone");
     let wide = refusal(|m| {

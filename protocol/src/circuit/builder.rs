@@ -5,7 +5,9 @@
 //! sides stay below p in absolute value for every witness the lookups admit; that is what [`Builder::check`] computes.
 
 use super::expr::{Expr, MAX_DEGREE, Source};
-use super::segment::{Circuit, Column, Constraint, Coord, Eval, Factor, Lookup, MatrixShape, Param, Product, Relation, Value, tag_leaves};
+use super::segment::{
+    Circuit, Column, Constraint, Coord, Eval, Factor, Lookup, MatrixShape, Param, Product, Relation, Value, tag_leaves,
+};
 use super::table::{RowIndex, Table, TableColumn};
 use crate::field::P;
 use std::collections::BTreeMap;
@@ -112,7 +114,9 @@ impl Builder {
             let leaves = tag_leaves(&self.circuit, t);
             if leaves >= u64::from(P) {
                 let name = self.circuit.tables[t].name.clone();
-                self.fail_shape(format!("{leaves} lookups share table `{name}`, fewer than p are sound: use fewer tokens or heads"));
+                self.fail_shape(format!(
+                    "{leaves} lookups share table `{name}`, fewer than p are sound: use fewer tokens or heads"
+                ));
             }
         }
         for i in 0..self.circuit.tables.len() {
