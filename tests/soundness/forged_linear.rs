@@ -121,7 +121,11 @@ fn forging_the_window_of_q_is_refused() {
     f.add(S, "q.0.y", 0, hi + 1 - y);
     f.recount(S);
     let forged = f.prove();
-    assert!(forged.broken.contains(&"1 in r15".to_owned()) || forged.broken.contains(&"1 in r16".to_owned()), "{:?}", forged.broken);
+    assert!(
+        forged.broken.contains(&"1 in r15".to_owned()) || forged.broken.contains(&"1 in r16".to_owned()),
+        "{:?}",
+        forged.broken
+    );
     assert_eq!(verdict(&forged.proof), inside(S, VerifyError::Lookups));
 }
 

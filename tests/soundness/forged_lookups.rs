@@ -8,8 +8,8 @@ use obelysk_protocol::field::{P, QM31, ZERO, signed};
 use obelysk_protocol::transcript::{Blake2s, Transcript};
 use obelysk_protocol::verifier::VerifyError;
 use obelysk_protocol::verifier::logup::{GkrLayer, LeafClaim};
-use obelysk_shard::prover::logup;
 use obelysk_shard::kernels::reference::Reference;
+use obelysk_shard::prover::logup;
 
 /// A layer.
 const S: usize = 1;

@@ -107,7 +107,10 @@ fn forging_what_is_committed_is_refused() {
         let forged = f.prove_with(1, &|_| &crate::harness::Honest);
         assert_eq!(forged.broken, [""; 0]);
         let verdict = verdict(&forged.proof);
-        assert!(matches!(&verdict, Err(VerifyError::Segment { index: 1, source }) if matches!(**source, VerifyError::Opening(_))), "{verdict:?}");
+        assert!(
+            matches!(&verdict, Err(VerifyError::Segment { index: 1, source }) if matches!(**source, VerifyError::Opening(_))),
+            "{verdict:?}"
+        );
     }
 }
 

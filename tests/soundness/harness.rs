@@ -23,7 +23,9 @@ use obelysk_protocol::verifier::points::Points;
 use obelysk_protocol::verifier::product::ProductProof;
 use obelysk_protocol::verifier::proof::{Header, MODE_FORKED, Proof, SegmentProof};
 use obelysk_protocol::verifier::registered::{Registered, SecurityParams};
-use obelysk_protocol::verifier::segment::{ClaimsProof, OpeningClaims, SegmentInput, extend_rho, join_tiles, open_fork, plan_input};
+use obelysk_protocol::verifier::segment::{
+    ClaimsProof, OpeningClaims, SegmentInput, extend_rho, join_tiles, open_fork, plan_input,
+};
 use obelysk_shard::kernels::CommitKernels;
 use obelysk_shard::kernels::reference::Reference;
 use obelysk_shard::prover::commitment::{CommittedValues, Oracle, RegisteredOracle};
@@ -85,7 +87,14 @@ pub trait Steps {
         logup::prove(t, &Reference, c, columns, at)
     }
 
-    fn product(&self, t: &mut Transcript<Blake2s>, c: &Circuit, points: &mut Points, columns: &Columns, w: &[&[i8]]) -> ProductProof {
+    fn product(
+        &self,
+        t: &mut Transcript<Blake2s>,
+        c: &Circuit,
+        points: &mut Points,
+        columns: &Columns,
+        w: &[&[i8]],
+    ) -> ProductProof {
         product::prove(t, &Reference, c, points, columns, w)
     }
 
@@ -210,9 +219,8 @@ impl Forger {
         absorb_roots(&mut main, &roots);
         let seed_nonce = Honest.grind(&mut main, u32::from(registered.security.g_seed));
         let seed = Seed(main.digest());
-        let boundaries: Vec<QM31> = (0..s.circuits.len() - 1)
-            .map(|l| self.boundary(l, &boundary_point::<Blake2s>(&seed, &s, registered, l)))
-            .collect();
+        let boundaries: Vec<QM31> =
+            (0..s.circuits.len() - 1).map(|l| self.boundary(l, &boundary_point::<Blake2s>(&seed, &s, registered, l))).collect();
         let (mut segments, mut broken) = (Vec::new(), Vec::new());
         for (l, oracle) in values.iter().enumerate() {
             if l > end {
