@@ -2,9 +2,10 @@
 //! verifier without a panic.
 
 use crate::harness::{SECURITY, honest_proof, toy};
-use obelysk_model::check::CheckError;
+use obelysk_model::check::{CheckError, check};
 use obelysk_model::{IntegerModel, bounds};
 use obelysk_protocol::circuit::descriptor::Descriptor;
+use obelysk_protocol::circuit::{self, PublicInput, exp_tables};
 use obelysk_protocol::transcript::Blake2s;
 use obelysk_protocol::verifier::aggregate::verify;
 use obelysk_protocol::verifier::soundness;
@@ -127,4 +128,43 @@ fn a_wild_descriptor_is_refused_without_a_panic() {
         }
     }
     assert_eq!(panicked, [""; 0], "the verifier panics on these descriptors");
+}
+
+#[test]
+#[ignore = "registration admits these models, no circuit does: a model could be registered that nothing proves"]
+fn what_registration_admits_has_a_circuit() {
+    let built = |change: &dyn Fn(&mut Descriptor)| {
+        let mut model = toy().model.clone();
+        change(&mut model.descriptor);
+        let (d, input) = (&model.descriptor, PublicInput { ids: vec![1, 2, 3], output: vec![0; 12] });
+        let admitted = check(d, &model.weights).is_ok();
+        let refused = (0..4).find_map(|s| circuit::build(d, &exp_tables(), &input, s).err());
+        admitted.then_some(refused).flatten()
+    };
+    let mut unprovable = Vec::new();
+    if let Some(e) = built(&|d| d.embed.shift = 7) {
+        unprovable.push(format!("residual shift 7: {e}"));
+    }
+    for g in 1..=12u8 {
+        let narrow = |d: &mut Descriptor| {
+            let q = bounds::score_window(d.head_dim, g);
+            let l = &mut d.layers[0];
+            l.score_shift = g;
+            for r in [&mut l.q, &mut l.k] {
+                (r.lo, r.hi) = (-q, q);
+                r.b = r.b.iter().map(|b| b % 1024).collect();
+                r.m = r.m.iter().map(|m| m % 60 + 1).collect();
+                r.k = 15;
+            }
+        };
+        if let Some(e) = built(&narrow) {
+            unprovable.push(format!("score shift {g}: {e}"));
+        }
+        // Lambda is at least the largest score and at most 4096 ln 512 above it; its window ends at 2^22.
+        let q = i64::from(bounds::score_window(4, g));
+        if ((4 * q * q) >> g) + 25_600 >= 1 << 22 {
+            unprovable.push(format!("score shift {g}: a score of {} leaves Lambda's window", 4 * q * q));
+        }
+    }
+    assert_eq!(unprovable, [""; 0]);
 }
