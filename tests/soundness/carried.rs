@@ -73,6 +73,12 @@ impl FalseRoot {
     }
 }
 
+/// Even and odd numerators and denominators of a layer.
+fn split((n, d): &(Vec<QM31>, Vec<QM31>)) -> [Vec<QM31>; 4] {
+    let part = |v: &[QM31], odd: usize| v.iter().skip(odd).step_by(2).copied().collect();
+    [part(n, 0), part(n, 1), part(d, 0), part(d, 1)]
+}
+
 impl Steps for FalseRoot {
     fn logup(&self, t: &mut Transcript<Blake2s>, c: &Circuit, columns: &Columns, at: (QM31, QM31)) -> (Vec<GkrLayer>, LeafClaim) {
         let mut tree = vec![Reference.leaves(c, columns, at.0, at.1)];
@@ -86,7 +92,7 @@ impl Steps for FalseRoot {
                 let [_, n1, d0, d1] = Reference.children(&nodes);
                 (GkrLayer { rounds: Vec::new(), mask: [-(n1 * d0 * d1.inverse()), n1, d0, d1] }, Vec::new())
             } else {
-                self.layer(t, Reference.split(&nodes), &claim)
+                self.layer(t, split(&nodes), &claim)
             };
             let y = absorb_mask(t, &layer.mask);
             let [n0, n1, d0, d1] = layer.mask;

@@ -5,7 +5,7 @@ use crate::harness::{EQUATIONS, Forger, Honest, IDS, honest, inside, refused, to
 use crate::tail::{From, norm, redo};
 use obelysk_model::infer::{self, ModelTrace, NormTrace};
 use obelysk_protocol::circuit::norm::{INDEX_END, NormShape, shift_powers};
-use obelysk_protocol::field::{FieldExpOps, M31, P, signed};
+use obelysk_protocol::field::{M31, P, signed};
 use obelysk_protocol::verifier::VerifyError;
 use obelysk_shard::witness::centred;
 

@@ -143,7 +143,8 @@ fn tampered_proofs_are_refused() {
 #[test]
 fn every_column_and_every_claim_is_checked() {
     // One value at a time, of a whole layer: nothing is sent that nothing reads.
-    let lists: [(&str, fn(&mut Proof) -> &mut Vec<QM31>); 4] = [
+    type List = fn(&mut Proof) -> &mut Vec<QM31>;
+    let lists: [(&str, List); 4] = [
         ("accumulators", |p| &mut p.segments[1].claims.product.accumulators),
         ("claims", |p| &mut p.segments[1].claims.product.claims),
         ("weights", |p| &mut p.segments[1].claims.product.weights),
