@@ -6,7 +6,7 @@ use obelysk_protocol::circuit::encode;
 use obelysk_protocol::field::P;
 use obelysk_protocol::transcript::Blake2s;
 use obelysk_protocol::verifier::VerifyError;
-use obelysk_protocol::verifier::aggregate::verify_bytes;
+use obelysk_protocol::verifier::aggregate::verify_reduced;
 use obelysk_protocol::verifier::registered::Registered;
 use std::sync::OnceLock;
 
@@ -16,7 +16,7 @@ fn bytes() -> &'static [u8] {
 }
 
 fn verdict(bytes: &[u8]) -> Result<(), VerifyError> {
-    verify_bytes::<Blake2s>(&toy().registered, bytes).map(|_| ())
+    verify_reduced::<Blake2s>(&toy().registered, bytes).map(|_| ())
 }
 
 #[test]

@@ -114,7 +114,7 @@ fn forging_the_scaled_value_is_refused() {
         n.x_scaled[2 * TP + T] += 1;
         rescale(n);
     });
-    refused(&f, &["2 in sigma"], S, VerifyError::Lookups);
+    refused(&f, &["2 in sigma.18"], S, VerifyError::Lookups);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use crate::harness::{Forger, IDS, honest, honest_proof, inside, toy, verdict};
 use obelysk_model::infer;
 use obelysk_protocol::transcript::{Blake2s, Poseidon252};
 use obelysk_protocol::verifier::VerifyError;
-use obelysk_protocol::verifier::aggregate::{verify, verify_bytes};
+use obelysk_protocol::verifier::aggregate::{verify, verify_reduced};
 use obelysk_protocol::verifier::bytes::Reader;
 use obelysk_protocol::verifier::proof::{Header, Proof};
 use obelysk_protocol::verifier::registered::Registered;
@@ -27,7 +27,7 @@ fn field(proof: &Proof) -> &'static str {
 fn forging_the_version_is_refused() {
     let proof = changed(|p| p.header.version += 1);
     assert_eq!(field(&proof), "protocol version");
-    assert!(matches!(verify_bytes::<Blake2s>(&toy().registered, &proof.write()), Err(VerifyError::Malformed(_))));
+    assert!(matches!(verify_reduced::<Blake2s>(&toy().registered, &proof.write()), Err(VerifyError::Malformed(_))));
 }
 
 #[test]
@@ -174,6 +174,6 @@ fn headers_with_oversize_counts_are_refused_without_allocation() {
         let mut forged = bytes.clone();
         forged[at..at + 4].copy_from_slice(&u32::MAX.to_le_bytes());
         assert!(Header::read(&mut Reader::new(&forged)).is_err(), "{name}");
-        assert!(matches!(verify_bytes::<Blake2s>(&toy().registered, &forged), Err(VerifyError::Malformed(_))), "{name}");
+        assert!(matches!(verify_reduced::<Blake2s>(&toy().registered, &forged), Err(VerifyError::Malformed(_))), "{name}");
     }
 }

@@ -13,7 +13,7 @@ use obelysk_protocol::transcript::{Blake2s, Digest, HashSuite, Seed, Transcript}
 use obelysk_protocol::verifier::VerifyError;
 use obelysk_protocol::verifier::aggregate::{
     Statement, absorb_roots, boundary_point, main_transcript, neighbours, oracle_claims, segment_fork, segment_input, verify,
-    verify_bytes,
+    verify_reduced,
 };
 use obelysk_protocol::verifier::final_sumcheck::{FinalProof, stack_value, value_rows};
 use obelysk_protocol::verifier::logup::{GkrLayer, LeafClaim};
@@ -343,7 +343,7 @@ fn opened(
 pub fn verdict(proof: &Proof) -> Result<(), VerifyError> {
     let registered = &toy().registered;
     let direct = verify::<Blake2s>(registered, proof).map(|_| ());
-    let parsed = verify_bytes::<Blake2s>(registered, &proof.write()).map(|_| ());
+    let parsed = verify_reduced::<Blake2s>(registered, &proof.write()).map(|_| ());
     assert_eq!(direct, parsed);
     direct
 }
