@@ -188,7 +188,7 @@ fn sigma_and_index_have_exactly_one_witness() {
     let mut rng = Prng::new(7);
     let top = 384u64 << 48;
     let edges = [1 << 14, 65_279, 65_280, 65_280 << 2, (65_280 << 2) - 1, (65_280 << 20) - 1, top];
-    for s in edges.into_iter().chain((0..300).map(|k| rng.next_u64() % top >> (k % 40)).map(|s| s.max(1 << 14))) {
+    for s in edges.into_iter().chain((0..300).map(|k| (rng.next_u64() % top) >> (k % 40)).map(|s| s.max(1 << 14))) {
         let admitted = |sigma: usize| {
             // Eight base-4 digits from sigma on, nothing above, in the table; and the least such sigma by a 18-bit excess.
             let window = (s >> (2 * sigma)) & 0xffff;

@@ -74,8 +74,10 @@ fn the_toy_s_security_is_what_its_parameters_say() {
     assert!(soundness::minimum(&soundness::budget(&standard, &crate::harness::honest().circuits)) >= 100.0);
 }
 
+type Change = fn(&mut Descriptor);
+
 /// Changes of single descriptor fields to values that no registration would let through.
-const WILD: &[(&str, fn(&mut Descriptor))] = &[
+const WILD: &[(&str, Change)] = &[
     ("embed.shift 0", |d| d.embed.shift = 0),
     ("embed.shift 255", |d| d.embed.shift = 255),
     ("score_shift 0", |d| d.layers[0].score_shift = 0),
