@@ -109,11 +109,11 @@ fn forging_the_order_of_roots_is_refused() {
     let mut swapped = changed(|p| p.header.roots.swap(1, 2));
     assert_eq!(verdict(&swapped), Err(VerifyError::Grinding("the seed")));
     // With the seed ground again, the proofs belong to another seed.
-    let mut verdict = (0..).map(|n| {
+    let mut verdicts = (0..).map(|n| {
         swapped.header.seed_nonce = n;
         verify::<Blake2s>(&toy().registered, &swapped)
     });
-    let ground = verdict.find(|v| *v != Err(VerifyError::Grinding("the seed")));
+    let ground = verdicts.find(|v| *v != Err(VerifyError::Grinding("the seed")));
     assert!(matches!(ground, Some(Err(VerifyError::Segment { index: 0, .. }))));
 }
 

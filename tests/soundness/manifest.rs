@@ -32,6 +32,7 @@ const STRUCTS: &[&str] = &[
 ];
 
 type Tamper = fn(&mut Proof);
+type List = fn(&mut Proof) -> &mut Vec<QM31>;
 
 fn bump(v: &mut QM31) {
     *v += ONE;
@@ -143,7 +144,6 @@ fn tampered_proofs_are_refused() {
 #[test]
 fn every_column_and_every_claim_is_checked() {
     // One value at a time, of a whole layer: nothing is sent that nothing reads.
-    type List = fn(&mut Proof) -> &mut Vec<QM31>;
     let lists: [(&str, List); 4] = [
         ("accumulators", |p| &mut p.segments[1].claims.product.accumulators),
         ("claims", |p| &mut p.segments[1].claims.product.claims),

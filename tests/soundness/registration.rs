@@ -2,10 +2,9 @@
 //! verifier without a panic.
 
 use crate::harness::{SECURITY, honest_proof, toy};
-use obelysk_model::check::{CheckError, check};
+use obelysk_model::check::CheckError;
 use obelysk_model::{IntegerModel, bounds};
 use obelysk_protocol::circuit::descriptor::Descriptor;
-use obelysk_protocol::circuit::{self, PublicInput, exp_tables};
 use obelysk_protocol::transcript::Blake2s;
 use obelysk_protocol::verifier::aggregate::verify;
 use obelysk_protocol::verifier::soundness;
@@ -133,22 +132,17 @@ fn a_wild_descriptor_is_refused_without_a_panic() {
 }
 
 #[test]
-#[ignore = "registration admits these models, no circuit does: a model could be registered that nothing proves"]
-fn what_registration_admits_has_a_circuit() {
-    let built = |change: &dyn Fn(&mut Descriptor)| {
+fn a_model_that_no_circuit_takes_is_not_registered() {
+    let register_with = |change: &dyn Fn(&mut Descriptor)| {
         let mut model = toy().model.clone();
         change(&mut model.descriptor);
-        let (d, input) = (&model.descriptor, PublicInput { ids: vec![1, 2, 3], output: vec![0; 12] });
-        let admitted = check(d, &model.weights).is_ok();
-        let refused = (0..4).find_map(|s| circuit::build(d, &exp_tables(), &input, s).err());
-        admitted.then_some(refused).flatten()
+        let dir = tempfile::tempdir().unwrap();
+        register::<Blake2s, _>(&Reference, &model, SECURITY, [0; 32], dir.path(), &|_| ())
     };
-    let mut unprovable = Vec::new();
-    if let Some(e) = built(&|d| d.embed.shift = 7) {
-        unprovable.push(format!("residual shift 7: {e}"));
-    }
+    assert!(register_with(&|_| ()).is_ok());
+    assert!(matches!(register_with(&|d| d.embed.shift = 7), Err(RegisterError::Circuit(_))));
     for g in 1..=12u8 {
-        let narrow = |d: &mut Descriptor| {
+        let outcome = register_with(&|d: &mut Descriptor| {
             let q = bounds::score_window(d.head_dim, g);
             let l = &mut d.layers[0];
             l.score_shift = g;
@@ -158,15 +152,10 @@ fn what_registration_admits_has_a_circuit() {
                 r.m = r.m.iter().map(|m| m % 60 + 1).collect();
                 r.k = 15;
             }
-        };
-        if let Some(e) = built(&narrow) {
-            unprovable.push(format!("score shift {g}: {e}"));
-        }
-        // Lambda is at least the largest score and at most 4096 ln 512 above it; its window ends at 2^22.
+        });
+        assert_eq!(outcome.is_ok(), g <= 7, "score shift {g}: {:?}", outcome.err());
+        // Lambda is at least the largest score and at most 4096 ln 512 above it; its window ends at 2^(29 - g).
         let q = i64::from(bounds::score_window(4, g));
-        if ((4 * q * q) >> g) + 25_600 >= 1 << 22 {
-            unprovable.push(format!("score shift {g}: a score of {} leaves Lambda's window", 4 * q * q));
-        }
+        assert!(g > 7 || ((4 * q * q) >> g) + 25_600 < 1 << (29 - g), "a score leaves lambda's window at shift {g}");
     }
-    assert_eq!(unprovable, [""; 0]);
 }
