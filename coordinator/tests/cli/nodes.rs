@@ -6,7 +6,7 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 /// A child that is killed when the test ends, however it ends.
-struct Running(Child);
+pub struct Running(Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -16,6 +16,11 @@ impl Drop for Running {
 }
 
 impl Running {
+    /// SIGKILL, now.
+    pub fn kill(&mut self) {
+        let _ = self.0.kill();
+    }
+
     #[track_caller]
     fn exit_code(&mut self) -> Option<i32> {
         let started = Instant::now();
@@ -30,7 +35,7 @@ impl Running {
 }
 
 /// A coordinator and the address it printed.
-fn coordinator(place: &Place) -> (Running, String) {
+pub fn coordinator(place: &Place) -> (Running, String) {
     let mut child = place
         .command(&["coordinator", "serve", "--listen", "127.0.0.1:0", "--json"])
         .stdout(Stdio::piped())
@@ -43,7 +48,7 @@ fn coordinator(place: &Place) -> (Running, String) {
     (Running(child), value["address"].as_str().expect("an address").to_owned())
 }
 
-fn node(place: &Place, address: &str, extra: &[&str]) -> Running {
+pub fn node(place: &Place, address: &str, extra: &[&str]) -> Running {
     let args = [&["node", "join", address, "--threads", "1"], extra].concat();
     Running(place.command(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("starts"))
 }
