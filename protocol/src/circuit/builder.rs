@@ -1,11 +1,13 @@
 //! Builds a [`Circuit`] while tracking the window every column is *forced* into, and refuses what could wrap mod p
-//! (`proof.md` §3, no-wraparound check).
+//! (`docs/soundness.md` §3, no-wraparound check).
 //!
 //! Windows come from lookups only. An equation over integers and its image mod p are the same statement exactly when both
 //! sides stay below p in absolute value for every witness the lookups admit; that is what [`Builder::check`] computes.
 
 use super::expr::{Expr, MAX_DEGREE, Source};
-use super::segment::{Circuit, Column, Constraint, Coord, Eval, Factor, Lookup, MatrixShape, Param, Product, Relation, Value};
+use super::segment::{
+    Circuit, Column, Constraint, Coord, Eval, Factor, Lookup, MatrixShape, Param, Product, Relation, Value, tag_leaves,
+};
 use super::table::{RowIndex, Table, TableColumn};
 use crate::field::P;
 use std::collections::BTreeMap;
@@ -106,23 +108,23 @@ impl Builder {
     /// Adds multiplicity columns and returns the circuit.
     ///
     /// # Errors
-    /// The first equation that failed its check.
+    /// The first equation that failed its check, or a table with p or more lookups: p copies of a bad value cancel.
     pub fn finish(mut self) -> Result<Circuit, BuildError> {
-        self.check_lookup_counts();
+        for t in 0..self.circuit.tables.len() {
+            let leaves = tag_leaves(&self.circuit, t);
+            if leaves >= u64::from(P) {
+                let name = self.circuit.tables[t].name.clone();
+                self.fail_shape(format!(
+                    "{leaves} lookups share table `{name}`, fewer than p are sound: use fewer tokens or heads"
+                ));
+            }
+        }
         for i in 0..self.circuit.tables.len() {
             let (name, log) = (self.circuit.tables[i].name.clone(), self.circuit.tables[i].log_size);
             let id = self.column(&format!("mult.{name}"), log);
             self.circuit.tables[i].multiplicity = id;
         }
         self.error.map_or(Ok(self.circuit), Err)
-    }
-
-    /// p copies of one bad tuple would cancel mod p: fewer than p lookups per table, and p leaves in the tree.
-    fn check_lookup_counts(&mut self) {
-        let leaves: u64 = self.circuit.leaves().iter().map(|l| 1u64 << l.log_size).sum();
-        if leaves >= u64::from(P) {
-            self.fail_shape(format!("{leaves} lookups and table rows, p or more: cut the segment or the token count"));
-        }
     }
 
     /// Adds a column that nothing binds yet.

@@ -53,6 +53,7 @@ pub fn embed_rows(d: &Descriptor) -> (usize, usize, usize) {
 /// # Errors
 /// A descriptor whose numbers do not fit together or whose equations could wrap mod p.
 pub fn build(d: &Descriptor, exp: &ExpTables, input: &PublicInput, index: usize) -> Result<Circuit, BuildError> {
+    ranges(d).map_err(|reason| BuildError::Shape { segment: d.name.clone(), reason: reason.to_owned() })?;
     let name = if index == 0 { "embed".to_owned() } else { format!("layer{}", index - 1) };
     let mut b = Builder::new(&name, input.ids.len(), input.token_log());
     check_dimensions(&mut b, d);
@@ -69,6 +70,30 @@ pub fn build(d: &Descriptor, exp: &ExpTables, input: &PublicInput, index: usize)
     b.finish()
 }
 
+/// What shifts, sizes and windows must satisfy before anything is computed from them: a descriptor may come from a file.
+fn ranges(d: &Descriptor) -> Result<(), &'static str> {
+    let axes = [d.positions, d.types, d.width, d.heads, d.head_dim, d.ffn];
+    if axes.iter().any(|n| !(1..=1 << 20).contains(n)) || !(1..=1 << 28).contains(&d.vocab) {
+        return Err("a dimension is zero or beyond every supported model");
+    }
+    let tile = u16::from(d.tile_k_log) + u16::from(d.tile_n_log);
+    if !(2..=24).contains(&d.row_log) || tile > u16::from(d.row_log) || !(1..=4).contains(&d.blowup_log) {
+        return Err("rows are outside 2^2..2^24, shorter than a tile, or of an unsupported rate");
+    }
+    let shifts = d.layers.iter().flat_map(|l| [l.attn_residual.shift, l.ffn_residual.shift]).chain([d.embed.shift]);
+    // Beyond 2^8 a saturated index would not fit the entries of its table.
+    if shifts.into_iter().any(|w| !(1..=7).contains(&w)) || d.layers.iter().any(|l| !(1..=8).contains(&l.score_shift)) {
+        return Err("a residual shift is outside 1..=7 or a score shift outside 1..=8");
+    }
+    let window = -(1 << 15)..1 << 15;
+    for r in d.layers.iter().flat_map(|l| [&l.q, &l.k, &l.v, &l.up]) {
+        if !(1..=15).contains(&r.k) || r.lo > r.hi || !window.contains(&r.lo) || !window.contains(&r.hi) {
+            return Err("a requantisation's k is outside 1..=15 or its window is not one of 16 bits");
+        }
+    }
+    Ok(())
+}
+
 fn check_dimensions(b: &mut Builder, d: &Descriptor) {
     let (width, heads, dim) = (d.width as usize, d.heads as usize, d.head_dim as usize);
     if heads * dim != width || !dim.is_power_of_two() || dim > 1 << Blocks::of(width).log {
@@ -79,9 +104,6 @@ fn check_dimensions(b: &mut Builder, d: &Descriptor) {
     let side = |log: u8, n: usize| n.is_multiple_of(1 << log);
     if ![width, d.ffn as usize].iter().all(|&n| side(d.tile_k_log, n) && side(d.tile_n_log, n)) {
         b.fail_shape("a matrix side is not a multiple of the tile side");
-    }
-    if d.row_log < d.tile_k_log + d.tile_n_log {
-        b.fail_shape("rows are shorter than one tile");
     }
 }
 

@@ -301,6 +301,13 @@ pub struct Leaf {
     pub offset: usize,
 }
 
+/// Fractions of the LogUp tree under the tag of table `t`: all lookups into it and its own rows.
+#[must_use]
+pub fn tag_leaves(c: &Circuit, t: usize) -> u64 {
+    let lookups = c.lookups.iter().filter(|l| l.table == t).map(|l| 1u64 << l.log_size).sum::<u64>();
+    lookups + c.tables.get(t).map_or(0, |t| 1 << t.log_size)
+}
+
 /// log2 of the next power of two.
 #[must_use]
 pub fn log2_ceil(n: usize) -> usize {

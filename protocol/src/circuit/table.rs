@@ -1,6 +1,6 @@
 //! Lookup tables: closed forms the verifier evaluates in O(log n), and registered function tables it evaluates itself.
 //!
-//! A tag is unique per table content; tuples of different tables never meet (`proof.md` §4.1).
+//! A tag is unique per table content; tuples of different tables never meet (`docs/soundness.md` §4.1).
 
 use crate::field::{M31, ONE, QM31, ZERO, eq_at_index, identity_mle, signed, signed_ext};
 use std::sync::Arc;

@@ -1,5 +1,5 @@
 //! Stitching: one main transcript draws one seed after every root; every segment forks from the seed and is joined again
-//! by its closing digest (`proof.md` §6).
+//! by its closing digest (`docs/soundness.md` §6).
 //!
 //! Nothing else is shared between forks: no query, grinding, lookup sum or combination.
 

@@ -1,4 +1,4 @@
-//! The whole proof: statement, seed, one fork per segment, closing digests (`proof.md` §6).
+//! The whole proof: statement, seed, one fork per segment, closing digests (`docs/soundness.md` §6).
 //!
 //! Every root is absorbed before the seed; boundary points come from the seed alone; each boundary value is one field of
 //! the proof that both neighbours absorb. Segments share nothing else.
@@ -214,6 +214,7 @@ pub fn open_statement<S: HashSuite>(
     let expect = |field: &'static str, found: String, expected: String| {
         if found == expected { Ok(()) } else { Err(VerifyError::Statement { field, found, expected }) }
     };
+    expect("protocol version", header.version.to_string(), PROTOCOL_VERSION.to_string())?;
     expect("hash suite", header.suite.to_string(), S::ID.to_string())?;
     let hex = |d: &Digest| d.iter().map(|b| format!("{b:02x}")).collect::<String>();
     expect("model id", hex(&header.model_id), hex(&model.model_id::<S>()))?;

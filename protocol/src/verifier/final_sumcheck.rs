@@ -1,4 +1,4 @@
-//! The final sumcheck of a segment: every claim on a committed column ends at one point r (`proof.md` §4.3).
+//! The final sumcheck of a segment: every claim on a committed column ends at one point r (`docs/soundness.md` §4.3).
 //!
 //! Heights are low-aligned: a function of n variables is multiplied by `prod_{j >= n} (1 - x_j)`. A column of n variables is
 //! claimed at `r[..n]` and its value is absorbed before `r[n]` is drawn, so the whole value stack is the single claim P(r).

@@ -1,5 +1,5 @@
 //! What a verifier knows of a model before it sees a proof: descriptor, weight roots, security parameters; and the model id
-//! that binds them (`proof.md` §2).
+//! that binds them (`docs/soundness.md` §2).
 //!
 //! Facts about weights (ranges, row bounds, zero padding) are not proved by any opening: trust in a model id is trust in
 //! whoever recomputed the roots with the registration check.

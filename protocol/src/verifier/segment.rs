@@ -1,4 +1,4 @@
-//! The proof of one segment in its own fork: lookups, products, final sumcheck; then the openings (`proof.md` §4).
+//! The proof of one segment in its own fork: lookups, products, final sumcheck; then the openings (`docs/soundness.md` §4).
 //!
 //! Step order is the protocol: boundary values, alpha, beta, LogUp, accumulators, products, lambda, final sumcheck, gamma.
 

@@ -1,5 +1,5 @@
 //! The soundness budget: for every challenge its round-by-round error in the unique-decoding regime, without conjecture,
-//! plus the grinding directly before it (`proof.md` §8). The proof's security is the minimum.
+//! plus the grinding directly before it (`docs/soundness.md` §8). The proof's security is the minimum.
 
 use super::opening::opening_bits;
 use super::plan::item_count;

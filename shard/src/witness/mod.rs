@@ -88,16 +88,12 @@ impl<'a> Filler<'a> {
         self.ids.contains_key(name)
     }
 
-    fn finish(mut self) -> Result<Vec<Vec<M31>>, WitnessError> {
+    fn finish(self) -> Result<Vec<Vec<M31>>, WitnessError> {
         for (i, col) in self.c.columns.iter().enumerate() {
             let multiplicity = self.c.tables.iter().any(|t| t.multiplicity as usize == i);
             if !multiplicity && self.columns[i].len() != 1 << col.log_size {
                 return Err(WitnessError::Column(col.name.clone()));
             }
-        }
-        let counts = count(self.c, &self.columns)?;
-        for (t, m) in self.c.tables.iter().zip(counts) {
-            self.columns[t.multiplicity as usize] = m;
         }
         Ok(self.columns)
     }
@@ -108,6 +104,18 @@ impl<'a> Filler<'a> {
 /// # Errors
 /// [`WitnessError`] when circuit and trace do not belong together.
 pub fn columns(d: &Descriptor, c: &Circuit, trace: Trace<'_>) -> Result<Vec<Vec<M31>>, WitnessError> {
+    let mut columns = uncounted(d, c, trace)?;
+    for (t, m) in c.tables.iter().zip(count(c, &columns)?) {
+        columns[t.multiplicity as usize] = m;
+    }
+    Ok(columns)
+}
+
+/// As [`columns`] with empty multiplicity columns: the trace may be a false one, whose tuples are in no table.
+///
+/// # Errors
+/// [`WitnessError::Column`] when circuit and trace do not belong together.
+pub fn uncounted(d: &Descriptor, c: &Circuit, trace: Trace<'_>) -> Result<Vec<Vec<M31>>, WitnessError> {
     let mut f = Filler::new(c);
     let blocks = Blocks::of(d.width as usize);
     match trace {

@@ -62,7 +62,7 @@ struct Row {
 pub fn run(out: &Out, home: &Home, args: &BenchArgs) -> Result<(), Failure> {
     let folder = home.open(&args.model)?;
     let spinner = out.spinner("measuring ceilings on one core");
-    let ceilings = on_threads(1, ceilings::measure)?;
+    let ceilings = on_threads(1, || ceilings::measure(&usage::cpu_time))?;
     spinner.finish_and_clear();
     print_ceilings(out, &ceilings);
     let model = folder.load::<NodeSuite, NodeBackend>()?;

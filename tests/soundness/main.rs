@@ -1,0 +1,19 @@
+//! Forging provers: each cheats in exactly one place and is consistent with its cheat everywhere else; the verifier must
+//! name the step at which it is caught. Also: witnesses are unique, and no byte of a proof may change.
+//!
+//! `harness` makes whole proofs of false witnesses; `equations` says, independently of the verifier, what a witness breaks.
+
+mod bytes;
+mod carried;
+mod enumerate;
+mod equations;
+mod forged_attention;
+mod forged_linear;
+mod forged_lookups;
+mod forged_norm;
+mod forged_statement;
+mod forged_wiring;
+mod harness;
+mod manifest;
+mod registration;
+mod tail;
