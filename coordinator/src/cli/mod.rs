@@ -58,7 +58,8 @@ fn run(out: &Out, cli: Cli) -> Result<(), Failure> {
 fn report(out: &Out, failure: &Failure) -> ExitCode {
     // A rejection has been printed by its command; it is a result, not an accident.
     if failure.code != Code::Rejected {
-        let text = format!("{:#}", failure.error);
+        // Messages name their causes themselves; the chain would say them twice.
+        let text = failure.error.to_string();
         out.error(&text);
         if out.json {
             out.json(&serde_json::json!({ "error": text, "exit_code": failure.code as u8 }));
