@@ -61,7 +61,7 @@ pub fn minimum(entries: &[Entry]) -> f64 {
     entries.iter().map(|e| e.bits + f64::from(e.grinding)).fold(f64::INFINITY, f64::min)
 }
 
-/// `-log2` of the sum of all errors, without grinding: the interactive protocol's error along one path.
+/// `-log2` of the sum of all errors, grinding included.
 #[must_use]
 pub fn total(entries: &[Entry]) -> f64 {
     -entries.iter().map(|e| (-(e.bits + f64::from(e.grinding))).exp2()).sum::<f64>().log2()

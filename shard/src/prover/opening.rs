@@ -71,7 +71,7 @@ pub fn prove<S: HashSuite, B: CommitKernels>(
 
 /// Finds and absorbs the smallest nonce.
 pub(crate) fn grind<S: HashSuite, B: CommitKernels>(backend: &B, t: &mut Transcript<S>, bits: u32) -> u64 {
-    let nonce = backend.grind::<S>(&t.pow_prefix(bits), bits);
+    let nonce = tracing::info_span!("grind").in_scope(|| backend.grind::<S>(&t.pow_prefix(bits), bits));
     t.accept_pow(bits, nonce);
     nonce
 }

@@ -100,31 +100,31 @@ impl Fractions {
             let (num, den): (Vec<_>, Vec<_>) = (0..n.len() / 2).map(add).unzip();
             return Self::small(&num, &den);
         }
-        let pair = |n: [PackedQM31; 2], d: &[PackedQM31]| {
-            let (d0, d1) = d[0].deinterleave(d[1]);
-            (n[0] * d1 + n[1] * d0, d0 * d1)
-        };
-        let (mut num, mut den): (Vec<_>, Vec<_>) = match &self.num {
+        // unzip_into_vecs writes in place; a plain unzip of this size copies everything once more, on one thread.
+        let (mut num, mut den) = (Vec::new(), Vec::new());
+        let dens = self.den.par_chunks_exact(2);
+        match &self.num {
             Numerators::Base(b) => b
                 .par_chunks_exact(2)
-                .zip(self.den.par_chunks_exact(2))
+                .zip(dens)
                 .with_min_len(TASK)
                 .map(|(n, d)| {
                     let (n0, n1) = n[0].deinterleave(n[1]);
                     let (d0, d1) = d[0].deinterleave(d[1]);
                     (d1 * n0 + d0 * n1, d0 * d1)
                 })
-                .unzip(),
+                .unzip_into_vecs(&mut num, &mut den),
             Numerators::Ext(e) => e
                 .par_chunks_exact(2)
-                .zip(self.den.par_chunks_exact(2))
+                .zip(dens)
                 .with_min_len(TASK)
                 .map(|(n, d)| {
                     let (n0, n1) = n[0].deinterleave(n[1]);
-                    pair([n0, n1], d)
+                    let (d0, d1) = d[0].deinterleave(d[1]);
+                    (n0 * d1 + n1 * d0, d0 * d1)
                 })
-                .unzip(),
-        };
+                .unzip_into_vecs(&mut num, &mut den),
+        }
         if num.len() % 2 == 1 {
             num.push(splat(ZERO));
             den.push(splat(ONE));
@@ -160,27 +160,29 @@ impl Layer {
             return layer;
         }
         let mu_pack = splat(mu);
-        let split = |n: (PackedQM31, PackedQM31), d: &[PackedQM31]| {
-            let (d0, d1) = d[0].deinterleave(d[1]);
-            ((n.0, n.1 + mu_pack * d1), (d0, d1))
-        };
-        let den = f.den.par_chunks_exact(2);
-        let (n, d): (Vec<_>, Vec<_>) = match &f.num {
+        let (mut n0, mut n1, mut d0, mut d1) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let den = f.den.par_chunks_exact(2).with_min_len(TASK);
+        den.map(|d| d[0].deinterleave(d[1])).unzip_into_vecs(&mut d0, &mut d1);
+        match &f.num {
             Numerators::Base(b) => b
                 .par_chunks_exact(2)
-                .zip(den)
+                .zip(&d1)
                 .with_min_len(TASK)
-                .map(|(n, d)| {
-                    let (n0, n1) = n[0].deinterleave(n[1]);
-                    split((lift(n0), lift(n1)), d)
+                .map(|(n, &d)| {
+                    let (even, odd) = n[0].deinterleave(n[1]);
+                    (lift(even), mu_pack * d + lift(odd))
                 })
-                .unzip(),
-            Numerators::Ext(e) => {
-                e.par_chunks_exact(2).zip(den).with_min_len(TASK).map(|(n, d)| split(n[0].deinterleave(n[1]), d)).unzip()
-            }
-        };
-        let (n0, n1): (Vec<_>, Vec<_>) = n.into_par_iter().unzip();
-        let (d0, d1): (Vec<_>, Vec<_>) = d.into_par_iter().unzip();
+                .unzip_into_vecs(&mut n0, &mut n1),
+            Numerators::Ext(e) => e
+                .par_chunks_exact(2)
+                .zip(&d1)
+                .with_min_len(TASK)
+                .map(|(n, &d)| {
+                    let (even, odd) = n[0].deinterleave(n[1]);
+                    (even, odd + mu_pack * d)
+                })
+                .unzip_into_vecs(&mut n0, &mut n1),
+        }
         layer.parts = [n0, n1, d0, d1];
         layer.pad();
         layer.rest = eq(point);
