@@ -51,3 +51,16 @@ fn words_are_those_of_s_two() {
         assert_eq!(encode(&Simd::default(), message, word.len()), word);
     }
 }
+
+#[test]
+fn executor_and_circuit_have_the_same_tables() {
+    // Written twice on purpose: the executor defines the function, the circuit is what is proved.
+    let (at, before) = obelysk_model::tables::exp_table();
+    let proved = obelysk_protocol::circuit::exp_tables();
+    assert!(*proved.at == at && *proved.before == before);
+    let recip = obelysk_model::tables::rsqrt_table();
+    let (index, proved) = obelysk_protocol::circuit::norm::reciprocal_table();
+    assert_eq!(index[0], i32::try_from(obelysk_protocol::circuit::norm::INDEX_BEGIN).unwrap());
+    assert_eq!(proved[..recip.len()], recip);
+    assert_eq!(recip.len() as i64, obelysk_protocol::circuit::norm::INDEX_END - obelysk_protocol::circuit::norm::INDEX_BEGIN);
+}
