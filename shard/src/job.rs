@@ -23,6 +23,7 @@ use obelysk_protocol::verifier::final_sumcheck::value_rows;
 use obelysk_protocol::verifier::opening::{Claim, OpeningProof};
 use obelysk_protocol::verifier::registered::Registered;
 use obelysk_protocol::verifier::segment::ClaimsProof;
+use rayon::prelude::*;
 use std::path::PathBuf;
 use std::sync::{Mutex, OnceLock};
 
@@ -192,7 +193,7 @@ pub fn commit<S: HashSuite, B: Backend>(
     let (code, stacked) = (code_shape(&model.model.descriptor), stack(&c, model, &columns));
     let bytes = 4 * stacked.len() * (2 + (1 << code.blowup_log)) + (64 << code.log_n());
     let values = CommittedValues::commit::<S>(k, code, stacked);
-    let columns = columns.iter().map(|v| ProofKernels::column(k, v)).collect();
+    let columns = columns.par_iter().map(|v| ProofKernels::column(k, v)).collect();
     Ok(Committed { columns, values, received: received.to_vec(), trace, bytes })
 }
 

@@ -3,7 +3,7 @@
 use super::WitnessError;
 use crate::kernels::rows::{mask_column, param_column};
 use obelysk_protocol::circuit::expr::{Expr, Source};
-use obelysk_protocol::circuit::segment::Circuit;
+use obelysk_protocol::circuit::segment::{Circuit, Lookup};
 use obelysk_protocol::field::{M31, P, signed};
 use rayon::prelude::*;
 
@@ -17,35 +17,51 @@ pub fn centred(v: M31) -> i64 {
 /// One multiplicity column per table.
 ///
 /// # Errors
-/// [`WitnessError::Lookup`] naming the first tuple that is not in its table.
+/// [`WitnessError::Lookup`] naming a tuple that is not in its table.
 pub fn count(c: &Circuit, columns: &[Vec<M31>]) -> Result<Vec<Vec<M31>>, WitnessError> {
     (0..c.tables.len()).into_par_iter().map(|t| count_table(c, columns, t)).collect()
 }
 
 fn count_table(c: &Circuit, columns: &[Vec<M31>], table: usize) -> Result<Vec<M31>, WitnessError> {
-    let t = &c.tables[table];
-    let rows = t.materialise();
-    let mut counts = vec![0u32; 1 << t.log_size];
-    for lookup in c.lookups.iter().filter(|l| l.table == table) {
-        let inputs: Vec<Vec<M31>> = lookup.inputs.iter().map(|e| expression_rows(c, e, lookup.log_size, columns)).collect();
-        let active = lookup.masked.then(|| mask_column(c));
-        let mut tuple = vec![0i64; inputs.len()];
-        for i in 0..1usize << lookup.log_size {
-            if active.as_ref().is_some_and(|m| m[i].0 == 0) {
-                continue;
-            }
-            for (slot, v) in tuple.iter_mut().zip(&inputs) {
-                *slot = centred(v[i]);
-            }
-            let row =
-                t.index.row(&tuple).filter(|&r| r < counts.len() && rows.iter().zip(&inputs).all(|(col, v)| col[r] == v[i]));
-            match row {
-                Some(r) => counts[r] += 1,
-                None => return Err(WitnessError::Lookup { table: t.name.clone(), row: i, tuple }),
-            }
+    let rows = c.tables[table].materialise();
+    let zero = || vec![0u32; rows.first().map_or(0, Vec::len)];
+    let add = |mut a: Vec<u32>, b: Vec<u32>| {
+        a.iter_mut().zip(b).for_each(|(x, y)| *x += y);
+        Ok(a)
+    };
+    let lookups: Vec<&Lookup> = c.lookups.iter().filter(|l| l.table == table).collect();
+    let counts = lookups
+        .par_iter()
+        .try_fold(zero, |mut counts, lookup| count_lookup(c, columns, lookup, &rows, &mut counts).map(|()| counts))
+        .try_reduce(zero, add)?;
+    Ok(counts.into_iter().map(|n| signed(i64::from(n))).collect())
+}
+
+fn count_lookup(
+    c: &Circuit,
+    columns: &[Vec<M31>],
+    lookup: &Lookup,
+    rows: &[Vec<M31>],
+    counts: &mut [u32],
+) -> Result<(), WitnessError> {
+    let t = &c.tables[lookup.table];
+    let inputs: Vec<Vec<M31>> = lookup.inputs.iter().map(|e| expression_rows(c, e, lookup.log_size, columns)).collect();
+    let active = lookup.masked.then(|| mask_column(c));
+    let mut tuple = vec![0i64; inputs.len()];
+    for i in 0..1usize << lookup.log_size {
+        if active.as_ref().is_some_and(|m| m[i].0 == 0) {
+            continue;
+        }
+        for (slot, v) in tuple.iter_mut().zip(&inputs) {
+            *slot = centred(v[i]);
+        }
+        let fits = |&r: &usize| r < counts.len() && rows.iter().zip(&inputs).all(|(col, v)| col[r] == v[i]);
+        match t.index.row(&tuple).filter(fits) {
+            Some(r) => counts[r] += 1,
+            None => return Err(WitnessError::Lookup { table: t.name.clone(), row: i, tuple }),
         }
     }
-    Ok(counts.into_iter().map(|n| signed(i64::from(n))).collect())
+    Ok(())
 }
 
 /// An expression at every row, in the base field.

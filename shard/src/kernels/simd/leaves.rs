@@ -12,75 +12,92 @@ use std::sync::Arc;
 use stwo::prover::backend::simd::m31::{N_LANES, PackedM31};
 use stwo::prover::backend::simd::qm31::PackedQM31;
 
-/// A leaf block: numerators and denominators of at least one pack; lanes past its size are 0 over 1.
-struct Block {
-    num: Vec<PackedM31>,
-    den: Vec<PackedQM31>,
-}
-
 pub(super) fn build(c: &Circuit, columns: &[Column], alpha: QM31, beta: QM31) -> Fractions {
-    let alphas = powers(alpha, 8);
-    let leaves = c.leaves();
-    let (large, small): (Vec<Leaf>, Vec<Leaf>) = leaves.into_iter().partition(|l| 1usize << l.log_size >= N_LANES);
-    let blocks: Vec<Block> = large.par_iter().map(|l| block(c, columns, *l, &alphas, beta)).collect();
-    let total: usize = blocks.iter().map(|b| b.num.len()).sum();
-    let (mut num, mut den) = (Vec::with_capacity(total + 2), Vec::with_capacity(total + 2));
-    for b in blocks {
-        num.extend(b.num);
-        den.extend(b.den);
+    let challenges = (powers(alpha, 8), beta);
+    let (large, small): (Vec<Leaf>, Vec<Leaf>) = c.leaves().into_iter().partition(|l| packs(l) * N_LANES == 1 << l.log_size);
+    let large_packs: usize = large.iter().map(packs).sum();
+    let small_cells: usize = small.iter().map(|l| 1usize << l.log_size).sum();
+    // Layers are stored in pairs of packs.
+    let total = (large_packs + small_cells.div_ceil(N_LANES)).next_multiple_of(2);
+    // Zeroed pages come from the kernel as they are written, by the thread that writes them.
+    let mut num: Vec<PackedM31> = bytemuck::zeroed_vec(total);
+    let mut den: Vec<PackedQM31> = bytemuck::zeroed_vec(total);
+    let mut jobs = Vec::new();
+    let (mut num_rest, mut den_rest) = (num.as_mut_slice(), den.as_mut_slice());
+    for l in large {
+        let (n, num_tail) = num_rest.split_at_mut(packs(&l));
+        let (d, den_tail) = den_rest.split_at_mut(packs(&l));
+        (num_rest, den_rest) = (num_tail, den_tail);
+        jobs.push((l, n, d));
     }
-    push_small(c, columns, &small, (&alphas, beta), &mut num, &mut den);
-    if num.len() % 2 == 1 {
-        num.push(PackedM31::broadcast(signed(0)));
-        den.push(PackedQM31::broadcast(ONE));
-    }
+    jobs.into_par_iter().for_each(|(l, n, d)| fill(c, columns, l, &challenges, n, d));
+    fill_small(c, columns, &small, &challenges, num_rest, den_rest);
     Fractions { num: Numerators::Base(num), den, log: c.tree_log() }
 }
 
-/// Blocks shorter than a pack, one after the other.
-fn push_small(
+/// Packs of a block.
+fn packs(l: &Leaf) -> usize {
+    (1usize << l.log_size).div_ceil(N_LANES)
+}
+
+/// Blocks shorter than a pack, one after the other, then leaves 0 over 1 to the end of the stored part.
+fn fill_small(
     c: &Circuit,
     columns: &[Column],
     small: &[Leaf],
-    (alphas, beta): (&[QM31], QM31),
-    num: &mut Vec<PackedM31>,
-    den: &mut Vec<PackedQM31>,
+    challenges: &(Vec<QM31>, QM31),
+    num: &mut [PackedM31],
+    den: &mut [PackedQM31],
 ) {
     let (mut nums, mut dens) = (Vec::new(), Vec::new());
     for l in small {
-        let b = block(c, columns, *l, alphas, beta);
-        nums.extend(b.num[0].to_array().into_iter().take(1 << l.log_size));
-        dens.extend(b.den[0].to_array().into_iter().take(1 << l.log_size));
+        let mut n = [PackedM31::broadcast(signed(0))];
+        let mut d = [PackedQM31::broadcast(ONE)];
+        fill(c, columns, *l, challenges, &mut n, &mut d);
+        nums.extend(n[0].to_array().into_iter().take(1 << l.log_size));
+        dens.extend(d[0].to_array().into_iter().take(1 << l.log_size));
     }
-    nums.resize(nums.len().next_multiple_of(N_LANES), signed(0));
-    dens.resize(dens.len().next_multiple_of(N_LANES), ONE);
-    num.extend(Column::new(&nums).packs.iter());
-    den.extend(super::SimdExt::from_host(&dens).packs);
+    nums.resize(num.len() * N_LANES, signed(0));
+    dens.resize(den.len() * N_LANES, ONE);
+    num.copy_from_slice(&Column::new(&nums).packs);
+    den.copy_from_slice(&super::SimdExt::from_host(&dens).packs);
 }
 
-fn block(c: &Circuit, columns: &[Column], leaf: Leaf, alphas: &[QM31], beta: QM31) -> Block {
+/// Writes a block's numerators and denominators.
+fn fill(
+    c: &Circuit,
+    columns: &[Column],
+    leaf: Leaf,
+    (alphas, beta): &(Vec<QM31>, QM31),
+    num: &mut [PackedM31],
+    den: &mut [PackedQM31],
+) {
     let n = leaf.log_size;
-    let (tag, rows, num): (u32, Vec<Rows>, Rows) = match leaf.kind {
+    let (tag, rows): (u32, Vec<Rows>) = match leaf.kind {
         LeafKind::Lookup(i) => {
             let l = &c.lookups[i];
-            let ones = if l.masked { Column::new(&mask_column(c)) } else { Column::new(&vec![signed(1); 1 << n]) };
-            (c.tables[l.table].tag, l.inputs.iter().map(|e| rows(c, e, n, columns)).collect(), ones.packs)
+            if l.masked {
+                num.copy_from_slice(&Column::new(&mask_column(c)).packs);
+            } else {
+                num.fill(PackedM31::broadcast(signed(1)));
+            }
+            (c.tables[l.table].tag, l.inputs.iter().map(|e| rows(c, e, n, columns)).collect())
         }
         LeafKind::Table(i) => {
             let t = &c.tables[i];
-            let minus: Vec<PackedM31> = columns[t.multiplicity as usize].packs.iter().map(|&m| -m).collect();
-            (t.tag, t.materialise().iter().map(|v| Column::new(v).packs).collect(), Arc::new(minus))
+            for (out, &m) in num.iter_mut().zip(columns[t.multiplicity as usize].packs.iter()) {
+                *out = -m;
+            }
+            (t.tag, t.materialise().iter().map(|v| Column::new(v).packs).collect())
         }
     };
-    let start = PackedQM31::broadcast(beta - signed_ext(i64::from(tag)));
-    let mut den = vec![start; num.len()];
+    den.fill(PackedQM31::broadcast(*beta - signed_ext(i64::from(tag))));
     for (r, &a) in rows.iter().zip(&alphas[1..]) {
         let a = PackedQM31::broadcast(-a);
         for (d, &v) in den.iter_mut().zip(r.iter()) {
             *d += a * v;
         }
     }
-    Block { num: num.to_vec(), den }
 }
 
 type Rows = Arc<Vec<PackedM31>>;
