@@ -77,6 +77,8 @@ pub struct Builder {
     circuit: Circuit,
     windows: Vec<Option<Window>>,
     tags: BTreeMap<String, usize>,
+    /// Windows of each table's columns, found once.
+    table_windows: Vec<Vec<Window>>,
     error: Option<BuildError>,
 }
 
@@ -85,7 +87,7 @@ impl Builder {
     #[must_use]
     pub fn new(name: &str, tokens: usize, token_log: usize) -> Self {
         let circuit = Circuit { name: name.to_owned(), tokens, token_log, ..Circuit::default() };
-        Self { circuit, windows: Vec::new(), tags: BTreeMap::new(), error: None }
+        Self { circuit, windows: Vec::new(), tags: BTreeMap::new(), table_windows: Vec::new(), error: None }
     }
 
     /// The circuit so far.
@@ -172,14 +174,9 @@ impl Builder {
         if self.circuit.tables.iter().any(|t| t.tag == tag) {
             self.fail_shape(format!("tag {tag} is used by two tables"));
         }
-        self.circuit.tables.push(Table {
-            name: name.to_owned(),
-            tag,
-            log_size,
-            columns: columns(),
-            index,
-            multiplicity: u32::MAX,
-        });
+        let columns = columns();
+        self.table_windows.push(columns.iter().map(|c| c.window(log_size)).collect());
+        self.circuit.tables.push(Table { name: name.to_owned(), tag, log_size, columns, index, multiplicity: u32::MAX });
         self.tags.insert(name.to_owned(), i);
         i
     }
@@ -200,8 +197,9 @@ impl Builder {
                 && let [Source::Col(c)] = t.factors.as_slice()
                 && t.coef == 1
             {
-                let w = self.circuit.tables[table].columns[k].window(self.circuit.tables[table].log_size);
-                self.narrow(*c, w);
+                if let Some(&w) = self.table_windows[table].get(k) {
+                    self.narrow(*c, w);
+                }
             }
         }
         self.circuit.lookups.push(Lookup { table, inputs, log_size, masked });

@@ -137,7 +137,23 @@ impl TableColumn {
     /// Smallest and largest value.
     #[must_use]
     pub fn window(&self, log_size: usize) -> (i64, i64) {
-        (0..1usize << log_size).map(|i| self.value(i, log_size)).fold((i64::MAX, i64::MIN), |(l, h), v| (l.min(v), h.max(v)))
+        let rows = 1i64 << log_size;
+        let span = |f: &[i32]| f.iter().fold((i64::MAX, i64::MIN), |(l, h), &v| (l.min(i64::from(v)), h.max(i64::from(v))));
+        match self {
+            Self::Identity { offset } => (*offset, offset + rows - 1),
+            Self::LowBits => (0, (rows / 2 - 1).max(0)),
+            Self::TopBit | Self::R1Saturated { .. } => (0, 1),
+            Self::R1Value { e } => {
+                let half = 1i64 << (14 - e);
+                (-(half << (16 + e)), ((half - 1) << (16 + e)) + (1 << e) - 1)
+            }
+            Self::R1Clip { .. } => (i64::from(i16::MIN), i64::from(i16::MAX)),
+            Self::HalfFunction(f) => {
+                let (low, high) = span(f);
+                (low.min(0), high.max(0))
+            }
+            Self::Function(f) => span(f),
+        }
     }
 
     /// The extension of the column at `z` (length `log_size`). `eq` must be the eq vector of a prefix of `z` long enough
@@ -215,6 +231,8 @@ mod tests {
             let rows: Vec<M31> = (0..1usize << 15).map(|i| signed(c.value(i, 15))).collect();
             let eq = |n: usize| Arc::new(eq_vector(&z[..n]));
             assert_eq!(c.evaluate(&z, &eq), mle_eval_base(&rows, &z), "{c:?}");
+            let values = || (0..1usize << 15).map(|i| c.value(i, 15));
+            assert_eq!(Some(c.window(15)), values().min().zip(values().max()), "{c:?}");
         }
     }
 }
