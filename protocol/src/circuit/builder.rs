@@ -196,10 +196,9 @@ impl Builder {
             if let [t] = terms.as_slice()
                 && let [Source::Col(c)] = t.factors.as_slice()
                 && t.coef == 1
+                && let Some(&w) = self.table_windows[table].get(k)
             {
-                if let Some(&w) = self.table_windows[table].get(k) {
-                    self.narrow(*c, w);
-                }
+                self.narrow(*c, w);
             }
         }
         self.circuit.lookups.push(Lookup { table, inputs, log_size, masked });
