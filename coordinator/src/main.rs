@@ -4,7 +4,7 @@
 mod cli;
 
 // Proving allocates and frees buffers of hundreds of megabytes; the system allocator returns each to the kernel and pays
-// the page faults again (a third of all processor time at 512 tokens).
+// the page faults again, and its peak memory was higher (docs/performance.md).
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

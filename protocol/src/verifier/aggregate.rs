@@ -241,7 +241,8 @@ pub fn open_statement<S: HashSuite>(
 /// [`VerifyError`]; a segment's error names the segment.
 ///
 /// # Soundness
-/// The minimum of [`soundness::budget`]; the statement is about the model whose registration the caller trusts.
+/// The minimum of [`soundness::budget`], reported and not judged here: [`verify_bytes`] is the entry that refuses a model
+/// registered below [`MINIMUM_SECURITY_BITS`]. The statement is about the model whose registration the caller trusts.
 pub fn verify<S: HashSuite>(model: &Registered, proof: &Proof) -> Result<Accepted, VerifyError> {
     let (s, t, seed) = open_statement::<S>(model, &proof.header)?;
     verify_with::<S>(model, proof, &s, t, &seed)
