@@ -54,7 +54,7 @@ fn forging_a_proof_made_in_another_mode_is_refused() {
 #[test]
 fn forging_an_id_beyond_the_vocabulary_is_refused() {
     // id = V is a padding row of the matrix: everything about it is provable but the input check.
-    let v = toy().model.descriptor.vocab;
+    let v = toy().model.descriptor.vocab();
     let mut larger = toy().model.clone();
     larger.descriptor.vocab = v + 1;
     let ids = [1, v, 3];

@@ -31,7 +31,7 @@ fn forging_weights_outside_their_range_is_refused() {
 
 #[test]
 fn forging_padding_of_the_vocabulary_is_refused() {
-    let v = toy().model.descriptor.vocab as usize;
+    let v = toy().model.descriptor.vocab() as usize;
     assert!(matches!(refusal(|m| m.weights.segments[0].matrices[0].data[v] = 1), CheckError::Padding { channel: 0, .. }));
 }
 
@@ -102,7 +102,7 @@ const WILD: &[(&str, Change)] = &[
     ("ffn 0", |d| d.ffn = 0),
     ("ffn large", |d| d.ffn = 1 << 30),
     ("vocab max", |d| d.vocab = u32::MAX),
-    ("tiles 200", |d| (d.tile_k_log, d.tile_n_log) = (200, 100)),
+    ("tiles 200", |d| (d.tile_k_log(), d.tile_n_log()) = (200, 100)),
     ("tile 70", |d| d.tile_k_log = 70),
     ("row_log 0", |d| d.row_log = 0),
     ("row_log 200", |d| d.row_log = 200),
