@@ -2,11 +2,13 @@
 //!
 //! Channel order of attention ("proof order"). A head of dimension `D = delta 2^a`, delta odd, is cut into *parts* so that
 //! every part of a head is a power of two: values into delta parts of `2^a` channels; queries and keys into the two halves
-//! that rotate into each other, each of delta parts of `2^(a-1)` channels (parts `0..delta` are the first half). Query head
-//! `h = kv g + r` of group size g is sorted by r first. Channel `c` of part `p`, key head `kv`, group member `r` lies at
+//! that rotate into each other, each of delta parts of `2^(a-1)` channels (parts `0..delta` are the first half). There are
+//! `kappa 2^b` key heads, kappa odd. Query head `h = kv g + r` of group size g is sorted by r first, and the low bits of the
+//! key head are fastest, so that what belongs to a (token, head) pair is a prefix of what belongs to its channels. Channel
+//! `c` of a part, key head `kv = kv_lo + 2^b kv_hi`, group member `r` lies inside the part at
 //!
 //! ```text
-//! p (heads 2^a) + r (kv_heads 2^a) + kv 2^a + c        (2^(a-1) for queries and keys; r = 0 for keys and values)
+//! r (kv_heads 2^a) + kv_hi 2^(a+b) + c 2^b + kv_lo     (2^(a-1) for queries and keys; r = 0 for keys and values)
 //! ```
 
 use super::{NormSpec, Requant, Stop};
