@@ -94,6 +94,15 @@ impl Descriptor {
         }
     }
 
+    /// Columns in which a hidden state crosses a boundary: an encoder's normalised state is one, a residual stream has limbs.
+    #[must_use]
+    pub const fn boundary_limbs(&self) -> usize {
+        match self {
+            Self::Encoder(_) => 1,
+            Self::Decoder(_) => 3,
+        }
+    }
+
     /// The encoder, if it is one.
     #[must_use]
     pub const fn encoder(&self) -> Option<&Encoder> {
