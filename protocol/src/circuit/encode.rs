@@ -180,7 +180,7 @@ impl Writer {
         self.0.push(u8::from(l.score_cap.is_some()));
         if let Some(cap) = &l.score_cap {
             self.0.push(cap.e);
-            self.table(&cap.table);
+            self.signed(&cap.table);
         }
         self.words(&[l.window]);
         self.0.push(l.o.e);
@@ -397,7 +397,7 @@ impl<'a> Reader<'a> {
             v: self.requant()?,
             score_shift: self.byte("score_shift")?,
             score_cap: if self.present("score_cap")? {
-                Some(ScoreCap { e: self.byte("score_cap.e")?, table: self.table("score_cap.table")? })
+                Some(ScoreCap { e: self.byte("score_cap.e")?, table: self.signed("score_cap.table")? })
             } else {
                 None
             },

@@ -136,7 +136,7 @@ fn capped(b: &mut Builder, name: &str, s: Shape, cap: &ScoreCap, columns: &Score
     let terms = vec![(1, v), (1 << cap.e, at_rho(tau))];
     let values = products.iter().map(|&p| (1, Value::Accumulator(p))).collect();
     b.relate(Relation { name: format!("{name}.acc"), terms, constant, values }, bound);
-    let values = Arc::new(cap.table.iter().map(|&v| i32::from(v)).collect::<Vec<_>>());
+    let values = Arc::new(cap.table.clone());
     let table = b.table("cap", TAG_CAP, 16, RowIndex::First { offset: -(1 << 15) }, || {
         vec![TableColumn::Identity { offset: -(1 << 15) }, TableColumn::Function(values)]
     });

@@ -117,7 +117,12 @@ fn layer_ranges(d: &Decoder, l: &DecoderLayer) -> bool {
     };
     let score = match &l.score_cap {
         None => (1..=7).contains(&l.score_shift),
-        Some(cap) => l.score_shift == 0 && (1..=13).contains(&cap.e) && cap.table.len() == 1 << 16,
+        Some(cap) => {
+            l.score_shift == 0
+                && (1..=13).contains(&cap.e)
+                && cap.table.len() == 1 << 16
+                && cap.table.iter().all(|v| v.unsigned_abs() < 1 << 20)
+        }
     };
     let projections = requant(&l.q.linear, q) && requant(&l.k.linear, kv) && requant(&l.v, kv) && requant(&l.gate, d.ffn);
     let rest = rotary(&l.q.rotary) && rotary(&l.k.rotary) && branch(&l.attn_branch) && branch(&l.ffn_branch);

@@ -153,8 +153,8 @@ pub struct Rotated {
 pub struct ScoreCap {
     /// e.
     pub e: u8,
-    /// `table[t + 2^15]`, 65,536 entries; scores have 12 fractional bits after it.
-    pub table: Vec<i16>,
+    /// `table[t + 2^15]`, 65,536 entries below 2^20 in magnitude; scores have 12 fractional bits after it.
+    pub table: Vec<i32>,
 }
 
 /// A branch's way back into the residual stream: `2^w (x' - x) + rho = mult_c v + 2^(w-1)` with v the branch's `t^`, or the
