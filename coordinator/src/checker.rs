@@ -6,10 +6,10 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::sync::Arc;
 
-use obelysk_model::infer;
 use obelysk_node::engine::{CheckError, Checker, Pieces, Verdict, WorkKind};
-use obelysk_node::job_bytes::{Challenge, CommitBlob, JobSpec, OpenJob, claims_from_bytes, hidden_from_bytes};
+use obelysk_node::job_bytes::{Boundaries, Challenge, CommitBlob, JobSpec, OpenJob, claims_from_bytes, hidden_from_bytes};
 use obelysk_node::recent::Recent;
+use obelysk_protocol::circuit::descriptor::Descriptor;
 use obelysk_protocol::circuit::{PublicInput, segment_count};
 use obelysk_protocol::field::QM31;
 use obelysk_protocol::transcript::{Digest, HashSuite};
@@ -21,9 +21,9 @@ use obelysk_protocol::verifier::bytes::Reader;
 use obelysk_protocol::verifier::opening::OpeningProof;
 use obelysk_protocol::verifier::proof::{Proof, SegmentProof, opening_shape};
 use obelysk_protocol::verifier::registered::Registered;
-use obelysk_protocol::verifier::segment::ClaimsProof;
 use obelysk_protocol::verifier::soundness;
-use obelysk_shard::job::{Backend, boundary_value};
+use obelysk_shard::hidden::{self, boundary_values};
+use obelysk_shard::job::Backend;
 use obelysk_shard::local::draw_seed;
 
 /// Statements kept: one per running job of a busy coordinator.
@@ -50,17 +50,20 @@ impl Job {
 
     /// Values of a hidden state; none after the head.
     fn hidden_len(&self, segment: usize) -> usize {
-        let values = self.model.descriptor.width() as usize * infer::padded_length(self.spec.ids.len());
-        if segment + 1 == self.segments() { 0 } else { values }
+        if segment + 1 == self.segments() { 0 } else { hidden::hidden_len(&self.model.descriptor, &self.spec.input()) }
     }
 
-    /// Output channels in a segment's commit.
+    /// The hidden state after a segment.
+    fn hidden(&self, segment: usize, blob: Option<&&[u8]>) -> Result<Vec<i32>, Verdict> {
+        hidden_from_bytes(&self.model.descriptor, blob.copied().unwrap_or_default(), self.hidden_len(segment)).map_err(reject)
+    }
+
+    /// Output channels in a segment's commit: only an encoder's head has any.
     fn channels(&self, segment: usize) -> usize {
-        if segment + 1 == self.segments() { self.model.descriptor.width() as usize } else { 0 }
-    }
-
-    fn h(&self) -> usize {
-        usize::from(self.model.descriptor.row_log())
+        match &self.model.descriptor {
+            Descriptor::Encoder(d) if segment + 1 == self.segments() => d.width as usize,
+            _ => 0,
+        }
     }
 }
 
@@ -101,10 +104,8 @@ impl<S: HashSuite, B: Backend> ProofChecker<S, B> {
     fn check_commit(job: &Job, segment: usize, inputs: &[&[u8]], output: &[u8]) -> Result<(), Verdict> {
         let commit = CommitBlob::decode(output, job.channels(segment)).map_err(reject)?;
         if job.channels(segment) > 0 {
-            let tokens = job.spec.ids.len();
-            let before = inputs.first().copied().unwrap_or_default();
-            let before = hidden_from_bytes(before, job.hidden_len(segment - 1)).map_err(reject)?;
-            if commit.output != infer::pool(&before, tokens, infer::padded_length(tokens)) {
+            let before = job.hidden(segment - 1, inputs.first())?;
+            if commit.output != hidden::output(&job.model.descriptor, &job.spec.input(), &before) {
                 return Err(reject("the pooled output is not that of the hidden state"));
             }
         }
@@ -120,18 +121,19 @@ impl<S: HashSuite, B: Backend> ProofChecker<S, B> {
     fn check_prove(&self, job: &Job, segment: usize, inputs: &[&[u8]], (extra, output): (&[u8], &[u8])) -> Result<(), Verdict> {
         let open = self.open(job, extra).map_err(reject)?;
         let s = &open.statement;
-        let (claimed, proof) = claims_from_bytes(output, &s.circuits[segment], job.h()).map_err(reject)?;
-        let value = |l: Option<usize>, blob: Option<&&[u8]>| -> Result<QM31, Verdict> {
-            let Some(l) = l.filter(|l| l + 1 < job.segments()) else { return Ok(QM31::default()) };
-            let hidden = hidden_from_bytes(blob.copied().unwrap_or_default(), job.hidden_len(l)).map_err(reject)?;
-            Ok(boundary_value(&hidden, &boundary_point::<S>(&open.seed, s, &job.model, l)))
+        let (claimed, proof) = claims_from_bytes(output, &job.model, s, segment).map_err(reject)?;
+        let limbs = job.model.descriptor.boundary_limbs();
+        let values = |l: Option<usize>, blob: Option<&&[u8]>| -> Result<Vec<QM31>, Verdict> {
+            let Some(l) = l.filter(|l| l + 1 < job.segments()) else { return Ok(Vec::new()) };
+            let point = boundary_point::<S>(&open.seed, s, &job.model, l);
+            Ok(boundary_values(limbs, &job.hidden(l, blob)?, &point))
         };
-        let before = value(segment.checked_sub(1), inputs.first())?;
-        let after = value(Some(segment), inputs.last())?;
+        let before = values(segment.checked_sub(1), inputs.first())?;
+        let after = values(Some(segment), inputs.last())?;
         if claimed != (before, after) {
             return Err(reject("the boundary values are not those of the hidden states"));
         }
-        let input = segment_input::<S>(&job.model, s, &open.seed, segment, claimed);
+        let input = segment_input::<S>(&job.model, s, &open.seed, segment, (&claimed.0, &claimed.1));
         let mut t = segment_fork::<S>(&open.seed, s, segment);
         verify_claims(&mut t, &input, &proof).map(|_| ()).map_err(reject)
     }
@@ -140,9 +142,9 @@ impl<S: HashSuite, B: Backend> ProofChecker<S, B> {
     fn check_open(&self, job: &Job, segment: usize, inputs: &[&[u8]], (extra, output): (&[u8], &[u8])) -> Result<(), Verdict> {
         let open = self.open(job, extra).map_err(reject)?;
         let claims = inputs.last().copied().unwrap_or_default();
-        let ((before, after), proof) = segment_proof(job, &open.statement, segment, claims, output).map_err(reject)?;
+        let (around, proof) = segment_proof(job, &open.statement, segment, claims, output).map_err(reject)?;
         let root = Challenge::decode(extra).map_err(reject)?.roots[segment];
-        let about = (root, (before, after));
+        let about = (root, (around.0.as_slice(), around.1.as_slice()));
         verify_segment::<S>(&job.model, &open.statement, &open.seed, segment, about, &proof).map(|_| ()).map_err(reject)
     }
 }
@@ -153,7 +155,11 @@ impl<S: HashSuite, B: Backend> ProofChecker<S, B> {
 /// [`CheckError::Spec`].
 pub fn admit<S: HashSuite>(model: &Registered, spec: &JobSpec) -> Result<(), CheckError> {
     // Neither circuits nor security depend on the output, which is not known yet.
-    let input = PublicInput { ids: spec.ids.clone(), sequences: Vec::new(), output: vec![0; model.descriptor.width() as usize] };
+    let output = match &model.descriptor {
+        Descriptor::Encoder(d) => vec![0; d.width as usize],
+        Descriptor::Decoder(_) => Vec::new(),
+    };
+    let input = PublicInput { output, ..spec.input() };
     let statement = Statement::new::<S>(model, input, spec.mode).or_else(refuse)?;
     let bits = soundness::minimum(&soundness::budget(model, &statement.circuits));
     if bits < MINIMUM_SECURITY_BITS {
@@ -166,8 +172,6 @@ fn reject(error: impl Display) -> Verdict {
     Verdict::Reject(error.to_string())
 }
 
-type Boundaries = (QM31, QM31);
-
 fn segment_proof(
     job: &Job,
     s: &Statement,
@@ -175,10 +179,10 @@ fn segment_proof(
     claims: &[u8],
     opening: &[u8],
 ) -> Result<(Boundaries, SegmentProof), String> {
-    let circuit = &s.circuits[segment];
-    let (boundaries, claims): (_, ClaimsProof) = claims_from_bytes(claims, circuit, job.h()).map_err(|e| e.to_string())?;
+    let (boundaries, claims) = claims_from_bytes(claims, &job.model, s, segment).map_err(|e| e.to_string())?;
     let mut r = Reader::new(opening);
-    let opening = OpeningProof::read(&mut r, &opening_shape(circuit, &job.model.opening())).map_err(|e| e.to_string())?;
+    let opening =
+        OpeningProof::read(&mut r, &opening_shape(&s.circuits[segment], &job.model.opening())).map_err(|e| e.to_string())?;
     match r.remaining() {
         0 => Ok((boundaries, SegmentProof { claims, opening })),
         n => Err(format!("opening: {n} bytes too many")),
@@ -200,7 +204,7 @@ impl<S: HashSuite, B: Backend + 'static> Checker for ProofChecker<S, B> {
             Err(e) => return reject(e),
         };
         let outcome = match kind {
-            WorkKind::Forward => hidden_from_bytes(output, job.hidden_len(segment)).map(|_| ()).map_err(reject),
+            WorkKind::Forward => job.hidden(segment, Some(&output)).map(|_| ()),
             WorkKind::Commit => Self::check_commit(&job, segment, inputs, output),
             WorkKind::Prove => self.check_prove(&job, segment, inputs, (extra, output)),
             WorkKind::Open => self.check_open(&job, segment, inputs, (extra, output)),
@@ -217,7 +221,7 @@ impl<S: HashSuite, B: Backend + 'static> Checker for ProofChecker<S, B> {
         let mut commits = commits.collect::<Result<Vec<_>, _>>().map_err(pieces)?;
         let roots: Vec<Digest> = commits.iter().map(|c| c.root).collect();
         let output = commits.pop().map(|head| head.output).unwrap_or_default();
-        let input = PublicInput { ids: job.spec.ids.clone(), sequences: Vec::new(), output: output.clone() };
+        let input = PublicInput { output: output.clone(), ..job.spec.input() };
         let s = Statement::new::<S>(&job.model, input, job.spec.mode).map_err(pieces)?;
         let (_, seed_nonce) = draw_seed::<S, B>(&self.backend, &job.model, &s, &roots);
         Ok(Challenge { output, roots, seed_nonce }.encode())
@@ -237,8 +241,9 @@ impl<S: HashSuite, B: Backend + 'static> Checker for ProofChecker<S, B> {
             around.push(boundaries);
             segments.push(proof);
         }
-        let boundaries: Vec<QM31> = around.iter().take(n - 1).map(|b| b.1).collect();
-        if let Some(l) = (0..n).find(|&l| around[l] != neighbours(&boundaries, l)) {
+        let boundaries: Vec<QM31> = around.iter().take(n - 1).flat_map(|b| b.1.iter().copied()).collect();
+        let limbs = job.model.descriptor.boundary_limbs();
+        if let Some(l) = (0..n).find(|&l| (&*around[l].0, &*around[l].1) != neighbours(&boundaries, limbs, l)) {
             return Err(pieces(format!("segment {l} does not continue from the one before it")));
         }
         let bytes = Proof { header: challenge.header::<S>(&job.spec, boundaries), segments }.write();

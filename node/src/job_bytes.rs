@@ -2,14 +2,14 @@
 //!
 //! | Kind | Blob |
 //! |---|---|
-//! | forward | the hidden state after the segment as `i16`; empty for the head |
-//! | commit | value root, BLAKE3 of the forward blob, and for the head the pooled output as `i64` |
-//! | prove | boundary values before and after, then the claims as in `proof.obk` |
+//! | forward | the hidden state after the segment, 2 bytes per value of an encoder, 3 of a decoder; empty for the head |
+//! | commit | value root, BLAKE3 of the forward blob, and for an encoder's head the pooled output as `i64` |
+//! | prove | boundary values before and after, as many as limbs, then the claims as in `proof.obk` |
 //! | open | the opening as in `proof.obk` |
 
 use obelysk_protocol::PROTOCOL_VERSION;
-use obelysk_protocol::circuit::descriptor::MAX_TOKENS;
-use obelysk_protocol::circuit::segment::Circuit;
+use obelysk_protocol::circuit::descriptor::{Descriptor, MAX_TOKENS};
+use obelysk_protocol::circuit::{PublicInput, Sequence, segment_count};
 use obelysk_protocol::field::QM31;
 use obelysk_protocol::transcript::{Digest, HashSuite, Seed};
 use obelysk_protocol::verifier::VerifyError;
@@ -22,6 +22,8 @@ use obelysk_protocol::verifier::segment::ClaimsProof;
 const MAGIC: [u8; 4] = *b"OBKJ";
 /// Most output channels or segments in a challenge: as in a proof's header.
 const MAX_COUNT: usize = 1 << 16;
+/// Most token ids, as in a proof's header: every row reads one, and every sequence, of at least one row, predicts one more.
+const MAX_IDS: usize = 2 * MAX_TOKENS;
 
 /// Why bytes are not what they should be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -62,8 +64,10 @@ pub struct JobSpec {
     pub model: Digest,
     /// Weight-binding mode.
     pub mode: u8,
-    /// Token ids.
+    /// Token ids: a decoder's prompts with their completions.
     pub ids: Vec<u32>,
+    /// Decoder: how the ids are cut. Encoder: empty.
+    pub sequences: Vec<Sequence>,
 }
 
 impl JobSpec {
@@ -76,7 +80,18 @@ impl JobSpec {
         out.extend_from_slice(&self.model);
         out.extend_from_slice(&(self.ids.len() as u32).to_le_bytes());
         self.ids.iter().for_each(|id| out.extend_from_slice(&id.to_le_bytes()));
+        out.extend_from_slice(&(self.sequences.len() as u32).to_le_bytes());
+        for s in &self.sequences {
+            out.extend_from_slice(&s.prompt.to_le_bytes());
+            out.extend_from_slice(&s.completion.to_le_bytes());
+        }
         out
+    }
+
+    /// The public input so far: without the output, which no circuit depends on.
+    #[must_use]
+    pub fn input(&self) -> PublicInput {
+        PublicInput { ids: self.ids.clone(), sequences: self.sequences.clone(), output: Vec::new() }
     }
 
     /// Reads canonical bytes.
@@ -95,10 +110,13 @@ impl JobSpec {
             return Err(JobBytesError::Content { what, cause });
         }
         let (mode, model) = (r.u8().map_err(&err)?, r.digest().map_err(&err)?);
-        let n = r.count(MAX_TOKENS).map_err(&err)?;
+        let n = r.count(MAX_IDS).map_err(&err)?;
         let ids = r.many(n, Reader::u32).map_err(&err)?;
+        let n = r.count(MAX_TOKENS).map_err(&err)?;
+        let sequence = |r: &mut Reader<'_>| Ok(Sequence { prompt: r.u32()?, completion: r.u32()? });
+        let sequences = r.many(n, sequence).map_err(&err)?;
         end(what, &r)?;
-        Ok(Self { model, mode, ids })
+        Ok(Self { model, mode, ids, sequences })
     }
 }
 
@@ -159,6 +177,7 @@ impl Challenge {
             mode: spec.mode,
             model_id: spec.model,
             ids: spec.ids.clone(),
+            sequences: spec.sequences.clone(),
             output: self.output.clone(),
             roots: self.roots.clone(),
             seed_nonce: self.seed_nonce,
@@ -172,28 +191,39 @@ impl Challenge {
     /// [`VerifyError`] when specification and challenge are not of this model or of each other.
     pub fn open<S: HashSuite>(&self, model: &Registered, spec: &JobSpec) -> Result<OpenJob, VerifyError> {
         // The seed does not depend on boundary values; zeros stand for those still to come.
-        let zeros = vec![QM31::default(); self.roots.len().saturating_sub(1)];
+        let zeros = vec![QM31::default(); self.roots.len().saturating_sub(1) * model.descriptor.boundary_limbs()];
         let (statement, _, seed) = open_statement::<S>(model, &self.header::<S>(spec, zeros))?;
         Ok(OpenJob { statement, seed })
     }
 }
 
-/// Bytes of a hidden state.
+/// Bytes of one value of a hidden state: two's complement of 16 bits for an encoder, of 24 for a decoder.
+const fn value_bytes(d: &Descriptor) -> usize {
+    match d {
+        Descriptor::Encoder(_) => 2,
+        Descriptor::Decoder(_) => 3,
+    }
+}
+
+/// Bytes of a hidden state, whose values a segment of this model handed on.
 #[must_use]
-pub fn hidden_to_bytes(hidden: &[i16]) -> Vec<u8> {
-    hidden.iter().flat_map(|v| v.to_le_bytes()).collect()
+pub fn hidden_to_bytes(d: &Descriptor, hidden: &[i32]) -> Vec<u8> {
+    hidden.iter().flat_map(|v| v.to_le_bytes().into_iter().take(value_bytes(d))).collect()
 }
 
 /// The hidden state in `data`, which must have `len` values.
 ///
 /// # Errors
 /// [`JobBytesError::Content`].
-pub fn hidden_from_bytes(data: &[u8], len: usize) -> Result<Vec<i16>, JobBytesError> {
-    if data.len() != len * 2 {
-        let cause = format!("{} bytes where this job has {}", data.len(), len * 2);
+pub fn hidden_from_bytes(d: &Descriptor, data: &[u8], len: usize) -> Result<Vec<i32>, JobBytesError> {
+    let size = value_bytes(d);
+    if data.len() != len * size {
+        let cause = format!("{} bytes where this job has {}", data.len(), len * size);
         return Err(JobBytesError::Content { what: "hidden state", cause });
     }
-    Ok(data.chunks_exact(2).map(|b| i16::from_le_bytes([b[0], b[1]])).collect())
+    // The last byte carries the sign.
+    let value = |b: &[u8]| b.iter().rev().skip(1).fold(i32::from(b[size - 1].cast_signed()), |v, &b| v << 8 | i32::from(b));
+    Ok(data.chunks_exact(size).map(value).collect())
 }
 
 /// What a commit delivers.
@@ -229,26 +259,38 @@ impl CommitBlob {
     }
 }
 
+/// Values of the boundaries before and after a segment.
+pub type Boundaries = (Vec<QM31>, Vec<QM31>);
+
 /// Bytes of a segment's claims with the boundary values around it.
 #[must_use]
-pub fn claims_to_bytes(boundaries: (QM31, QM31), proof: &ClaimsProof) -> Vec<u8> {
+pub fn claims_to_bytes((before, after): &Boundaries, proof: &ClaimsProof) -> Vec<u8> {
     let mut out = Vec::new();
-    put_felts(&mut out, [&boundaries.0, &boundaries.1]);
+    put_felts(&mut out, before.iter().chain(after));
     write_claims(proof, &mut out);
     out
 }
 
-/// Reads a segment's claims with the boundary values around it.
+/// Reads a segment's claims with the boundary values around it: as many as limbs, but none outside the model.
 ///
 /// # Errors
 /// [`JobBytesError`].
-pub fn claims_from_bytes(data: &[u8], c: &Circuit, h: usize) -> Result<((QM31, QM31), ClaimsProof), JobBytesError> {
+pub fn claims_from_bytes(
+    data: &[u8],
+    model: &Registered,
+    s: &Statement,
+    segment: usize,
+) -> Result<(Boundaries, ClaimsProof), JobBytesError> {
     let what = "claims";
     let (err, mut r) = (bytes(what), Reader::new(data));
-    let boundaries = (r.felt().map_err(&err)?, r.felt().map_err(&err)?);
-    let proof = read_claims(&mut r, c, h).map_err(&err)?;
+    let d = &model.descriptor;
+    let limbs = |exists: bool| if exists { d.boundary_limbs() } else { 0 };
+    let before = r.many(limbs(segment > 0), Reader::felt).map_err(&err)?;
+    let after = r.many(limbs(segment + 1 < segment_count(d)), Reader::felt).map_err(&err)?;
+    let circuit = s.circuits.get(segment).ok_or_else(|| JobBytesError::Content { what, cause: "no such segment".into() })?;
+    let proof = read_claims(&mut r, circuit, usize::from(d.row_log())).map_err(&err)?;
     end(what, &r)?;
-    Ok((boundaries, proof))
+    Ok(((before, after), proof))
 }
 
 #[cfg(test)]
@@ -257,7 +299,8 @@ mod tests {
 
     #[test]
     fn every_blob_has_one_encoding() {
-        let spec = JobSpec { model: [3; 32], mode: 1, ids: vec![1, 2, 3] };
+        let sequences = vec![Sequence { prompt: 1, completion: 2 }, Sequence { prompt: 1, completion: 1 }];
+        let spec = JobSpec { model: [3; 32], mode: 1, ids: vec![1, 2, 3, 4, 5], sequences };
         let challenge = Challenge { output: vec![-5, 7], roots: vec![[1; 32], [2; 32]], seed_nonce: 9 };
         let commit = CommitBlob { root: [4; 32], after: [5; 32], output: vec![i64::MIN, 1] };
         let all = [spec.encode(), challenge.encode(), commit.encode()];
@@ -276,10 +319,14 @@ mod tests {
     }
 
     #[test]
-    fn hidden_states_have_one_length() {
-        let hidden = [i16::MIN, -1, 0, i16::MAX];
-        let bytes = hidden_to_bytes(&hidden);
-        assert_eq!(hidden_from_bytes(&bytes, 4).as_deref(), Ok(&hidden[..]));
-        assert!(hidden_from_bytes(&bytes, 3).is_err() && hidden_from_bytes(&bytes[1..], 4).is_err());
+    fn hidden_states_have_one_length_and_one_encoding() {
+        let encoder = obelysk_model::toy::model(1).descriptor;
+        let hidden = [i32::from(i16::MIN), -1, 0, i32::from(i16::MAX)];
+        let bytes = hidden_to_bytes(&encoder, &hidden);
+        assert_eq!(bytes, [0, 128, 255, 255, 0, 0, 255, 127]);
+        assert_eq!(hidden_from_bytes(&encoder, &bytes, 4).as_deref(), Ok(&hidden[..]));
+        for (data, len) in [(&bytes[..], 3), (&bytes[1..], 4), (&bytes[..], 5)] {
+            assert!(hidden_from_bytes(&encoder, data, len).is_err());
+        }
     }
 }

@@ -11,9 +11,10 @@ use crate::job_bytes::{
 use crate::model_folder::ModelFolder;
 use crate::recent::{Key, Recent};
 use crate::usage;
-use obelysk_model::infer;
-use obelysk_protocol::circuit::segment_count;
+use obelysk_protocol::circuit::{PublicInput, segment_count};
 use obelysk_protocol::transcript::{Digest, HashSuite};
+use obelysk_protocol::verifier::aggregate::check_input;
+use obelysk_shard::hidden;
 use obelysk_shard::job::{self, Backend, Committed, JobError, LoadedModel, SegmentClaims};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -54,8 +55,9 @@ impl<S: HashSuite, B: Backend> ProverEngine<S, B> {
 struct Item<'a, S: HashSuite, B: Backend> {
     model: &'a LoadedModel<S, B>,
     spec: JobSpec,
+    input: PublicInput,
     segment: usize,
-    before: Vec<i16>,
+    before: Vec<i32>,
     /// Names specification, segment and hidden state.
     key: Key,
 }
@@ -72,8 +74,8 @@ impl<S: HashSuite, B: Backend + 'static> Engine for ProverEngine<S, B> {
         let item = Item::read(&model, request, inputs)?;
         let blob = match request.kind {
             WorkKind::Forward => {
-                let trace = job::forward(&model.model, &item.spec.ids, item.segment, &item.before).map_err(job_error)?;
-                hidden_to_bytes(trace.hidden().unwrap_or(&[]))
+                let trace = job::forward(&model.model, &item.input, item.segment, &item.before).map_err(job_error)?;
+                hidden_to_bytes(&model.registered.descriptor, &trace.hidden().unwrap_or_default())
             }
             WorkKind::Commit => commit_blob(&item, &*self.committed(&item)?).encode(),
             WorkKind::Prove => {
@@ -81,17 +83,15 @@ impl<S: HashSuite, B: Backend + 'static> Engine for ProverEngine<S, B> {
                 progress(500);
                 let (s, seed) = (&job.statement, &job.seed);
                 let claims = job::prove(&self.backend, &model, s, seed, item.segment, &committed).map_err(job_error)?;
-                claims_to_bytes(claims.boundaries, &claims.proof)
+                claims_to_bytes(&claims.boundaries, &claims.proof)
             }
             WorkKind::Open => {
                 let (job, committed) = self.challenged(&item, &request.extra)?;
                 progress(500);
-                let circuit = &job.statement.circuits[item.segment];
-                let h = usize::from(model.registered.descriptor.row_log());
                 let blob = inputs.last().map_or(&[][..], Vec::as_slice);
-                let (boundaries, proof) = claims_from_bytes(blob, circuit, h).map_err(malformed)?;
-                let claims = SegmentClaims { boundaries, proof };
                 let (s, seed) = (&job.statement, &job.seed);
+                let (boundaries, proof) = claims_from_bytes(blob, &model.registered, s, item.segment).map_err(malformed)?;
+                let claims = SegmentClaims { boundaries, proof };
                 let opening =
                     job::open(&self.backend, &model, s, seed, item.segment, (&committed, &claims)).map_err(job_error)?;
                 let mut out = Vec::new();
@@ -114,23 +114,24 @@ impl<'a, S: HashSuite, B: Backend> Item<'a, S, B> {
             return Err(EngineError::Malformed(format!("segment {segment} of a job for another model")));
         }
         let missing = || EngineError::Malformed("the hidden state before the segment is missing".to_owned());
-        let len = d.width() as usize * infer::padded_length(spec.ids.len());
+        let input = spec.input();
+        check_input(d, &input).map_err(|e| EngineError::Malformed(e.to_string()))?;
         let (before, bytes) = match segment {
             0 => (Vec::new(), &[][..]),
             _ => {
                 let bytes = inputs.first().ok_or_else(missing)?;
-                (hidden_from_bytes(bytes, len).map_err(malformed)?, bytes.as_slice())
+                (hidden_from_bytes(d, bytes, hidden::hidden_len(d, &input)).map_err(malformed)?, bytes.as_slice())
             }
         };
         let key = blake3::Hasher::new().update(&request.spec).update(&request.segment.to_le_bytes()).update(bytes).finalize();
-        Ok(Self { model, spec, segment, before, key: key.into() })
+        Ok(Self { model, spec, input, segment, before, key: key.into() })
     }
 }
 
 impl<S: HashSuite, B: Backend> ProverEngine<S, B> {
     fn committed(&self, item: &Item<'_, S, B>) -> Result<Arc<Committed<B>>, EngineError> {
         self.committed.get_or(item.key, || {
-            let made = job::commit(&self.backend, item.model, &item.spec.ids, item.segment, &item.before).map_err(job_error)?;
+            let made = job::commit(&self.backend, item.model, &item.input, item.segment, &item.before).map_err(job_error)?;
             let bytes = made.bytes();
             Ok((made, bytes))
         })
@@ -153,10 +154,10 @@ impl<S: HashSuite, B: Backend> ProverEngine<S, B> {
 }
 
 fn commit_blob<S: HashSuite, B: Backend>(item: &Item<'_, S, B>, committed: &Committed<B>) -> CommitBlob {
-    let tokens = item.spec.ids.len();
-    let head = item.segment + 1 == segment_count(&item.model.registered.descriptor);
-    let output = if head { infer::pool(&item.before, tokens, infer::padded_length(tokens)) } else { Vec::new() };
-    let after = hidden_to_bytes(committed.hidden().unwrap_or(&[]));
+    let d = &item.model.registered.descriptor;
+    let head = item.segment + 1 == segment_count(d);
+    let output = if head { hidden::output(d, &item.input, &item.before) } else { Vec::new() };
+    let after = hidden_to_bytes(d, &committed.hidden().unwrap_or_default());
     CommitBlob { root: committed.root(), after: blake3::hash(&after).into(), output }
 }
 
@@ -167,7 +168,7 @@ fn malformed(e: JobBytesError) -> EngineError {
 
 fn job_error(e: JobError) -> EngineError {
     match e {
-        JobError::Infer(_) | JobError::Hidden { .. } => EngineError::Malformed(e.to_string()),
+        JobError::Infer(_) | JobError::Hidden { .. } | JobError::HiddenValue(_) => EngineError::Malformed(e.to_string()),
         JobError::Verify(_) => EngineError::Disagrees(e.to_string()),
         JobError::Register(_) => EngineError::Model(e.to_string()),
         JobError::Witness(_) | JobError::Circuit(_) | JobError::Opening(_) => EngineError::Internal(e.to_string()),

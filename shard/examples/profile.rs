@@ -1,6 +1,7 @@
 //! Proves with a quantised model folder in one process and prints where the time goes:
 //! `profile MODEL_FOLDER WORK_FOLDER TOKENS [REPEAT]`.
 use obelysk_model::IntegerModel;
+use obelysk_protocol::circuit::PublicInput;
 use obelysk_protocol::transcript::Blake2s;
 use obelysk_protocol::verifier::aggregate::verify_bytes;
 use obelysk_protocol::verifier::registered::SecurityParams;
@@ -24,9 +25,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("register {:.3} s", start.elapsed().as_secs_f64());
     let loaded = LoadedModel::<Blake2s, _>::new(registered.clone(), model, work.into());
     let ids: Vec<u32> = (0..tokens).map(|i| 1000 + i * 37 % 20_000).collect();
+    let input = PublicInput::text(ids);
     for _ in 0..repeat {
         let start = Instant::now();
-        let (proof, phases) = prove(&k, &loaded, &ids)?;
+        let (proof, phases) = prove(&k, &loaded, &input)?;
         let total = start.elapsed().as_secs_f64();
         let bytes = proof.write();
         println!("prove {total:.3} s, {} bytes", bytes.len());

@@ -1,6 +1,7 @@
 //! The work of one segment in one job: forward, commit, prove, open. Each step is idempotent and depends only on public
 //! data and the segment's received hidden state, so any machine can redo it and gets the same bytes.
 
+use crate::hidden::{boundary_values, hidden_len};
 use crate::kernels::CommitKernels;
 use crate::kernels::proof::ProofKernels;
 use crate::prover::commitment::{CommittedValues, Oracle, RegisteredOracle};
@@ -11,9 +12,10 @@ use crate::registration::{RegisterError, code_shape, open_oracle};
 use crate::witness::{self, Trace, WitnessError};
 use obelysk_model::IntegerModel;
 use obelysk_model::infer::{self, EmbedTrace, InferError, LayerTrace};
+use obelysk_protocol::circuit::descriptor::{Descriptor, Encoder};
 use obelysk_protocol::circuit::segment::Circuit;
 use obelysk_protocol::circuit::{self, BuildError, PublicInput, exp_tables, segment_count};
-use obelysk_protocol::field::{M31, QM31, eq_vector, signed};
+use obelysk_protocol::field::{M31, QM31, signed};
 use obelysk_protocol::transcript::{Digest, HashSuite, Seed, Transcript};
 use obelysk_protocol::verifier::VerifyError;
 use obelysk_protocol::verifier::aggregate::{
@@ -60,6 +62,9 @@ pub enum JobError {
         /// Needed.
         expected: usize,
     },
+    /// A hidden state with a value that no segment of this model hands on.
+    #[error("the received hidden state has the value {0}, which this model cannot produce: it belongs to another job")]
+    HiddenValue(i32),
 }
 
 /// A model ready to prove with: weights in memory, codewords memory-mapped on first use.
@@ -115,41 +120,63 @@ pub enum SegmentTrace {
 impl SegmentTrace {
     /// The hidden state handed to the next segment; `None` for the head.
     #[must_use]
-    pub fn hidden(&self) -> Option<&[i16]> {
-        match self {
-            Self::Embed(t) => Some(&t.norm.u),
-            Self::Layer(t) => Some(&t.ffn.norm.u),
-            Self::Head => None,
-        }
+    pub fn hidden(&self) -> Option<Vec<i32>> {
+        let u = match self {
+            Self::Embed(t) => &t.norm.u,
+            Self::Layer(t) => &t.ffn.norm.u,
+            Self::Head => return None,
+        };
+        Some(u.iter().map(|&v| i32::from(v)).collect())
     }
 }
 
 /// Runs one segment of the integer model. `received` is the previous segment's hidden state (empty for segment 0).
 ///
 /// # Errors
-/// [`JobError::Infer`], [`JobError::Hidden`].
-pub fn forward(model: &IntegerModel, ids: &[u32], segment: usize, received: &[i16]) -> Result<SegmentTrace, JobError> {
-    let d = model.descriptor.encoder().ok_or_else(|| InferError::Kind(model.descriptor.name().to_owned(), "an encoder"))?;
-    let t_pad = infer::padded_length(ids.len());
+/// [`JobError::Infer`], [`JobError::Hidden`], [`JobError::HiddenValue`].
+pub fn forward(model: &IntegerModel, input: &PublicInput, segment: usize, received: &[i32]) -> Result<SegmentTrace, JobError> {
+    let expected = if segment == 0 { 0 } else { hidden_len(&model.descriptor, input) };
+    if received.len() != expected {
+        return Err(JobError::Hidden { found: received.len(), expected });
+    }
+    match &model.descriptor {
+        Descriptor::Encoder(d) => encode(model, d, input, segment, received),
+        Descriptor::Decoder(d) => Err(InferError::Kind(d.name.clone(), "an encoder").into()),
+    }
+}
+
+/// One segment of an encoder.
+fn encode(
+    model: &IntegerModel,
+    d: &Encoder,
+    input: &PublicInput,
+    segment: usize,
+    received: &[i32],
+) -> Result<SegmentTrace, JobError> {
+    let (ids, t_pad) = (&input.ids, infer::padded_length(input.tokens()));
     let w = &model.weights.segments[segment];
     if segment == 0 {
         return Ok(SegmentTrace::Embed(Box::new(infer::embed(d, w, ids, t_pad)?)));
     }
-    let expected = d.width as usize * t_pad;
-    if received.len() != expected {
-        return Err(JobError::Hidden { found: received.len(), expected });
-    }
     match d.layers.get(segment - 1) {
-        Some(spec) => Ok(SegmentTrace::Layer(Box::new(infer::layer(d, spec, w, received, ids.len(), t_pad)?))),
+        Some(spec) => {
+            let u = narrow(received)?;
+            Ok(SegmentTrace::Layer(Box::new(infer::layer(d, spec, w, &u, ids.len(), t_pad)?)))
+        }
         None => Ok(SegmentTrace::Head),
     }
+}
+
+/// An encoder's hidden state.
+fn narrow(hidden: &[i32]) -> Result<Vec<i16>, JobError> {
+    hidden.iter().map(|&v| i16::try_from(v).map_err(|_| JobError::HiddenValue(v))).collect()
 }
 
 /// A segment whose values are committed.
 pub struct Committed<B: Backend> {
     columns: Vec<<B as ProofKernels>::Base>,
     values: CommittedValues<B>,
-    received: Vec<i16>,
+    received: Vec<i32>,
     trace: SegmentTrace,
     bytes: usize,
 }
@@ -169,7 +196,7 @@ impl<B: Backend> Committed<B> {
 
     /// The hidden state this segment hands on.
     #[must_use]
-    pub fn hidden(&self) -> Option<&[i16]> {
+    pub fn hidden(&self) -> Option<Vec<i32>> {
         self.trace.hidden()
     }
 }
@@ -181,13 +208,12 @@ impl<B: Backend> Committed<B> {
 pub fn commit<S: HashSuite, B: Backend>(
     k: &B,
     model: &LoadedModel<S, B>,
-    ids: &[u32],
+    input: &PublicInput,
     segment: usize,
-    received: &[i16],
+    received: &[i32],
 ) -> Result<Committed<B>, JobError> {
-    let trace = tracing::info_span!("forward").in_scope(|| forward(&model.model, ids, segment, received))?;
-    let input = PublicInput { ids: ids.to_vec(), sequences: Vec::new(), output: Vec::new() };
-    let c = circuit::build(&model.model.descriptor, &exp_tables(), &input, segment)?;
+    let trace = tracing::info_span!("forward").in_scope(|| forward(&model.model, input, segment, received))?;
+    let c = circuit::build(&model.model.descriptor, &exp_tables(), input, segment)?;
     let columns = tracing::info_span!("witness").in_scope(|| columns(model, &c, segment, received, &trace))?;
     let _span = tracing::info_span!("encode").entered();
     let (code, stacked) = (code_shape(&model.model.descriptor), stack(&c, model, &columns));
@@ -202,17 +228,21 @@ fn columns<S: HashSuite, B: Backend>(
     model: &LoadedModel<S, B>,
     c: &Circuit,
     segment: usize,
-    received: &[i16],
+    received: &[i32],
     trace: &SegmentTrace,
 ) -> Result<Vec<Vec<M31>>, JobError> {
-    let model = &model.model;
-    let d = model.descriptor.encoder().ok_or_else(|| InferError::Kind(model.descriptor.name().to_owned(), "an encoder"))?;
-    let t = match trace {
-        SegmentTrace::Embed(t) => Trace::Embed(t),
-        SegmentTrace::Layer(t) => Trace::Layer { spec: &d.layers[segment - 1], input: received, trace: t },
-        SegmentTrace::Head => Trace::Head { input: received },
-    };
-    Ok(witness::columns(d, c, t)?)
+    match &model.model.descriptor {
+        Descriptor::Encoder(d) => {
+            let input = &narrow(received)?;
+            let t = match trace {
+                SegmentTrace::Embed(t) => Trace::Embed(t),
+                SegmentTrace::Layer(t) => Trace::Layer { spec: &d.layers[segment - 1], input, trace: t },
+                SegmentTrace::Head => Trace::Head { input },
+            };
+            Ok(witness::columns(d, c, t)?)
+        }
+        Descriptor::Decoder(d) => Err(InferError::Kind(d.name.clone(), "an encoder").into()),
+    }
 }
 
 /// Columns stacked into whole rows of `2^h`.
@@ -224,13 +254,6 @@ fn stack<S: HashSuite, B: Backend>(c: &Circuit, model: &LoadedModel<S, B>, colum
         out[at..at + col.len()].copy_from_slice(col);
     }
     out
-}
-
-/// The value of a hidden state's extension at a boundary point (token low, then channel).
-#[must_use]
-pub fn boundary_value(hidden: &[i16], point: &[QM31]) -> QM31 {
-    let eq = eq_vector(point);
-    hidden.iter().zip(eq).fold(QM31::default(), |acc, (&u, e)| acc + e * signed(i64::from(u)))
 }
 
 /// Grinding by the backend.
@@ -247,8 +270,8 @@ impl<S: HashSuite, B: Backend> Grinder<S> for BackendGrinder<'_, B> {
 /// What proving a segment gives before its opening.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SegmentClaims {
-    /// Values of the boundaries before and after.
-    pub boundaries: (QM31, QM31),
+    /// Values of the boundaries before and after, one per limb; none before the first segment and after the last.
+    pub boundaries: (Vec<QM31>, Vec<QM31>),
     /// The claims.
     pub proof: ClaimsProof,
 }
@@ -266,7 +289,7 @@ pub fn prove<S: HashSuite, B: Backend>(
     committed: &Committed<B>,
 ) -> Result<SegmentClaims, JobError> {
     let boundaries = boundaries(model, s, seed, segment, committed);
-    let input = segment_input::<S>(&model.registered, s, seed, segment, boundaries);
+    let input = segment_input::<S>(&model.registered, s, seed, segment, (&boundaries.0, &boundaries.1));
     let mut t = segment_fork::<S>(seed, s, segment);
     let matrices = model.matrices(segment);
     let (proof, _) = segment::prove(&mut t, k, &input, &committed.columns, &matrices, &BackendGrinder(k))?;
@@ -279,10 +302,11 @@ fn boundaries<S: HashSuite, B: Backend>(
     seed: &Seed,
     segment: usize,
     committed: &Committed<B>,
-) -> (QM31, QM31) {
-    let value = |l: usize, u: &[i16]| boundary_value(u, &boundary_point::<S>(seed, s, &model.registered, l));
-    let before = segment.checked_sub(1).map_or_else(QM31::default, |l| value(l, &committed.received));
-    let after = committed.hidden().map_or_else(QM31::default, |u| value(segment, u));
+) -> (Vec<QM31>, Vec<QM31>) {
+    let limbs = model.registered.descriptor.boundary_limbs();
+    let values = |l: usize, x: &[i32]| boundary_values(limbs, x, &boundary_point::<S>(seed, s, &model.registered, l));
+    let before = segment.checked_sub(1).map_or_else(Vec::new, |l| values(l, &committed.received));
+    let after = committed.hidden().map_or_else(Vec::new, |x| values(segment, &x));
     (before, after)
 }
 
@@ -299,7 +323,7 @@ pub fn open<S: HashSuite, B: Backend>(
     (committed, claims): (&Committed<B>, &SegmentClaims),
 ) -> Result<OpeningProof, JobError> {
     let _span = tracing::info_span!("open").entered();
-    let input = segment_input::<S>(&model.registered, s, seed, segment, claims.boundaries);
+    let input = segment_input::<S>(&model.registered, s, seed, segment, (&claims.boundaries.0, &claims.boundaries.1));
     let mut t = segment_fork::<S>(seed, s, segment);
     let open = verify_claims(&mut t, &input, &claims.proof)?;
     let oracles = oracle_claims(&model.registered, input.circuit, segment, committed.root(), open);

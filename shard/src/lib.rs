@@ -2,6 +2,7 @@
 #![deny(unsafe_code)]
 
 pub mod ceilings;
+pub mod hidden;
 pub mod job;
 pub mod kernels;
 pub mod local;

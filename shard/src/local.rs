@@ -1,7 +1,7 @@
 //! A whole proof in one process: what the cluster does, without the cluster. The bytes are the same.
 
+use crate::hidden;
 use crate::job::{self, Backend, Committed, JobError, LoadedModel};
-use obelysk_model::infer;
 use obelysk_protocol::PROTOCOL_VERSION;
 use obelysk_protocol::circuit::{PublicInput, segment_count};
 use obelysk_protocol::transcript::{HashSuite, Seed};
@@ -33,26 +33,30 @@ const KEPT_BYTES: usize = 1 << 30;
 
 /// Boundary states of all segments, and the committed values that fit in memory.
 struct States<B: Backend> {
-    hidden: Vec<Vec<i16>>,
+    hidden: Vec<Vec<i32>>,
     kept: Vec<Option<Committed<B>>>,
     bytes: usize,
 }
 
 impl<B: Backend> States<B> {
     fn keep(&mut self, c: Committed<B>) {
-        self.hidden.push(c.hidden().unwrap_or(&[]).to_vec());
+        self.hidden.push(c.hidden().unwrap_or_default());
         let fits = self.bytes + c.bytes() <= KEPT_BYTES;
         self.bytes += if fits { c.bytes() } else { 0 };
         self.kept.push(fits.then_some(c));
     }
 }
 
-/// Proves `ids`; segments one after the other.
+/// Proves a public input, whose output is ignored; segments one after the other.
 ///
 /// # Errors
 /// [`JobError`].
-pub fn prove<S: HashSuite, B: Backend>(k: &B, model: &LoadedModel<S, B>, ids: &[u32]) -> Result<(Proof, Phases), JobError> {
-    prove_with(k, model, ids, &|_, _, _| ())
+pub fn prove<S: HashSuite, B: Backend>(
+    k: &B,
+    model: &LoadedModel<S, B>,
+    input: &PublicInput,
+) -> Result<(Proof, Phases), JobError> {
+    prove_with(k, model, input, &|_, _, _| ())
 }
 
 /// As [`prove`]; `progress` is told the phase and how many of its segments are done, of how many.
@@ -62,7 +66,7 @@ pub fn prove<S: HashSuite, B: Backend>(k: &B, model: &LoadedModel<S, B>, ids: &[
 pub fn prove_with<S: HashSuite, B: Backend>(
     k: &B,
     model: &LoadedModel<S, B>,
-    ids: &[u32],
+    input: &PublicInput,
     progress: &dyn Fn(&'static str, usize, usize),
 ) -> Result<(Proof, Phases), JobError> {
     let mut phases = Phases::default();
@@ -70,34 +74,34 @@ pub fn prove_with<S: HashSuite, B: Backend>(
     let mut states = States { hidden: vec![Vec::new()], kept: Vec::new(), bytes: 0 };
     let mut roots = Vec::new();
     for l in 0..segments {
-        let c = phases.time("commit", || job::commit(k, model, ids, l, &states.hidden[l]))?;
+        let c = phases.time("commit", || job::commit(k, model, input, l, &states.hidden[l]))?;
         roots.push(c.root());
         states.keep(c);
         progress("commit", l + 1, segments);
     }
-    let output = infer::pool(&states.hidden[segments - 1], ids.len(), infer::padded_length(ids.len()));
-    let input = PublicInput { ids: ids.to_vec(), sequences: Vec::new(), output };
-    let s = phases.time("statement", || Statement::new::<S>(&model.registered, input, MODE_FORKED))?;
+    let output = hidden::output(&model.registered.descriptor, input, &states.hidden[segments - 1]);
+    let input = &PublicInput { output, ..input.clone() };
+    let s = phases.time("statement", || Statement::new::<S>(&model.registered, input.clone(), MODE_FORKED))?;
     let (seed, seed_nonce) = draw_seed::<S, B>(k, &model.registered, &s, &roots);
     let (mut proofs, mut boundaries) = (Vec::new(), Vec::new());
     for l in 0..segments {
         let c = match states.kept[l].take() {
             Some(c) => c,
-            None => phases.time("commit again", || job::commit(k, model, ids, l, &states.hidden[l]))?,
+            None => phases.time("commit again", || job::commit(k, model, input, l, &states.hidden[l]))?,
         };
         let claims = phases.time("prove", || job::prove(k, model, &s, &seed, l, &c))?;
         let opening = phases.time("open", || job::open(k, model, &s, &seed, l, (&c, &claims)))?;
         progress("prove", l + 1, segments);
-        boundaries.push(claims.boundaries.1);
+        boundaries.extend(claims.boundaries.1);
         proofs.push(SegmentProof { claims: claims.proof, opening });
     }
-    boundaries.truncate(segments - 1);
     let header = Header {
         version: PROTOCOL_VERSION,
         suite: S::ID,
         mode: MODE_FORKED,
         model_id: model.id,
         ids: s.input.ids.clone(),
+        sequences: s.input.sequences.clone(),
         output: s.input.output.clone(),
         roots,
         seed_nonce,

@@ -8,7 +8,7 @@ use crate::prover::commitment::{Oracle as _, RegisteredOracle, RegistrationError
 use obelysk_model::check::{CheckError, check};
 use obelysk_model::{IntegerModel, Matrix};
 use obelysk_protocol::circuit::descriptor::{Descriptor, MAX_TOKENS};
-use obelysk_protocol::circuit::{self, BuildError, PublicInput, exp_tables, segment_count};
+use obelysk_protocol::circuit::{self, BuildError, PublicInput, Sequence, exp_tables, segment_count};
 use obelysk_protocol::transcript::{Digest, HashSuite};
 use obelysk_protocol::verifier::opening::OpeningParams;
 use obelysk_protocol::verifier::registered::{Registered, SecurityParams};
@@ -77,12 +77,30 @@ fn oracle_path(dir: &Path, segment: usize) -> PathBuf {
     dir.join(format!("oracle-{segment:03}.obw"))
 }
 
+/// An input of `rows` rows, all zeros: circuits and security depend on its shape alone. A decoder's has as many checked rows as
+/// there can be, in as few sequences as its positions allow.
+#[must_use]
+pub fn blank_input(d: &Descriptor, rows: usize) -> PublicInput {
+    match d {
+        Descriptor::Encoder(e) => PublicInput { ids: vec![0; rows], sequences: Vec::new(), output: vec![0; e.width as usize] },
+        Descriptor::Decoder(m) => {
+            let longest = m.positions.saturating_sub(1).max(1);
+            let lengths = (0..rows as u32).step_by(longest as usize).map(|at| (rows as u32 - at).min(longest));
+            let sequences: Vec<_> = lengths.map(|completion| Sequence { prompt: 1, completion }).collect();
+            PublicInput { ids: vec![0; rows + sequences.len()], sequences, output: Vec::new() }
+        }
+    }
+}
+
 /// Builds every circuit at the smallest and at an awkward large token count, so that a registered model is a provable one.
 fn check_provable(d: &Descriptor) -> Result<(), RegisterError> {
     let exp = exp_tables();
-    let limit = MAX_TOKENS.min(d.positions() as usize);
+    let limit = match d {
+        Descriptor::Encoder(e) => MAX_TOKENS.min(e.positions as usize),
+        Descriptor::Decoder(_) => MAX_TOKENS,
+    };
     for tokens in [1, limit.saturating_sub(1).max(1), limit] {
-        let input = PublicInput { ids: vec![0; tokens], sequences: Vec::new(), output: Vec::new() };
+        let input = blank_input(d, tokens);
         for segment in 0..segment_count(d) {
             circuit::build(d, &exp, &input, segment)?;
         }

@@ -43,7 +43,7 @@ fn run(ids: &[u32]) {
             let point: Vec<QM31> = (0..vars).map(|k| QM31::from_u32_unchecked(k as u32 + 5, l as u32, 3, 9)).collect();
             let mut u: Vec<_> = hidden[l].iter().map(|&v| obelysk_protocol::field::signed(i64::from(v))).collect();
             u.resize(1 << vars, obelysk_protocol::field::signed(0));
-            Boundary { value: mle_eval_base(&u, &point), point }
+            Boundary { values: vec![mle_eval_base(&u, &point)], point }
         };
         let seg = SegmentInput {
             circuit: &c,

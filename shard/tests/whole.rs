@@ -1,6 +1,7 @@
 //! A whole toy proof in one process: registered, proved, written, read, verified.
 
 use obelysk_model::toy;
+use obelysk_protocol::circuit::PublicInput;
 use obelysk_protocol::transcript::{Blake2s, HashSuite, Poseidon252};
 use obelysk_protocol::verifier::aggregate::verify_reduced;
 use obelysk_protocol::verifier::registered::SecurityParams;
@@ -17,7 +18,7 @@ fn whole<S: HashSuite, B: Backend>(k: &B, ids: &[u32]) -> Vec<u8> {
     let dir = tempfile::tempdir().unwrap();
     let registered = register::<S, B>(k, &model, TOY_SECURITY, [7; 32], dir.path(), &|_| ()).unwrap();
     let loaded = LoadedModel::<S, B>::new(registered.clone(), model, dir.path().to_path_buf());
-    let (proof, _) = prove(k, &loaded, ids).unwrap();
+    let (proof, _) = prove(k, &loaded, &PublicInput::text(ids.to_vec())).unwrap();
     let bytes = proof.write();
     let accepted = verify_reduced::<S>(&registered, &bytes).unwrap();
     assert_eq!(accepted.ids, ids);

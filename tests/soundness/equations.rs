@@ -18,7 +18,8 @@ pub fn id(c: &Circuit, name: &str) -> usize {
 /// Whether query `i` may attend key `j`; row order (query, head, key), query low.
 fn visible(c: &Circuit, row: usize) -> bool {
     let (i, j) = (row & ((1 << c.token_log) - 1), row >> (c.token_log + c.block_heads_log));
-    if i < c.tokens { j < c.tokens } else { i == j }
+    let (first, end) = c.visible[i];
+    (first as usize..end as usize).contains(&j)
 }
 
 /// An expression at one row.
@@ -29,6 +30,7 @@ pub fn cell(c: &Circuit, e: &Expr, row: usize, columns: &Columns) -> M31 {
             let values = &c.params[*id as usize].values;
             signed(i64::from(values[(row >> c.token_log) % values.len()]))
         }
+        Source::Public(id) => signed(c.public[*id as usize].value(row, c.token_log)),
         Source::Mask => signed(i64::from(visible(c, row))),
     };
     e.terms().fold(signed(0), |acc, t| acc + t.factors.iter().fold(signed(t.coef), |p, s| p * source(s)))
@@ -91,8 +93,8 @@ pub fn broken(input: &SegmentInput<'_>, points: &Points, product: &ProductProof,
             let v = match v {
                 Value::Accumulator(i) => product.accumulators[*i],
                 Value::Claim(i) => product.claims[*i],
-                Value::BoundaryIn => input.boundary_in.value,
-                Value::BoundaryOut => input.boundary_out.value,
+                Value::BoundaryIn(i) => input.boundary_in.values[*i],
+                Value::BoundaryOut(i) => input.boundary_out.values[*i],
             };
             sum -= signed_ext(*k) * v;
         }

@@ -228,7 +228,7 @@ impl Forger {
                 segments.push(honest_proof().segments[l].clone());
                 continue;
             }
-            let input = segment_input::<Blake2s>(registered, &s, &seed, l, neighbours(&boundaries, l));
+            let input = segment_input::<Blake2s>(registered, &s, &seed, l, neighbours(&boundaries, 1, l));
             let mut t = segment_fork::<Blake2s>(&seed, &s, l);
             let (claims, open, mut found) = claims(&mut t, &input, &self.columns[l], l, steps(l));
             broken.append(&mut found);
@@ -240,6 +240,7 @@ impl Forger {
             mode: self.mode,
             model_id: s.model_id,
             ids: self.ids.clone(),
+            sequences: Vec::new(),
             output: self.output.clone(),
             roots,
             seed_nonce,

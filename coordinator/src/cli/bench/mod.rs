@@ -93,10 +93,11 @@ fn measure(out: &Out, model: &Model, ceilings: &Ceilings, tokens: usize, threads
     let d = &model.registered.descriptor;
     // Ids spread over the vocabulary; values do not change the amount of work.
     let ids: Vec<u32> = (0..tokens as u32).map(|i| (1000 + i * 37) % d.vocab()).collect();
+    let input = PublicInput::text(ids);
     let spinner = out.spinner(format!("proving {tokens} tokens on {threads} threads"));
     let cpu = usage::cpu_time();
     let start = Instant::now();
-    let (outcome, spans) = on_threads(threads, || spans::record(|| local::prove(&NodeBackend::default(), model, &ids)))?;
+    let (outcome, spans) = on_threads(threads, || spans::record(|| local::prove(&NodeBackend::default(), model, &input)))?;
     let (proof, _) = outcome?;
     let seconds = start.elapsed().as_secs_f64();
     let core_seconds = (usage::cpu_time() - cpu).as_secs_f64();
@@ -105,7 +106,7 @@ fn measure(out: &Out, model: &Model, ceilings: &Ceilings, tokens: usize, threads
     let start = Instant::now();
     let accepted = on_threads(1, || verify_bytes::<NodeSuite>(&model.registered, &bytes))?.code(Code::Internal)?;
     let verify_seconds = start.elapsed().as_secs_f64();
-    let work = work(model, ids)?;
+    let work = work(model, &input)?;
     let spent = |phase: &str| spans.get(phase).copied().unwrap_or(0.0);
     let with_ceiling = PHASES.iter().zip(&work).map(|(&phase, w)| {
         let least = w.seconds(ceilings);
@@ -131,12 +132,12 @@ fn measure(out: &Out, model: &Model, ceilings: &Ceilings, tokens: usize, threads
 }
 
 /// Work of all segments by phase, in the order of [`PHASES`].
-fn work(model: &Model, ids: Vec<u32>) -> Result<Vec<Work>, Failure> {
+fn work(model: &Model, input: &PublicInput) -> Result<Vec<Work>, Failure> {
     let d = &model.registered.descriptor;
-    let (exp, input) = (exp_tables(), PublicInput::text(ids));
+    let exp = exp_tables();
     let mut sums = vec![Work::default(); PHASES.len()];
     for segment in 0..segment_count(d) {
-        let c = build(d, &exp, &input, segment)?;
+        let c = build(d, &exp, input, segment)?;
         for (sum, (_, w)) in sums.iter_mut().zip(ceilings::work(&c, usize::from(d.row_log()), usize::from(d.blowup_log()))) {
             sum.logup += w.logup;
             sum.fft += w.fft;

@@ -2,7 +2,7 @@
 
 use super::Reference;
 use crate::kernels::proof::{Evals, ProofKernels};
-use crate::kernels::rows::{mask_column, param_column, place_bits};
+use crate::kernels::rows::{mask_column, param_column, place_bits, public_column};
 use obelysk_protocol::circuit::expr::{Expr, Source};
 use obelysk_protocol::circuit::segment::{Circuit, Coord, Eval, LeafKind, MatrixShape};
 use obelysk_protocol::field::{M31, ONE, QM31, ZERO, eq_vector, fold, signed, signed_ext};
@@ -29,6 +29,7 @@ fn source_rows(c: &Circuit, s: Source, n: usize, columns: &[Vec<M31>]) -> Vec<M3
             (0..1usize << n).map(|i| col[i % col.len()]).collect()
         }
         Source::Param(id) => param_column(c, id, n),
+        Source::Public(id) => public_column(c, id, n),
         Source::Mask => mask_column(c),
     }
 }

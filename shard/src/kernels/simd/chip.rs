@@ -6,7 +6,7 @@ use super::SimdExt;
 use super::ext::bind;
 use super::proof::Column;
 use crate::kernels::proof::Evals;
-use crate::kernels::rows::{mask_column, param_column};
+use crate::kernels::rows::{mask_column, param_column, public_column};
 use obelysk_protocol::circuit::expr::Source;
 use obelysk_protocol::circuit::segment::Circuit;
 use obelysk_protocol::field::{QM31, ZERO};
@@ -58,6 +58,7 @@ impl Chip {
                 if col.len == n { Rows::Base(col.packs.clone()) } else { Rows::Base(Arc::new(repeat(&col.packs, col.len, log))) }
             }
             Source::Param(id) => Rows::Base(Column::new(&param_column(c, *id, log)).packs),
+            Source::Public(id) => Rows::Base(Column::new(&public_column(c, *id, log)).packs),
             Source::Mask => Rows::Base(Column::new(&mask_column(c)).packs),
         };
         let index = |s: &Source| all.iter().position(|x| x == s).unwrap_or(0);

@@ -2,7 +2,7 @@
 
 use super::gkr::{Fractions, Numerators};
 use super::proof::Column;
-use crate::kernels::rows::{mask_column, param_column};
+use crate::kernels::rows::{mask_column, param_column, public_column};
 use obelysk_protocol::circuit::expr::{Expr, Source};
 use obelysk_protocol::circuit::segment::{Circuit, Leaf, LeafKind};
 use obelysk_protocol::field::{ONE, QM31, signed, signed_ext};
@@ -138,6 +138,7 @@ fn source(c: &Circuit, s: Source, n: usize, columns: &[Column]) -> Rows {
             if col.len == 1 << n { col.packs.clone() } else { Arc::new(super::chip::repeat(&col.packs, col.len, n)) }
         }
         Source::Param(id) => Column::new(&param_column(c, id, n)).packs,
+        Source::Public(id) => Column::new(&public_column(c, id, n)).packs,
         Source::Mask => Column::new(&mask_column(c)).packs,
     }
 }
