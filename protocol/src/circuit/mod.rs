@@ -12,6 +12,7 @@ pub mod expr;
 pub mod input;
 pub mod linear;
 pub mod norm;
+pub mod rotary;
 pub mod segment;
 pub mod shape;
 pub mod table;

@@ -48,6 +48,49 @@ pub struct Decoder {
     pub head: Head,
 }
 
+impl Decoder {
+    /// g: query heads per key head.
+    #[must_use]
+    pub const fn group(&self) -> usize {
+        match self.heads.checked_div(self.kv_heads) {
+            Some(group) => group as usize,
+            None => 0,
+        }
+    }
+
+    /// a: log2 of the channels in a part of values, `head_dim = delta 2^a`.
+    #[must_use]
+    pub const fn part_log(&self) -> usize {
+        if self.head_dim == 0 { 0 } else { self.head_dim.trailing_zeros() as usize }
+    }
+
+    /// `a - 1`: log2 of the channels in a part of queries or keys.
+    #[must_use]
+    pub const fn pair_log(&self) -> usize {
+        self.part_log().saturating_sub(1)
+    }
+
+    /// delta: odd factor of `head_dim`; the parts of values. Queries and keys have twice as many.
+    #[must_use]
+    pub const fn delta(&self) -> usize {
+        self.head_dim as usize >> self.part_log()
+    }
+
+    /// K of the embedding: the vocabulary, padded with zero rows to whole tiles.
+    #[must_use]
+    pub fn embed_inputs(&self) -> usize {
+        (self.vocab as usize).next_multiple_of(1 << self.tile_k_log.min(31))
+    }
+
+    /// N of the head: the vocabulary, padded with zero rows to whole tiles and to at most 16 equal powers of two.
+    #[must_use]
+    pub fn head_outputs(&self) -> usize {
+        let vocab = self.vocab as usize;
+        let block = vocab.next_power_of_two().trailing_zeros().saturating_sub(4);
+        vocab.next_multiple_of(1 << block.max(u32::from(self.tile_n_log.min(31))))
+    }
+}
+
 /// `a = sum_i 255^i row_i[id]` on int8 rows, then `2^w x + rho = scale_c a + 2^(w-1)`: the residual stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenEmbed {
