@@ -10,4 +10,4 @@ pub mod verifier;
 pub mod wire;
 
 /// Version of the protocol: absorbed into every statement and fork, written into every proof.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;

@@ -4,6 +4,7 @@
 
 use crate::equations;
 use obelysk_model::infer::{self, ModelTrace};
+use obelysk_model::toy::encoder;
 use obelysk_model::{IntegerModel, toy};
 use obelysk_protocol::PROTOCOL_VERSION;
 use obelysk_protocol::circuit::segment::Circuit;
@@ -270,6 +271,7 @@ fn columns(model: &IntegerModel, trace: &ModelTrace, run: &[u32], s: usize) -> C
     let d = &model.descriptor;
     let input = PublicInput { ids: run.to_vec(), sequences: Vec::new(), output: trace.pooled.clone() };
     let c = circuit::build(d, &exp_tables(), &input, s).unwrap();
+    let d = encoder(model);
     let t = match s {
         0 => Trace::Embed(&trace.embed),
         s if s <= d.layers.len() => {

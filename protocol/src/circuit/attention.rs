@@ -53,10 +53,13 @@ pub struct ExpTables {
     pub before: Arc<Vec<i32>>,
 }
 
-struct ScoreColumns {
-    p: Vec<u32>,
-    p_before: Vec<u32>,
-    lambda: Vec<[u32; 2]>,
+/// Columns of a score chip, one per block of heads.
+pub(super) struct ScoreColumns {
+    pub(super) idx: Vec<u32>,
+    pub(super) w: Vec<u32>,
+    pub(super) p: Vec<u32>,
+    pub(super) p_before: Vec<u32>,
+    pub(super) lambda: Vec<[u32; 2]>,
 }
 
 /// From q, k, v to the mixed values (16 bit).
@@ -66,7 +69,7 @@ pub fn attention(b: &mut Builder, heads: Heads, q: &Logical, k: &Logical, v: &Lo
     b.circuit().block_heads_log = hl;
     let blocks = heads.channels;
     let score = scores(b, heads, q, k, tables);
-    row_sums(b, blocks.count, nt, hl, &score);
+    row_sums(b, "softmax", &score);
     // mix: sum over (h, j) of eq(rho_h, h) p(rho_t, h, j) v(j, rho_d, h), y = (h_lo, j, h_hi).
     let p = Logical { blocks: score.p, lo: 2 * nt + hl, hi: blocks.hi() };
     let p_claim = b.claim("p", p.at(&join(&[rho(0, nt), kappa(0, hl + nt + blocks.hi())])));
@@ -81,12 +84,47 @@ pub fn attention(b: &mut Builder, heads: Heads, q: &Logical, k: &Logical, v: &Lo
 
 /// Index, probabilities and the score product.
 fn scores(b: &mut Builder, heads: Heads, q: &Logical, k: &Logical, tables: &ExpTables) -> ScoreColumns {
-    let nt = b.circuit().token_log;
-    let hl = heads.block_heads_log();
-    let blocks = heads.channels;
-    let g = heads.score_shift;
+    let masked = b.circuit().tokens != 1 << b.circuit().token_log;
+    let out = score_columns(b, "score", heads.channels.count, heads.score_shift, masked, tables);
+    let acc = score_product(b, heads, q, k);
+    let bound = (heads.clip * heads.clip) << heads.dim_log;
+    score_relation(b, "score.acc", (&out, heads.channels.hi(), heads.score_shift), &[acc], bound);
+    out
+}
+
+/// `2^g Lambda - 2^g idx - w = sum of the products`, each the score at rho: (query, head, key), then block.
+pub(super) fn score_relation(
+    b: &mut Builder,
+    name: &str,
+    (columns, hi, g): (&ScoreColumns, usize, usize),
+    products: &[usize],
+    bound: i64,
+) {
+    let (nt, hl) = (b.circuit().token_log, b.circuit().block_heads_log);
     let n = 2 * nt + hl;
-    let masked = b.circuit().tokens != 1 << nt;
+    let at_rho = |cols: &[u32], lo: usize| {
+        let point = join(&[rho(0, lo), rho(n, hi)]);
+        Logical { blocks: cols.to_vec(), lo, hi }.at(&point)
+    };
+    let lam = |l: usize| at_rho(&columns.lambda.iter().map(|x| x[l]).collect::<Vec<_>>(), nt + hl);
+    let (idx, w) = (at_rho(&columns.idx, n), at_rho(&columns.w, n));
+    let terms = vec![(1 << g, lam(0)), (1 << (g + 16), lam(1)), (-(1 << g), idx), (-1, w)];
+    let values = products.iter().map(|&p| (1, Value::Accumulator(p))).collect();
+    // At masked positions idx and w are free and p, p_before are forced to 0; the bound matters where the mask is 1.
+    b.relate(Relation { name: name.to_owned(), terms, constant: None, values }, bound);
+}
+
+/// Columns of the score chip with their lookups, `count` blocks named `{prefix}.{i}`.
+pub(super) fn score_columns(
+    b: &mut Builder,
+    prefix: &str,
+    count: usize,
+    g: usize,
+    masked: bool,
+    tables: &ExpTables,
+) -> ScoreColumns {
+    let (nt, hl) = (b.circuit().token_log, b.circuit().block_heads_log);
+    let n = 2 * nt + hl;
     let (at, before) = (tables.at.clone(), tables.before.clone());
     let exp = b.table("exp", TAG_EXP, INDEX_LOG + 1, RowIndex::Split { low: 16 }, || {
         vec![TableColumn::LowBits, TableColumn::TopBit, TableColumn::HalfFunction(at), TableColumn::HalfFunction(before)]
@@ -98,10 +136,9 @@ fn scores(b: &mut Builder, heads: Heads, q: &Logical, k: &Logical, tables: &ExpT
         RowIndex::Over { high: (16 + g) as u8, low: g as u8 },
         || over_table(g),
     );
-    let mut out = ScoreColumns { p: Vec::new(), p_before: Vec::new(), lambda: Vec::new() };
-    let (mut idx, mut w) = (Vec::new(), Vec::new());
-    for i in 0..blocks.count {
-        let name = |s: &str| format!("score.{i}.{s}");
+    let mut out = ScoreColumns { idx: Vec::new(), w: Vec::new(), p: Vec::new(), p_before: Vec::new(), lambda: Vec::new() };
+    for i in 0..count {
+        let name = |s: &str| format!("{prefix}.{i}.{s}");
         let [ci, cp, cb, cw, cz] = ["idx", "p", "p_before", "w", "z"].map(|s| b.column(&name(s), n));
         let l0 = b.bound_column(&name("lambda0"), nt + hl, (0, 65_535));
         // |lambda| < 2^(29 - g).
@@ -114,23 +151,12 @@ fn scores(b: &mut Builder, heads: Heads, q: &Logical, k: &Logical, tables: &ExpT
             b.force_zero(&name("masked_p"), off.clone() * Expr::col(cp), n);
             b.force_zero(&name("masked_p_before"), off * Expr::col(cb), n);
         }
-        idx.push(ci);
-        w.push(cw);
+        out.idx.push(ci);
+        out.w.push(cw);
         out.p.push(cp);
         out.p_before.push(cb);
         out.lambda.push([l0, l1]);
     }
-    let at_rho = |cols: &[u32], lo: usize| {
-        let point = join(&[rho(0, lo), rho(n, blocks.hi())]);
-        Logical { blocks: cols.to_vec(), lo, hi: blocks.hi() }.at(&point)
-    };
-    let lam = |l: usize| at_rho(&out.lambda.iter().map(|x| x[l]).collect::<Vec<_>>(), nt + hl);
-    let acc = score_product(b, heads, q, k);
-    let terms = vec![(1 << g, lam(0)), (1 << (g + 16), lam(1)), (-(1 << g), at_rho(&idx, n)), (-1, at_rho(&w, n))];
-    let bound = (heads.clip * heads.clip) << heads.dim_log;
-    let values = vec![(1, Value::Accumulator(acc))];
-    // At masked positions idx and w are free and p, p_before are forced to 0; the bound matters where the mask is 1.
-    b.relate(Relation { name: "score.acc".into(), terms, constant: None, values }, bound);
     out
 }
 
@@ -157,10 +183,10 @@ fn score_product(b: &mut Builder, heads: Heads, q: &Logical, k: &Logical) -> usi
 }
 
 /// `P = 2^18 - D` and `P' = 2^18 + 1 + D'` with non-negative D, D', for every (query, head).
-fn row_sums(b: &mut Builder, count: usize, nt: usize, hl: usize, score: &ScoreColumns) {
-    for i in 0..count {
-        let n = nt + hl;
-        let col = |b: &mut Builder, s: &str, w| b.bound_column(&format!("softmax.{i}.{s}"), n, w);
+pub(super) fn row_sums(b: &mut Builder, prefix: &str, score: &ScoreColumns) {
+    let (nt, n) = (b.circuit().token_log, b.circuit().token_log + b.circuit().block_heads_log);
+    for i in 0..score.p.len() {
+        let col = |b: &mut Builder, s: &str, w| b.bound_column(&format!("{prefix}.{i}.{s}"), n, w);
         let d0 = col(b, "d0", (0, 65_535));
         let d1 = col(b, "d1", (0, 7));
         let e0 = col(b, "e0", (0, 65_535));
@@ -170,7 +196,7 @@ fn row_sums(b: &mut Builder, count: usize, nt: usize, hl: usize, score: &ScoreCo
         let mass = 1i64 << MASS_LOG;
         let mut relate = |name: &str, terms, c: i64| {
             let constant = Some((c, 1, Vec::new()));
-            b.relate(Relation { name: format!("softmax.{i}.{name}"), terms, constant, values: Vec::new() }, 0);
+            b.relate(Relation { name: format!("{prefix}.{i}.{name}"), terms, constant, values: Vec::new() }, 0);
         };
         relate("below", vec![(1 << nt, sum(score.p[i])), (1, at(d0)), (1 << 16, at(d1))], -mass);
         relate("above", vec![(1 << nt, sum(score.p_before[i])), (-1, at(e0)), (-(1 << 16), at(e1))], -mass - 1);

@@ -6,7 +6,8 @@
 
 use super::expr::{Expr, MAX_DEGREE, Source};
 use super::segment::{
-    Circuit, Column, Constraint, Coord, Eval, Factor, Lookup, MatrixShape, Param, Product, Relation, Value, tag_leaves,
+    Circuit, Column, Constraint, Coord, Eval, Factor, Lookup, MatrixShape, Param, Product, PublicColumn, Relation, Selection,
+    Value, tag_leaves,
 };
 use super::table::{RowIndex, Table, TableColumn};
 use crate::field::P;
@@ -150,6 +151,18 @@ impl Builder {
         }
         self.circuit.params.push(Param { values: values.to_vec(), log_size });
         (self.circuit.params.len() - 1) as u32
+    }
+
+    /// Adds a public column.
+    pub fn public(&mut self, column: PublicColumn) -> u32 {
+        self.circuit.public.push(column);
+        (self.circuit.public.len() - 1) as u32
+    }
+
+    /// Adds a public selection.
+    pub fn selection(&mut self, vars: usize, entries: Vec<(u32, u32)>) -> Factor {
+        self.circuit.selections.push(Selection { entries, vars });
+        Factor::OneHot(self.circuit.selections.len() - 1)
     }
 
     /// Adds a matrix.
@@ -314,6 +327,7 @@ impl Builder {
             let wide = match s {
                 Source::Col(c) => self.circuit.columns[c as usize].log_size > log_size,
                 Source::Param(p) => self.circuit.params[p as usize].log_size + self.circuit.token_log > log_size,
+                Source::Public(p) => self.circuit.public[p as usize].upper_log() + self.circuit.token_log > log_size,
                 Source::Mask => 2 * self.circuit.token_log + self.circuit.block_heads_log != log_size,
             };
             if wide {
@@ -365,6 +379,10 @@ impl Builder {
                 let v = &self.circuit.params[p as usize].values;
                 let lo = v.iter().min().copied().unwrap_or(0);
                 let hi = v.iter().max().copied().unwrap_or(0);
+                Ok((i128::from(lo), i128::from(hi)))
+            }
+            Source::Public(p) => {
+                let (lo, hi) = self.circuit.public[p as usize].window();
                 Ok((i128::from(lo), i128::from(hi)))
             }
             Source::Mask => Ok((0, 1)),

@@ -7,7 +7,7 @@ use super::expr::Expr;
 use super::input::PublicInput;
 use super::linear::{Output, Rounded, boundary_eval, input_claim, requantised, stopped, weight_product};
 use super::norm::norm;
-use super::segment::{Circuit, Coord, Factor, OneHot, Relation, Value, log2_ceil};
+use super::segment::{Circuit, Coord, Factor, Relation, Value, log2_ceil};
 use super::shape::{Blocks, Logical, kappa, rho};
 use std::sync::Arc;
 
@@ -34,6 +34,9 @@ pub fn build(d: &Encoder, exp: &ExpTables, input: &PublicInput, index: usize) ->
     ranges(d).map_err(|reason| BuildError::Shape { segment: d.name.clone(), reason: reason.to_owned() })?;
     let name = if index == 0 { "embed".to_owned() } else { format!("layer{}", index - 1) };
     let mut b = Builder::new(&name, input.ids.len(), input.token_log());
+    let tokens = input.ids.len() as u32;
+    // Every token sees every token; a padding row sees itself, so that it has a key.
+    b.circuit().visible = (0..1 << input.token_log()).map(|i| if i < tokens { (0, tokens) } else { (i, i + 1) }).collect();
     check_dimensions(&mut b, d);
     b.circuit().tile_k_log = usize::from(d.tile_k_log);
     b.circuit().tile_n_log = usize::from(d.tile_n_log);
@@ -96,7 +99,7 @@ fn received(b: &mut Builder, blocks: Blocks) -> Logical {
         })
         .collect();
     let u = Logical { blocks: cols, lo: n, hi: blocks.hi() };
-    stitch(b, "boundary_in", &u, Coord::BoundaryIn, Value::BoundaryIn);
+    stitch(b, "boundary_in", &u, Coord::BoundaryIn, Value::BoundaryIn(0));
     u
 }
 
@@ -109,9 +112,10 @@ fn embed(b: &mut Builder, d: &Encoder, input: &PublicInput) {
     let blocks = Blocks::of(d.width as usize);
     let n = b.circuit().token_log + blocks.log;
     let (position_row, type_row, rows) = embed_rows(d);
-    b.circuit().one_hot = Some(OneHot { ids: input.ids.clone(), position_row, type_row });
+    let read = |(&id, t): (&u32, u32)| [(t, id), (t, position_row as u32 + t), (t, type_row as u32)];
+    let selection = b.selection(log2_ceil(rows), input.ids.iter().zip(0..).flat_map(read).collect());
     let m = b.matrix(rows, d.width as usize);
-    let acc = b.product("embed", log2_ceil(rows), vec![Factor::OneHot, Factor::Weight(m)]);
+    let acc = b.product("embed", log2_ceil(rows), vec![selection, Factor::Weight(m)]);
     let a: Vec<u32> =
         (0..blocks.count).map(|i| b.bound_column(&format!("embed.{i}.a"), n, (-EMBED_LIMIT, EMBED_LIMIT))).collect();
     let shift = usize::from(d.embed.shift);
@@ -127,7 +131,7 @@ fn embed(b: &mut Builder, d: &Encoder, input: &PublicInput) {
     let values = vec![(1, Value::Accumulator(acc))];
     b.relate(Relation { name: "embed.acc".into(), terms, constant: None, values }, EMBED_LIMIT);
     let u = norm(b, "norm", blocks, shift, &rhs, d.embed.norm.eps);
-    stitch(b, "boundary_out", &u, Coord::BoundaryOut, Value::BoundaryOut);
+    stitch(b, "boundary_out", &u, Coord::BoundaryOut, Value::BoundaryOut(0));
 }
 
 fn transformer_layer(b: &mut Builder, d: &Encoder, l: &LayerSpec, exp: &ExpTables) {
@@ -167,7 +171,7 @@ fn transformer_layer(b: &mut Builder, d: &Encoder, l: &LayerSpec, exp: &ExpTable
     let acc = weight_product(b, "down", &act_in, ffn, width);
     let down = stopped(b, "down", blocks, &l.down, acc);
     let out = residual(b, "norm2", blocks, &l.ffn_residual, &mid, &down);
-    stitch(b, "boundary_out", &out, Coord::BoundaryOut, Value::BoundaryOut);
+    stitch(b, "boundary_out", &out, Coord::BoundaryOut, Value::BoundaryOut(0));
 }
 
 /// `2^w x + rho = G u + B + M t^ + 2^(w-1)`, then a norm of x.

@@ -16,6 +16,8 @@ pub enum Source {
     Col(u32),
     /// A registered per-channel parameter of one block: read by the bits above the token axis.
     Param(u32),
+    /// A public column of the circuit.
+    Public(u32),
     /// The public attention mask over (query, head, key): 1 where the key may be attended.
     Mask,
 }
@@ -68,6 +70,12 @@ impl Expr {
     #[must_use]
     pub fn param(id: u32) -> Self {
         Self::monomial(1, &[Source::Param(id)])
+    }
+
+    /// A public column.
+    #[must_use]
+    pub fn public(id: u32) -> Self {
+        Self::monomial(1, &[Source::Public(id)])
     }
 
     /// The attention mask.

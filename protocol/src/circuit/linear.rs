@@ -3,9 +3,9 @@
 //! The accumulator is not committed: `acc = v + 2^e tau - 2^(e-1)` where (v, s, c) is a row of the R1 table of e, so v carries
 //! the remainder and the bits beyond 16, s says whether `t` leaves 16 bits and c is the clip value. `t^ = (1 - s) tau + c`.
 
-use super::builder::Builder;
+use super::builder::{Builder, Case};
 use super::descriptor::{Requant, Stop};
-use super::expr::Expr;
+use super::expr::{Expr, Source};
 use super::segment::{Eval, Factor, Relation, Value};
 use super::shape::{Blocks, Logical, kappa};
 use super::table::{RowIndex, TableColumn};
@@ -30,34 +30,60 @@ pub fn r1_bound(e: u8) -> i64 {
 pub struct Rounded {
     /// One expression per block.
     pub t_hat: Vec<Expr>,
+    /// Per block: the saturation flag and the clip value take fixed values together.
+    pub cases: Vec<Vec<Case>>,
 }
 
 /// Columns v, s, c, tau of every block and the relation that ties them to accumulator `acc`.
 pub fn rounded(b: &mut Builder, name: &str, blocks: Blocks, e: u8, acc: usize) -> Rounded {
+    rounded_sum(b, name, blocks, e, &[acc])
+}
+
+/// As [`rounded`], of the sum of several accumulators. The caller vouches that the sum stays within [`r1_bound`].
+pub fn rounded_sum(b: &mut Builder, name: &str, blocks: Blocks, e: u8, accs: &[usize]) -> Rounded {
     let n = b.circuit().token_log + blocks.log;
     if !(1..=13).contains(&e) {
         b.fail_shape(format!("{name}: e = {e} is outside 1..=13"));
-        return Rounded { t_hat: vec![Expr::default(); blocks.count] };
+        return Rounded { t_hat: vec![Expr::default(); blocks.count], cases: vec![Vec::new(); blocks.count] };
     }
+    let columns = r1_columns(b, name, blocks, n, e);
+    let at = |cols: Vec<u32>| Logical { blocks: cols, lo: n, hi: blocks.hi() }.at_rho();
+    let v_eval = at(columns.v);
+    let constant = Some((-(1i64 << (e - 1)), blocks.count, v_eval.hi.clone()));
+    let terms = vec![(1, v_eval), (1 << e, at(columns.tau))];
+    let values = accs.iter().map(|&a| (1, Value::Accumulator(a))).collect();
+    b.relate(Relation { name: format!("{name}.acc"), terms, constant, values }, r1_bound(e));
+    columns.rounded
+}
+
+/// Columns of R1 with their lookups; what the accumulator is remains to be said.
+pub struct R1Columns {
+    /// v per block.
+    pub v: Vec<u32>,
+    /// tau per block.
+    pub tau: Vec<u32>,
+    /// `t^`.
+    pub rounded: Rounded,
+}
+
+/// Columns v, s, c, tau of every block, `2^n` rows each.
+pub fn r1_columns(b: &mut Builder, name: &str, blocks: Blocks, n: usize, e: u8) -> R1Columns {
     let columns = || vec![TableColumn::R1Value { e }, TableColumn::R1Saturated { e }, TableColumn::R1Clip { e }];
     let table = b.table(&format!("r1.{e}"), TAG_R1 + u32::from(e), R1_LOG, RowIndex::R1 { e }, columns);
-    let (mut vs, mut taus, mut t_hat) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut v, mut tau) = (Vec::new(), Vec::new());
+    let mut rounded = Rounded { t_hat: Vec::new(), cases: Vec::new() };
     for i in 0..blocks.count {
         let p = format!("{name}.{i}");
-        let [v, s, c] = ["v", "s", "c"].map(|x| b.column(&format!("{p}.{x}"), n));
-        let tau = b.bound_column(&format!("{p}.tau"), n, (-(1 << 15), (1 << 15) - 1));
-        b.lookup(table, vec![Expr::col(v), Expr::col(s), Expr::col(c)], n, false);
-        t_hat.push((Expr::constant(1) - Expr::col(s)) * Expr::col(tau) + Expr::col(c));
-        vs.push(v);
-        taus.push(tau);
+        let [cv, s, c] = ["v", "s", "c"].map(|x| b.column(&format!("{p}.{x}"), n));
+        let ct = b.bound_column(&format!("{p}.tau"), n, (-(1 << 15), (1 << 15) - 1));
+        b.lookup(table, vec![Expr::col(cv), Expr::col(s), Expr::col(c)], n, false);
+        rounded.t_hat.push((Expr::constant(1) - Expr::col(s)) * Expr::col(ct) + Expr::col(c));
+        let case = |flag, clip| vec![(Source::Col(s), flag), (Source::Col(c), clip)];
+        rounded.cases.push(vec![case(0, 0), case(1, i64::from(i16::MAX)), case(1, i64::from(i16::MIN))]);
+        v.push(cv);
+        tau.push(ct);
     }
-    let at = |cols: Vec<u32>| Logical { blocks: cols, lo: n, hi: blocks.hi() }.at_rho();
-    let v_eval = at(vs);
-    let constant = Some((-(1i64 << (e - 1)), blocks.count, v_eval.hi.clone()));
-    let terms = vec![(1, v_eval), (1 << e, at(taus))];
-    let values = vec![(1, Value::Accumulator(acc))];
-    b.relate(Relation { name: format!("{name}.acc"), terms, constant, values }, r1_bound(e));
-    Rounded { t_hat }
+    R1Columns { v, tau, rounded }
 }
 
 /// Where the proof of a requantised output's window comes from.
@@ -70,13 +96,36 @@ pub enum Output {
 
 /// A linear layer's requantisation down to y (or to the activation of y).
 pub fn requantised(b: &mut Builder, name: &str, blocks: Blocks, spec: &Requant, acc: usize, output: &Output) -> Logical {
+    let whole = Slice { spec, first: 0 };
+    requantised_slice(b, name, blocks, whole, acc, output)
+}
+
+/// The channels of a requantisation that one matrix computes.
+#[derive(Clone, Copy)]
+pub struct Slice<'a> {
+    /// Parameters of all channels.
+    pub spec: &'a Requant,
+    /// First channel of the slice.
+    pub first: usize,
+}
+
+/// As [`requantised`], for the channels of a slice.
+pub fn requantised_slice(
+    b: &mut Builder,
+    name: &str,
+    blocks: Blocks,
+    Slice { spec, first }: Slice<'_>,
+    acc: usize,
+    output: &Output,
+) -> Logical {
     let n = b.circuit().token_log + blocks.log;
     let rounded = rounded(b, name, blocks, spec.e, acc);
+    let (ms, bs) = (spec.m.get(first..).unwrap_or(&[]), spec.b.get(first..).unwrap_or(&[]));
     let mut out = Vec::new();
     for (i, t_hat) in rounded.t_hat.iter().enumerate() {
         let p = format!("{name}.{i}");
-        let m = b.param(blocks.slice(i, &spec.m));
-        let bias = b.param(blocks.slice(i, &spec.b));
+        let m = b.param(blocks.slice(i, ms));
+        let bias = b.param(blocks.slice(i, bs));
         let y = match output {
             Output::Range => b.bound_column(&format!("{p}.y"), n, (i64::from(spec.lo), i64::from(spec.hi))),
             Output::Activation(_) => b.column(&format!("{p}.y"), n),
@@ -108,6 +157,14 @@ pub fn weight_product(b: &mut Builder, name: &str, input: &Factor, inputs: usize
     let m = b.matrix(inputs, outputs);
     let vars = super::segment::log2_ceil(inputs);
     b.product(name, vars, vec![input.clone(), Factor::Weight(m)])
+}
+
+/// Products of one matrix with several inputs of the same shape.
+pub fn weight_products(b: &mut Builder, name: &str, limbs: &[Factor], inputs: usize, outputs: usize) -> Vec<usize> {
+    let m = b.matrix(inputs, outputs);
+    let vars = super::segment::log2_ceil(inputs);
+    let product = |(l, x): (usize, &Factor)| b.product(&format!("{name}.{l}"), vars, vec![x.clone(), Factor::Weight(m)]);
+    limbs.iter().enumerate().map(product).collect()
 }
 
 /// The claim of a logical column at `(rho_t, kappa[0..])`: the input of weight products.

@@ -4,6 +4,7 @@
 
 pub mod attention;
 pub mod builder;
+pub mod decoder;
 pub mod descriptor;
 pub mod encode;
 pub mod encoder;
@@ -16,6 +17,7 @@ pub mod rotary;
 pub mod segment;
 pub mod shape;
 pub mod table;
+pub mod wide;
 
 pub use builder::BuildError;
 pub use encoder::embed_rows;
@@ -39,8 +41,6 @@ pub fn segment_count(d: &Descriptor) -> usize {
 pub fn build(d: &Descriptor, exp: &ExpTables, input: &PublicInput, index: usize) -> Result<Circuit, BuildError> {
     match d {
         Descriptor::Encoder(e) => encoder::build(e, exp, input, index),
-        Descriptor::Decoder(_) => {
-            Err(BuildError::Shape { segment: d.name().to_owned(), reason: "decoders are not provable yet".to_owned() })
-        }
+        Descriptor::Decoder(d) => decoder::build(d, exp, input, index),
     }
 }

@@ -1,4 +1,5 @@
-//! LayerNorm on integers: `u = norm(x)` where `2^w x + rho_w = rhs` and x itself is never committed.
+//! LayerNorm on integers: `u = norm(x)` where `2^w x + rho_w = rhs` and x itself is never committed; RMSNorm of an input
+//! committed in limbs, per token or per (token, head).
 //!
 //! Element: z = x - mu in limbs, `z 2^7 + half = x' 2^sigma + rho` (rounded shift), `u = floor((x' R + 2^13) / 2^14)`.
 //! Row: mu is the integer with `0 <= sum z + floor(d/2) < d`; `S = sum z^2 + eps` in base-4 digits through a base-256 carry
@@ -40,17 +41,23 @@ pub struct NormShape {
 }
 
 impl NormShape {
-    /// Sizes for width `d` and epsilon.
+    /// Sizes of a LayerNorm of width `d`.
     #[must_use]
     pub fn new(d: usize, eps: u64) -> Self {
-        let z_max = 255u128 << 16 | 0xffff;
+        Self::of(255 << 16 | 0xffff, d, 3, eps)
+    }
+
+    /// Sizes for inputs of magnitude `z_max` in `limbs` limbs, width `d`.
+    #[must_use]
+    pub fn of(z_max: u128, d: usize, limbs: usize, eps: u64) -> Self {
         let s_max = d as u128 * z_max * z_max + u128::from(eps);
         let bits = 128 - s_max.leading_zeros() as usize;
         let sigma_max = (0..64).find(|s| s_max >> (2 * s) < INDEX_END as u128).unwrap_or(64);
         let carry = ((3 * d as u128 * 255 * 255) >> 8) + 4;
         let carry_bits = (1..16).find(|b| 1u128 << (15 + b) >= carry).unwrap_or(16);
         let width_bits = d.next_power_of_two().trailing_zeros() as usize;
-        Self { digits: bits.div_ceil(2).max(16 + INDEX_DIGITS), sigma_max, carry_bits, width_bits }
+        let last = 4 * (2 * limbs.max(1) - 2);
+        Self { digits: bits.div_ceil(2).max(last + INDEX_DIGITS), sigma_max, carry_bits, width_bits }
     }
 }
 
@@ -99,13 +106,35 @@ struct Row {
     onehot_cases: Vec<Case>,
 }
 
-/// Adds the norm named `name`. `rhs[b]` is block b's `2^w x + rho_w`, for `w = shift`.
+/// What a norm sums over: limbs of its input, low limb first, and the name of each block.
+pub struct Sheet {
+    /// One logical column per limb; rows are its low variables.
+    pub limbs: Vec<Logical>,
+    /// One name per block.
+    pub names: Vec<String>,
+}
+
+/// Rows of a norm: `2^vars` of them, over the channels of all sheets.
+struct Rows<'a> {
+    vars: usize,
+    sheets: &'a [Sheet],
+}
+
+impl Rows<'_> {
+    /// Channels of a row.
+    fn width(&self) -> usize {
+        let sheet = |s: &Sheet| s.limbs.first().map_or(0, |l| l.blocks.len() << (l.lo - self.vars));
+        self.sheets.iter().map(sheet).sum()
+    }
+}
+
+/// Adds the LayerNorm named `name`. `rhs[b]` is block b's `2^w x + rho_w`, for `w = shift`.
 pub fn norm(b: &mut Builder, name: &str, blocks: Blocks, shift: usize, rhs: &[Expr], eps: u64) -> Logical {
     let nt = b.circuit().token_log;
     let n = nt + blocks.log;
     let d = blocks.count << blocks.log;
     let shape = NormShape::new(d, eps);
-    let row = row_columns(b, name, &shape);
+    let row = row_columns(b, name, nt, &shape, true);
     let mut limbs: [Vec<u32>; 3] = Default::default();
     let mut out = Vec::new();
     for (i, rhs) in rhs.iter().enumerate() {
@@ -116,14 +145,44 @@ pub fn norm(b: &mut Builder, name: &str, blocks: Blocks, shift: usize, rhs: &[Ex
         for (l, z) in limbs.iter_mut().zip([z0, z1, z2]) {
             l.push(z);
         }
-        let z = Expr::col(z0) + Expr::col(z1).scale(1 << 8) + Expr::col(z2).scale(1 << 16);
+        let z = limb_sum(&[z0, z1, z2]);
         let rho_w = b.bound_column(&format!("{p}.rho_w"), n, (0, (1 << shift) - 1));
         let x = z.clone() + row.mu.clone();
         b.constrain(&format!("{p}.input"), x.scale(1 << shift) + Expr::col(rho_w) - rhs.clone(), n, &[]);
         out.push(element(b, &p, n, &shape, &row, z));
     }
-    row_equations(b, name, blocks, &shape, &limbs, eps);
+    mean(b, name, blocks, &shape, &limbs);
+    let limbs = limbs.into_iter().map(|blocks_of| Logical { blocks: blocks_of, lo: n, hi: blocks.hi() }).collect();
+    let sheets = [Sheet { limbs, names: Vec::new() }];
+    row_equations(b, name, &Rows { vars: nt, sheets: &sheets }, &shape, eps);
     Logical { blocks: out, lo: n, hi: blocks.hi() }
+}
+
+/// Adds the RMSNorm named `name` of an input given in limbs, `2^vars` rows; `top` bounds the input's magnitude. Returns u per
+/// sheet.
+pub fn rms_norm(b: &mut Builder, name: &str, vars: usize, sheets: &[Sheet], top: i64, eps: u64) -> Vec<Logical> {
+    let rows = Rows { vars, sheets };
+    let limbs = sheets.first().map_or(0, |s| s.limbs.len());
+    let shape = NormShape::of(top.unsigned_abs().into(), rows.width(), limbs, eps);
+    let row = row_columns(b, name, vars, &shape, false);
+    let mut out = Vec::new();
+    for sheet in sheets {
+        let Some(first) = sheet.limbs.first() else { continue };
+        let mut blocks = Vec::new();
+        for (i, p) in sheet.names.iter().enumerate() {
+            let cols: Vec<u32> = sheet.limbs.iter().filter_map(|l| l.blocks.get(i).copied()).collect();
+            blocks.push(element(b, p, first.lo, &shape, &row, limb_sum(&cols)));
+        }
+        out.push(Logical { blocks, lo: first.lo, hi: first.hi });
+    }
+    row_equations(b, name, &rows, &shape, eps);
+    out
+}
+
+/// `sum limb_k 2^(8k)`.
+#[must_use]
+pub fn limb_sum(limbs: &[u32]) -> Expr {
+    limbs.iter().enumerate().fold(Expr::default(), |e, (k, &l)| e + Expr::col(l).scale(1 << (8 * k)))
 }
 
 /// x', rho, u of one block.
@@ -151,11 +210,15 @@ fn element(b: &mut Builder, p: &str, n: usize, shape: &NormShape, row: &Row, z: 
 }
 
 /// Commits the per-token columns in a fixed order; equations follow in [`row_equations`].
-fn row_columns(b: &mut Builder, name: &str, shape: &NormShape) -> Row {
-    let nt = b.circuit().token_log;
+fn row_columns(b: &mut Builder, name: &str, nt: usize, shape: &NormShape, centred: bool) -> Row {
     let col = |b: &mut Builder, s: &str, w| b.bound_column(&format!("{name}.row.{s}"), nt, w);
-    let mu0 = col(b, "mu0", (0, 65_535));
-    let mu1 = col(b, "mu1", (-128, 127));
+    let mu = if centred {
+        let mu0 = col(b, "mu0", (0, 65_535));
+        let mu1 = col(b, "mu1", (-128, 127));
+        Expr::col(mu0) + Expr::col(mu1).scale(1 << 16)
+    } else {
+        Expr::default()
+    };
     let free = |b: &mut Builder, s: &str| b.column(&format!("{name}.row.{s}"), nt);
     let sigma = free(b, "sigma");
     let p1 = free(b, "p1");
@@ -183,7 +246,6 @@ fn row_columns(b: &mut Builder, name: &str, shape: &NormShape) -> Row {
             vec![c(sigma, s as i64), c(p1, p.0), c(p2, p.1), c(half, p.2)]
         })
         .collect();
-    let mu = Expr::col(mu0) + Expr::col(mu1).scale(1 << 16);
     Row { mu, p1, p2, half, sigma, recip, onehot_cases }
 }
 
@@ -198,12 +260,11 @@ fn named(b: &mut Builder, name: &str) -> u32 {
     )
 }
 
-/// The mean, the sum of squares, sigma and the index.
-fn row_equations(b: &mut Builder, name: &str, blocks: Blocks, shape: &NormShape, limbs: &[Vec<u32>; 3], eps: u64) {
-    mean(b, name, blocks, shape, limbs);
-    let nt = b.circuit().token_log;
+/// The sum of squares, sigma and the index.
+fn row_equations(b: &mut Builder, name: &str, rows: &Rows<'_>, shape: &NormShape, eps: u64) {
+    let nt = rows.vars;
     let digits: Vec<u32> = (0..shape.digits).map(|k| b.bound_column(&format!("{name}.row.g{k}"), nt, (0, 3))).collect();
-    squares(b, name, blocks, shape, limbs, &digits, eps);
+    squares(b, name, rows, shape, &digits, eps);
     let onehot: Vec<u32> = (0..=shape.sigma_max).map(|s| b.column(&format!("{name}.row.o{s}"), nt)).collect();
     for &o in &onehot {
         // o^2 = o mod p has the roots 0 and 1 only, so this needs no window beforehand.
@@ -221,7 +282,7 @@ fn row_equations(b: &mut Builder, name: &str, blocks: Blocks, shape: &NormShape,
         let e = onehot.iter().enumerate().fold(Expr::col(c), |e, (k, &o)| e - Expr::col(o).scale(value(k)));
         b.constrain(&format!("{name}.{s}"), e, nt, &[]);
     }
-    index_equations(b, name, shape, &digits, &onehot);
+    index_equations(b, name, nt, shape, &digits, &onehot);
 }
 
 /// `0 <= sum z + floor(d/2) < d`, with carries between the limb sums.
@@ -247,36 +308,31 @@ fn mean(b: &mut Builder, name: &str, blocks: Blocks, shape: &NormShape, limbs: &
 }
 
 /// `S = sum z^2 + eps` as base-4 digits: products of limbs, a base-256 carry chain.
-fn squares(b: &mut Builder, name: &str, blocks: Blocks, shape: &NormShape, limbs: &[Vec<u32>; 3], digits: &[u32], eps: u64) {
-    let nt = b.circuit().token_log;
-    let n = nt + blocks.log;
-    let vars = n + blocks.hi();
-    let d = (blocks.count << blocks.log) as i64;
-    let claims: Vec<Factor> = limbs
-        .iter()
-        .enumerate()
-        .map(|(l, cols)| {
-            let logical = Logical { blocks: cols.clone(), lo: n, hi: blocks.hi() };
-            b.claim(&format!("{name}.z{l}"), logical.at(&kappa(0, vars)))
-        })
-        .collect();
-    let mut product = |x: usize, y: usize| {
-        let eq = Factor::Eq { offset: 0, coords: rho(0, nt) };
-        b.product(&format!("{name}.s{x}{y}"), vars, vec![eq, claims[x].clone(), claims[y].clone()])
-    };
-    let lines: Vec<Vec<(i64, usize)>> = vec![
-        vec![(1, product(0, 0))],
-        vec![(2, product(0, 1))],
-        vec![(2, product(0, 2)), (1, product(1, 1))],
-        vec![(2, product(1, 2))],
-        vec![(1, product(2, 2))],
-    ];
+fn squares(b: &mut Builder, name: &str, rows: &Rows<'_>, shape: &NormShape, digits: &[u32], eps: u64) {
+    let nt = rows.vars;
+    let d = rows.width() as i64;
+    let limbs = rows.sheets.first().map_or(0, |s| s.limbs.len());
+    let last_line = 2 * limbs - 2;
+    let mut lines: Vec<Vec<(i64, usize)>> = vec![Vec::new(); last_line + 1];
+    for (s, sheet) in rows.sheets.iter().enumerate() {
+        let prefix = if rows.sheets.len() == 1 { name.to_owned() } else { format!("{name}.{s}") };
+        let vars = sheet.limbs.first().map_or(0, |l| l.lo + l.hi);
+        let claim = |b: &mut Builder, (l, x): (usize, &Logical)| b.claim(&format!("{prefix}.z{l}"), x.at(&kappa(0, vars)));
+        let claims: Vec<Factor> = sheet.limbs.iter().enumerate().map(|x| claim(b, x)).collect();
+        for x in 0..limbs {
+            for y in x..limbs {
+                let eq = Factor::Eq { offset: 0, coords: rho(0, nt) };
+                let product = b.product(&format!("{prefix}.s{x}{y}"), vars, vec![eq, claims[x].clone(), claims[y].clone()]);
+                lines[x + y].push((if x == y { 1 } else { 2 }, product));
+            }
+        }
+    }
     let limit = 1i64 << (shape.carry_bits - 1);
     let at = |c: u32| Eval { blocks: vec![c], lo: rho(0, nt), hi: Vec::new() };
     let mut carry: Option<(u32, u32)> = None;
     for (k, products) in lines.into_iter().enumerate() {
-        let last = k == 4;
-        let eps_part = if last { (eps >> 32) as i64 } else { (eps >> (8 * k) & 255) as i64 };
+        let last = k == last_line;
+        let eps_part = if last { (eps >> (8 * k)) as i64 } else { (eps >> (8 * k) & 255) as i64 };
         // left: digits + 2^8 carry_out - carry_in - eps; right: the products.
         let mut terms: Vec<(i64, Eval)> = Vec::new();
         let end = if last { digits.len() } else { 4 * k + 4 };
@@ -292,14 +348,13 @@ fn squares(b: &mut Builder, name: &str, blocks: Blocks, shape: &NormShape, limbs
         }
         let constant = (eps_part != 0).then(|| (-eps_part, 1, Vec::new()));
         let values = products.iter().map(|&(c, p)| (c, Value::Accumulator(p))).collect();
-        let bound = products.iter().map(|p| p.0).sum::<i64>() * d * 255 * 255;
+        let bound = products.iter().map(|p| p.0).sum::<i64>() / rows.sheets.len() as i64 * d * 255 * 255;
         b.relate(Relation { name: format!("{name}.square{k}"), terms, constant, values }, bound);
     }
 }
 
 /// `i = S >> 2 sigma`, nothing above it, and sigma is the least.
-fn index_equations(b: &mut Builder, name: &str, shape: &NormShape, digits: &[u32], onehot: &[u32]) {
-    let nt = b.circuit().token_log;
+fn index_equations(b: &mut Builder, name: &str, nt: usize, shape: &NormShape, digits: &[u32], onehot: &[u32]) {
     let index = named(b, &format!("{name}.row.index"));
     let window = |from: usize, count: usize| {
         (0..count).fold(Expr::default(), |e, k| digits.get(from + k).map_or(e.clone(), |&g| e + Expr::col(g).scale(1 << (2 * k))))

@@ -5,6 +5,7 @@
 
 use super::expr::Expr;
 use super::table::Table;
+use std::sync::Arc;
 
 /// A committed column of `2^log_size` field elements.
 #[derive(Clone, Debug)]
@@ -81,10 +82,10 @@ pub enum Value {
     Accumulator(usize),
     /// Claimed value of a product's input ([`Circuit::claims`]).
     Claim(usize),
-    /// The value of the boundary with the previous segment.
-    BoundaryIn,
-    /// The value of the boundary with the next segment.
-    BoundaryOut,
+    /// The value of one limb of the boundary with the previous segment.
+    BoundaryIn(usize),
+    /// The value of one limb of the boundary with the next segment.
+    BoundaryOut(usize),
 }
 
 /// `sum coef * Eval + constant * sum_b eq(b, hi) = sum coef * Value`.
@@ -115,8 +116,8 @@ pub enum Factor {
         /// The other side.
         coords: Vec<Coord>,
     },
-    /// Public one-hot rows of the embedding at `rho[..n_t]`.
-    OneHot,
+    /// Public selection of [`Circuit::selections`] at `rho[..n_t]`: entries `(t, k)` with k over the summed variables.
+    OneHot(usize),
     /// Public indicator of real tokens over `y[..n_t]`.
     RealTokens,
 }
@@ -128,7 +129,7 @@ pub struct Product {
     pub name: String,
     /// Number of summed variables.
     pub vars: usize,
-    /// At most three factors.
+    /// Factors; in every variable at most three of them vary.
     pub factors: Vec<Factor>,
 }
 
@@ -174,21 +175,84 @@ pub struct Circuit {
     pub tile_n_log: usize,
     /// log2 of the heads inside a block (position of the head bits in a score row).
     pub block_heads_log: usize,
-    /// Token ids of the embedding and the offsets of position and type rows.
-    pub one_hot: Option<OneHot>,
+    /// Public selections.
+    pub selections: Vec<Selection>,
+    /// Keys a query row may attend: `[first, end)` per row of the token axis, padding rows included.
+    pub visible: Vec<(u32, u32)>,
+    /// Public columns.
+    pub public: Vec<PublicColumn>,
     /// The product whose value is the claimed output at `rho[token_log..]`.
     pub pooled: Option<usize>,
 }
 
-/// The public one-hot rows of the embedding.
+/// A public selection `sum eq(rho_t, t) eq(y, k)` over its entries.
 #[derive(Clone, Debug)]
-pub struct OneHot {
-    /// Token ids.
-    pub ids: Vec<u32>,
-    /// First row of the position table on the K axis.
-    pub position_row: usize,
-    /// The row of token type 0 on the K axis.
-    pub type_row: usize,
+pub struct Selection {
+    /// `(t, k)`: row of the token axis, point of the summed variables.
+    pub entries: Vec<(u32, u32)>,
+    /// Number of summed variables.
+    pub vars: usize,
+}
+
+/// A column both sides know: read by the token bits and by channel bits above them; other bits of the row do not matter.
+#[derive(Clone, Debug)]
+pub enum PublicColumn {
+    /// `values[t + (c << token_log)]`, where c is the `log_channels` bits that follow the token bits and `skip` more.
+    Table {
+        /// One value per (token, channel), token fastest.
+        values: Arc<Vec<i32>>,
+        /// Bits between the token's and the channel's.
+        skip: usize,
+        /// log2 of the channels.
+        log_channels: usize,
+    },
+    /// `[c < threshold_t]`, where c is the `log_channels` bits that follow the token bits.
+    Below {
+        /// One threshold per row of the token axis.
+        thresholds: Arc<Vec<u32>>,
+        /// log2 of the channels.
+        log_channels: usize,
+    },
+}
+
+impl PublicColumn {
+    /// Variables above the token axis up to the last that matters.
+    #[must_use]
+    pub fn upper_log(&self) -> usize {
+        match self {
+            Self::Table { skip, log_channels, .. } => skip + log_channels,
+            Self::Below { log_channels, .. } => *log_channels,
+        }
+    }
+
+    /// The value in row `index` of a chip.
+    #[must_use]
+    pub fn value(&self, index: usize, token_log: usize) -> i64 {
+        let (t, upper) = (index & ((1 << token_log) - 1), index >> token_log);
+        match self {
+            Self::Table { values, skip, log_channels } => {
+                let c = (upper >> skip) & ((1 << log_channels) - 1);
+                values.get(t + (c << token_log)).map_or(0, |&v| i64::from(v))
+            }
+            Self::Below { thresholds, log_channels } => {
+                let c = upper & ((1 << log_channels) - 1);
+                i64::from(thresholds.get(t).is_some_and(|&limit| c < limit as usize))
+            }
+        }
+    }
+
+    /// Smallest and largest value.
+    #[must_use]
+    pub fn window(&self) -> (i64, i64) {
+        match self {
+            Self::Table { values, .. } => {
+                let low = values.iter().min().copied().unwrap_or(0);
+                let high = values.iter().max().copied().unwrap_or(0);
+                (i64::from(low), i64::from(high))
+            }
+            Self::Below { .. } => (0, 1),
+        }
+    }
 }
 
 impl Circuit {

@@ -13,8 +13,10 @@ use super::segment::{self, Boundary, ClaimsProof, OpeningClaims, SegmentInput, r
 use super::soundness;
 use crate::PROTOCOL_VERSION;
 use crate::circuit::attention::ExpTables;
+use crate::circuit::descriptor::Descriptor;
 use crate::circuit::segment::{Circuit, log2_ceil};
-use crate::circuit::{self, PublicInput, exp_tables, segment_count};
+use crate::circuit::{self, PublicInput, Sequence, exp_tables, segment_count};
+use crate::field::QM31;
 use crate::transcript::{Digest, ForkKind, HashSuite, Seed, Transcript, fork};
 
 /// Fiat–Shamir bits below which no proof is accepted, whatever parameters a model was registered with.
@@ -40,7 +42,9 @@ pub struct Accepted {
     pub security_bits: f64,
     /// Token ids of the statement.
     pub ids: Vec<u32>,
-    /// Proven pooled sums.
+    /// Decoder: how the ids are cut into prompts and proven completions.
+    pub sequences: Vec<Sequence>,
+    /// Encoder: proven pooled sums.
     pub output: Vec<i64>,
     /// Main transcript's final digest: names this proof.
     pub digest: Digest,
@@ -61,22 +65,7 @@ impl Statement {
             let (found, expected) = (mode.to_string(), MODE_FORKED.to_string());
             return Err(VerifyError::Statement { field: "weight-binding mode", found, expected });
         }
-        let limit = circuit::descriptor::MAX_TOKENS.min(d.positions() as usize);
-        if input.ids.is_empty() || input.ids.len() > limit {
-            return Err(VerifyError::Input(format!("{} tokens; this model takes 1 to {limit}", input.ids.len())));
-        }
-        if let Some(id) = input.ids.iter().find(|&&id| id >= d.vocab()) {
-            return Err(VerifyError::Input(format!("token id {id} is outside the vocabulary of {}", d.vocab())));
-        }
-        if input.output.len() != d.width() as usize {
-            return Err(VerifyError::Input(format!("{} output channels; the model has {}", input.output.len(), d.width())));
-        }
-        // |sum_t u| <= T 2^15 < p / 2, so equality mod p is equality.
-        let bound = (input.ids.len() as u64) << 15;
-        // unsigned_abs: |i64::MIN| does not fit i64, and 2^63 = 2 mod p would pass for a small value.
-        if input.output.iter().any(|v| v.unsigned_abs() > bound) {
-            return Err(VerifyError::Input(format!("an output value exceeds {bound}")));
-        }
+        check_input(d, &input)?;
         let circuits = (0..segment_count(d)).map(|s| circuit::build(d, exp, &input, s)).collect::<Result<_, _>>()?;
         Ok(Self { input, circuits, mode, model_id: model.model_id::<S>() })
     }
@@ -86,6 +75,59 @@ impl Statement {
     pub fn boundary_vars(&self, model: &Registered) -> usize {
         self.input.token_log() + log2_ceil(model.descriptor.width() as usize)
     }
+}
+
+/// Whether a public input is one the model takes.
+fn check_input(d: &Descriptor, input: &PublicInput) -> Result<(), VerifyError> {
+    let refuse = |reason: String| Err(VerifyError::Input(reason));
+    if let Some(id) = input.ids.iter().find(|&&id| id >= d.vocab()) {
+        return refuse(format!("token id {id} is outside the vocabulary of {}", d.vocab()));
+    }
+    let longest = match d {
+        Descriptor::Encoder(_) => check_text(input, d.width() as usize)?,
+        Descriptor::Decoder(_) => check_sequences(input)?,
+    };
+    if longest > d.positions() as usize {
+        return refuse(format!("a sequence of {longest} tokens; this model takes up to {}", d.positions()));
+    }
+    let limit = circuit::descriptor::MAX_TOKENS;
+    if input.tokens() == 0 || input.tokens() > limit {
+        return refuse(format!("{} tokens in one proof; it takes 1 to {limit}", input.tokens()));
+    }
+    Ok(())
+}
+
+/// An encoder's input: one text and as many sums as channels. Returns its length.
+fn check_text(input: &PublicInput, width: usize) -> Result<usize, VerifyError> {
+    if !input.sequences.is_empty() {
+        return Err(VerifyError::Input("an encoder takes one text, not sequences".to_owned()));
+    }
+    if input.output.len() != width {
+        return Err(VerifyError::Input(format!("{} output channels; the model has {width}", input.output.len())));
+    }
+    // |sum_t u| <= T 2^15 < p / 2, so equality mod p is equality.
+    let bound = (input.ids.len() as u64) << 15;
+    // unsigned_abs: |i64::MIN| does not fit i64, and 2^63 = 2 mod p would pass for a small value.
+    if input.output.iter().any(|v| v.unsigned_abs() > bound) {
+        return Err(VerifyError::Input(format!("an output value exceeds {bound}")));
+    }
+    Ok(input.ids.len())
+}
+
+/// A decoder's input: non-empty prompts and completions that cover the ids exactly. Returns the longest sequence.
+fn check_sequences(input: &PublicInput) -> Result<usize, VerifyError> {
+    if !input.output.is_empty() {
+        return Err(VerifyError::Input("a decoder's output is its completions".to_owned()));
+    }
+    if input.sequences.is_empty() || input.sequences.iter().any(|s| s.prompt == 0 || s.completion == 0) {
+        return Err(VerifyError::Input("every sequence needs a prompt and a completion".to_owned()));
+    }
+    let lengths = input.sequences.iter().map(|s| u64::from(s.prompt) + u64::from(s.completion));
+    let (total, longest) = lengths.fold((0u64, 0u64), |(sum, max), n| (sum + n, max.max(n)));
+    if total != input.ids.len() as u64 {
+        return Err(VerifyError::Input(format!("sequences of {total} tokens in all; {} ids are given", input.ids.len())));
+    }
+    Ok(usize::try_from(longest).unwrap_or(usize::MAX))
 }
 
 /// The main transcript with the statement absorbed.
@@ -100,6 +142,9 @@ pub fn main_transcript<S: HashSuite>(model: &Registered, s: &Statement) -> Trans
     t.absorb_bytes("registration", &model.write());
     let ids: Vec<u8> = s.input.ids.iter().flat_map(|v| v.to_le_bytes()).collect();
     t.absorb_bytes("ids", &ids);
+    let cuts: Vec<u8> =
+        s.input.sequences.iter().flat_map(|q| [q.prompt.to_le_bytes(), q.completion.to_le_bytes()].concat()).collect();
+    t.absorb_bytes("sequences", &cuts);
     let output: Vec<u8> = s.input.output.iter().flat_map(|v| v.to_le_bytes()).collect();
     t.absorb_bytes("output", &output);
     t
@@ -115,7 +160,7 @@ pub fn absorb_roots<S: HashSuite>(t: &mut Transcript<S>, roots: &[Digest]) {
 
 /// The point at which segments `l` and `l + 1` open their copies of the hidden state.
 #[must_use]
-pub fn boundary_point<S: HashSuite>(seed: &Seed, s: &Statement, model: &Registered, l: usize) -> Vec<crate::field::QM31> {
+pub fn boundary_point<S: HashSuite>(seed: &Seed, s: &Statement, model: &Registered, l: usize) -> Vec<QM31> {
     let mut t = fork::<S>(seed, PROTOCOL_VERSION, s.mode, ForkKind::Boundary, l as u32);
     t.draw_many("boundary.point", s.boundary_vars(model))
 }
@@ -127,14 +172,15 @@ pub fn segment_input<'a, S: HashSuite>(
     s: &'a Statement,
     seed: &Seed,
     index: usize,
-    (value_in, value_out): (crate::field::QM31, crate::field::QM31),
+    (values_in, values_out): (&[QM31], &[QM31]),
 ) -> SegmentInput<'a> {
-    let boundary = |l: usize, value| Boundary { point: boundary_point::<S>(seed, s, model, l), value };
+    let boundary =
+        |l: usize, values: &[QM31]| Boundary { point: boundary_point::<S>(seed, s, model, l), values: values.to_vec() };
     let last = s.circuits.len() - 1;
     SegmentInput {
         circuit: &s.circuits[index],
-        boundary_in: if index == 0 { Boundary::default() } else { boundary(index - 1, value_in) },
-        boundary_out: if index == last { Boundary::default() } else { boundary(index, value_out) },
+        boundary_in: if index == 0 { Boundary::default() } else { boundary(index - 1, values_in) },
+        boundary_out: if index == last { Boundary::default() } else { boundary(index, values_out) },
         output: &s.input.output,
         shape: RowShape { h: usize::from(model.descriptor.row_log()), g_fold: u32::from(model.security.g_fold) },
     }
@@ -182,7 +228,7 @@ pub fn verify_segment<S: HashSuite>(
     s: &Statement,
     seed: &Seed,
     index: usize,
-    (root, boundaries): (Digest, (crate::field::QM31, crate::field::QM31)),
+    (root, boundaries): (Digest, (&[QM31], &[QM31])),
     proof: &SegmentProof,
 ) -> Result<Digest, VerifyError> {
     let input = segment_input::<S>(model, s, seed, index, boundaries);
@@ -196,10 +242,10 @@ pub fn verify_segment<S: HashSuite>(
     Ok(t.digest())
 }
 
-/// Values of the boundaries around a segment.
+/// Values of the boundaries before and after a segment, `limbs` each; empty where there is none.
 #[must_use]
-pub fn neighbours(boundaries: &[crate::field::QM31], index: usize) -> (crate::field::QM31, crate::field::QM31) {
-    let at = |i: Option<usize>| i.and_then(|i| boundaries.get(i)).copied().unwrap_or_default();
+pub fn neighbours(boundaries: &[QM31], limbs: usize, index: usize) -> (&[QM31], &[QM31]) {
+    let at = |i: Option<usize>| i.and_then(|i| boundaries.get(i * limbs..(i + 1) * limbs)).unwrap_or(&[]);
     (at(index.checked_sub(1)), at(Some(index)))
 }
 
@@ -223,8 +269,9 @@ pub fn open_statement<S: HashSuite>(
         if found == expected { Ok(()) } else { Err(VerifyError::Count { step, found, expected }) }
     };
     count("roots", header.roots.len(), segments)?;
-    count("boundaries", header.boundaries.len(), segments - 1)?;
-    let input = PublicInput { ids: header.ids.clone(), sequences: Vec::new(), output: header.output.clone() };
+    let limbs = model.descriptor.boundary_limbs();
+    count("boundaries", header.boundaries.len(), (segments - 1) * limbs)?;
+    let input = PublicInput { ids: header.ids.clone(), sequences: header.sequences.clone(), output: header.output.clone() };
     let s = Statement::new::<S>(model, input, header.mode)?;
     let mut t = main_transcript::<S>(model, &s);
     absorb_roots(&mut t, &header.roots);
@@ -260,13 +307,19 @@ fn verify_with<S: HashSuite>(
         return Err(VerifyError::Count { step: "segments", found, expected });
     }
     for (index, (segment, root)) in proof.segments.iter().zip(&proof.header.roots).enumerate() {
-        let around = neighbours(&proof.header.boundaries, index);
+        let around = neighbours(&proof.header.boundaries, model.descriptor.boundary_limbs(), index);
         let closing = verify_segment::<S>(model, s, seed, index, (*root, around), segment)
             .map_err(|e| VerifyError::Segment { index, source: Box::new(e) })?;
         t.absorb_digest("closing", &closing);
     }
     let security_bits = soundness::minimum(&soundness::budget(model, &s.circuits));
-    Ok(Accepted { security_bits, ids: s.input.ids.clone(), output: s.input.output.clone(), digest: t.digest() })
+    Ok(Accepted {
+        security_bits,
+        ids: s.input.ids.clone(),
+        sequences: s.input.sequences.clone(),
+        output: s.input.output.clone(),
+        digest: t.digest(),
+    })
 }
 
 /// Parses and verifies the bytes of a proof; total on any bytes.

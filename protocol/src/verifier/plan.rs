@@ -5,7 +5,7 @@
 
 use super::error::VerifyError;
 use super::logup::LeafClaim;
-use super::points::{Points, mask_eval};
+use super::points::{Points, mask_eval, public_eval};
 use super::product::powers;
 use crate::circuit::expr::{Expr, Source, Term};
 use crate::circuit::segment::{Circuit, LeafKind, Value};
@@ -57,10 +57,10 @@ pub struct PlanInput<'a> {
     pub accumulators: &'a [QM31],
     /// Values of product inputs.
     pub claims: &'a [QM31],
-    /// Value of the boundary with the previous segment.
-    pub boundary_in: QM31,
-    /// Value of the boundary with the next segment.
-    pub boundary_out: QM31,
+    /// Values of the boundary with the previous segment, one per limb.
+    pub boundary_in: &'a [QM31],
+    /// Values of the boundary with the next segment, one per limb.
+    pub boundary_out: &'a [QM31],
 }
 
 struct Collector<'a> {
@@ -105,8 +105,8 @@ pub fn plan(c: &Circuit, points: &Points, input: &PlanInput<'_>) -> Result<Plan,
             let v = match value {
                 Value::Accumulator(i) => input.accumulators.get(*i).copied(),
                 Value::Claim(i) => input.claims.get(*i).copied(),
-                Value::BoundaryIn => Some(input.boundary_in),
-                Value::BoundaryOut => Some(input.boundary_out),
+                Value::BoundaryIn(i) => input.boundary_in.get(*i).copied(),
+                Value::BoundaryOut(i) => input.boundary_out.get(*i).copied(),
             };
             k.claim += l * signed_ext(*coef) * v.ok_or(VerifyError::FinalClaim("relations"))?;
         }
@@ -208,6 +208,7 @@ pub fn source_eval(c: &Circuit, z: &[QM31], s: Source, columns: &[QM31]) -> QM31
             let values: Vec<QM31> = p.values.iter().map(|&v| signed_ext(i64::from(v))).collect();
             if at.len() == p.log_size { mle_eval(&values, at) } else { ZERO }
         }
+        Source::Public(i) => public_eval(c, &c.public[i as usize], z),
         Source::Mask => mask_eval(c, z),
     }
 }

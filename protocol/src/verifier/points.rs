@@ -1,7 +1,7 @@
 //! The points of a segment's proof, and public data evaluated at them.
 
-use crate::circuit::segment::{Circuit, Coord, Eval, Factor, MatrixShape, OneHot, log2_ceil};
-use crate::field::{FieldExpOps, ONE, QM31, ZERO, eq_at_index, eq_eval, eq_vector, lt_mle, signed_ext};
+use crate::circuit::segment::{Circuit, Coord, Eval, Factor, MatrixShape, PublicColumn, Selection, log2_ceil};
+use crate::field::{FieldExpOps, ONE, QM31, ZERO, eq_at_index, eq_eval, eq_vector, lt_mle, signed, signed_ext};
 
 /// The random points a segment's claims refer to.
 #[derive(Clone, Debug, Default)]
@@ -64,33 +64,57 @@ pub fn public_factor(c: &Circuit, points: &Points, factor: &Factor) -> Option<QM
             let y = points.kappa.get(*offset..offset + coords.len()).unwrap_or(&[]);
             Some(eq_eval(y, &points.resolve(coords)))
         }
-        Factor::OneHot => {
-            let vars = c.matrices.first().map_or(0, |m| log2_ceil(m.inputs));
-            c.one_hot.as_ref().map(|o| one_hot_eval(o, points.rho_range(0, c.token_log), points.kappa_to(vars)))
-        }
+        Factor::OneHot(i) => c.selections.get(*i).map(|s| selection_eval(c, s, points)),
         Factor::RealTokens => Some(lt_mle(c.tokens, points.kappa_to(c.token_log))),
     }
 }
 
-/// `sum_t eq(rho_t, t) (eq(id_t, k) + eq(position_row + t, k) + eq(type_row, k))` over real tokens.
-fn one_hot_eval(o: &OneHot, rho_t: &[QM31], kappa: &[QM31]) -> QM31 {
-    let weights = eq_vector(rho_t);
-    let type_weight = eq_at_index(o.type_row, kappa);
-    o.ids.iter().zip(&weights).enumerate().fold(ZERO, |acc, (t, (&id, &w))| {
-        acc + w * (eq_at_index(id as usize, kappa) + eq_at_index(o.position_row + t, kappa) + type_weight)
+/// `sum eq(rho_t, t) eq(kappa, k)` over the entries.
+fn selection_eval(c: &Circuit, s: &Selection, points: &Points) -> QM31 {
+    let rows = eq_vector(points.rho_range(0, c.token_log));
+    s.entries.iter().fold(ZERO, |acc, &(t, k)| {
+        let w = rows.get(t as usize).copied().unwrap_or(ZERO);
+        acc + w * eq_at_index(k as usize, points.kappa_to(s.vars))
     })
 }
 
-/// The extension of the attention mask over (i, head, j) at `z`: `[i<T][j<T] + [i>=T][j=i]`.
+/// The extension of the attention mask over (i, head, j) at `z`: `sum_i eq(z_i, i) sum_{j visible to i} eq(z_j, j)`.
 #[must_use]
 pub fn mask_eval(c: &Circuit, z: &[QM31]) -> QM31 {
     let nt = c.token_log;
-    let i = z.get(..nt).unwrap_or(&[]);
-    let j = z.get(nt + c.block_heads_log..2 * nt + c.block_heads_log).unwrap_or(&[]);
-    let padding = (c.tokens..1 << nt).fold(ZERO, |acc, t| acc + eq_at_index(t, i) * eq_at_index(t, j));
-    lt_mle(c.tokens, i) * lt_mle(c.tokens, j) + padding
+    let i = eq_vector(z.get(..nt).unwrap_or(&[]));
+    let j = eq_vector(z.get(nt + c.block_heads_log..2 * nt + c.block_heads_log).unwrap_or(&[]));
+    // before[k]: sum of the first k.
+    let before: Vec<QM31> = std::iter::once(ZERO)
+        .chain(j.iter().scan(ZERO, |sum, &e| {
+            *sum += e;
+            Some(*sum)
+        }))
+        .collect();
+    let at = |k: u32| before.get(k as usize).copied().unwrap_or(ZERO);
+    c.visible.iter().zip(&i).fold(ZERO, |acc, (&(first, end), &e)| acc + e * (at(end) - at(first)))
 }
 
+/// A public column's extension at a row's point.
+#[must_use]
+pub fn public_eval(c: &Circuit, column: &PublicColumn, z: &[QM31]) -> QM31 {
+    let nt = c.token_log;
+    let range = |from: usize, n: usize| z.get(from..from + n).unwrap_or(&[]);
+    let rows = eq_vector(range(0, nt));
+    match column {
+        PublicColumn::Table { values, skip, log_channels } => {
+            let channels = eq_vector(range(nt + skip, *log_channels));
+            let per_channel = values.chunks_exact(1 << nt).zip(&channels);
+            per_channel.fold(ZERO, |acc, (values, &e)| {
+                acc + e * values.iter().zip(&rows).fold(ZERO, |sum, (&v, &r)| sum + r * signed(i64::from(v)))
+            })
+        }
+        PublicColumn::Below { thresholds, log_channels } => {
+            let at = range(nt, *log_channels);
+            thresholds.iter().zip(&rows).fold(ZERO, |acc, (&t, &r)| acc + r * lt_mle(t as usize, at))
+        }
+    }
+}
 /// Rows of a segment's registered oracle for a message length `2^h`.
 #[must_use]
 pub fn weight_rows(c: &Circuit, h: usize) -> usize {

@@ -10,6 +10,7 @@ use super::opening::{Form, OpeningParams, OpeningProof, OpeningShape, OracleShap
 use super::product::ProductProof;
 use super::segment::{ClaimsProof, registered_rows};
 use crate::PROTOCOL_VERSION;
+use crate::circuit::Sequence;
 use crate::circuit::descriptor::MAX_TOKENS;
 use crate::circuit::segment::Circuit;
 use crate::field::{QM31, RoundPoly};
@@ -20,6 +21,10 @@ pub const MODE_FORKED: u8 = 1;
 const MAGIC: [u8; 4] = *b"OBKP";
 /// Most channels of an output.
 const MAX_WIDTH: usize = 1 << 16;
+/// Most token ids: every row reads one, and every sequence, of at least one row, predicts one more.
+const MAX_IDS: usize = 2 * MAX_TOKENS;
+/// Most columns of a boundary.
+const MAX_LIMBS: usize = 3;
 /// Most segments of a model.
 const MAX_SEGMENTS: usize = 1 << 12;
 
@@ -36,13 +41,15 @@ pub struct Header {
     pub model_id: Digest,
     /// Token ids.
     pub ids: Vec<u32>,
-    /// Claimed pooled sums.
+    /// Decoder: how the ids are cut into prompts and completions.
+    pub sequences: Vec<Sequence>,
+    /// Encoder: claimed pooled sums.
     pub output: Vec<i64>,
     /// Root of each segment's value oracle.
     pub roots: Vec<Digest>,
     /// Grinding before the seed.
     pub seed_nonce: u64,
-    /// Value of each boundary at its point; one fewer than segments.
+    /// Values of each boundary at its point, limb after limb; one boundary fewer than segments.
     pub boundaries: Vec<QM31>,
 }
 
@@ -74,11 +81,17 @@ impl Header {
         let count = |out: &mut Vec<u8>, n: usize| out.extend_from_slice(&(n as u32).to_le_bytes());
         count(out, self.ids.len());
         self.ids.iter().for_each(|v| out.extend_from_slice(&v.to_le_bytes()));
+        count(out, self.sequences.len());
+        for s in &self.sequences {
+            out.extend_from_slice(&s.prompt.to_le_bytes());
+            out.extend_from_slice(&s.completion.to_le_bytes());
+        }
         count(out, self.output.len());
         self.output.iter().for_each(|v| out.extend_from_slice(&v.to_le_bytes()));
         count(out, self.roots.len());
         self.roots.iter().for_each(|v| out.extend_from_slice(v));
         out.extend_from_slice(&self.seed_nonce.to_le_bytes());
+        count(out, self.boundaries.len());
         put_felts(out, &self.boundaries);
     }
 
@@ -95,15 +108,18 @@ impl Header {
             return Err(HeaderError::Version(version));
         }
         let (suite, mode, model_id) = (r.u8()?, r.u8()?, r.digest()?);
-        let n = r.count(MAX_TOKENS)?;
+        let n = r.count(MAX_IDS)?;
         let ids = r.many(n, Reader::u32)?;
+        let n = r.count(MAX_TOKENS)?;
+        let sequences = r.many(n, |r| Ok(Sequence { prompt: r.u32()?, completion: r.u32()? }))?;
         let n = r.count(MAX_WIDTH)?;
         let output = r.many(n, |r| r.u64().map(|v| v as i64))?;
         let n = r.count(MAX_SEGMENTS)?;
         let roots = r.many(n, Reader::digest)?;
         let seed_nonce = r.u64()?;
-        let boundaries = r.many(n.saturating_sub(1), Reader::felt)?;
-        Ok(Self { version, suite, mode, model_id, ids, output, roots, seed_nonce, boundaries })
+        let n = r.count(MAX_SEGMENTS * MAX_LIMBS)?;
+        let boundaries = r.many(n, Reader::felt)?;
+        Ok(Self { version, suite, mode, model_id, ids, sequences, output, roots, seed_nonce, boundaries })
     }
 }
 

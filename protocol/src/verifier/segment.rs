@@ -28,8 +28,8 @@ pub struct ClaimsProof {
 pub struct Boundary {
     /// Point over (token, channel).
     pub point: Vec<QM31>,
-    /// Value of the hidden state's extension there.
-    pub value: QM31,
+    /// Value of the hidden state's extension there, one per limb.
+    pub values: Vec<QM31>,
 }
 
 /// What is public about a segment when its fork starts.
@@ -69,8 +69,8 @@ pub struct TileClaim {
 
 /// Starts a segment's fork: absorbs the boundary values and draws `(alpha, beta)`. Shared with the prover.
 pub fn open_fork<S: HashSuite>(t: &mut Transcript<S>, input: &SegmentInput<'_>) -> (QM31, QM31) {
-    t.absorb_felts("boundary.in", &[input.boundary_in.value]);
-    t.absorb_felts("boundary.out", &[input.boundary_out.value]);
+    t.absorb_felts("boundary.in", &input.boundary_in.values);
+    t.absorb_felts("boundary.out", &input.boundary_out.values);
     (t.draw("alpha"), t.draw("beta"))
 }
 
@@ -139,7 +139,7 @@ pub fn verify<S: HashSuite>(
 pub fn plan_input<'a>(
     (alpha, beta, lambda): (QM31, QM31, QM31),
     leaf: &'a LeafClaim,
-    input: &SegmentInput<'_>,
+    input: &'a SegmentInput<'_>,
     product: &'a ProductProof,
 ) -> PlanInput<'a> {
     PlanInput {
@@ -149,8 +149,8 @@ pub fn plan_input<'a>(
         leaf,
         accumulators: &product.accumulators,
         claims: &product.claims,
-        boundary_in: input.boundary_in.value,
-        boundary_out: input.boundary_out.value,
+        boundary_in: &input.boundary_in.values,
+        boundary_out: &input.boundary_out.values,
     }
 }
 

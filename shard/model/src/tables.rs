@@ -151,12 +151,15 @@ pub fn gate_table(f: impl Fn(f64) -> f64, f_in: i32, f_out: i32) -> Vec<i16> {
     (-32_768i32..32_768).map(|y| (f(f64::from(y) * step) * unit).round_ties_even().clamp(-max, max) as i16).collect()
 }
 
+/// Largest magnitude in the table of a score cap.
+pub const CAP_MAX: i32 = (1 << 20) - 1;
+
 /// Soft cap of scores: entry `t + 2^15` is `cap tanh(t / cap)` in steps of 1/4096, with t in steps of `step`; rounded half
-/// to even and clamped to 16 bits.
+/// to even and clamped to [`CAP_MAX`].
 #[must_use]
-pub fn score_cap_table(cap: f64, step: f64) -> Vec<i16> {
+pub fn score_cap_table(cap: f64, step: f64) -> Vec<i32> {
     let entry = |t: i32| (4096.0 * cap * libm::tanh(f64::from(t) * step / cap)).round_ties_even();
-    (-32_768i32..32_768).map(|t| entry(t).clamp(-32_768.0, 32_767.0) as i16).collect()
+    (-32_768i32..32_768).map(|t| (entry(t) as i32).clamp(-CAP_MAX, CAP_MAX)).collect()
 }
 
 #[cfg(test)]
@@ -222,6 +225,7 @@ mod tests {
     fn score_caps_are_odd_and_level_off() {
         let t = score_cap_table(5.0, 1.0 / 1024.0);
         assert_eq!((t.len(), t[32_768], t[65_535]), (65_536, 0, 20_480));
+        assert_eq!(score_cap_table(50.0, 1.0 / 64.0)[65_535], 204_800);
         assert!((1..32_768).all(|i| t[32_768 + i] == -t[32_768 - i]));
         // 5 tanh(1 / 5) = 0.986876598...
         assert_eq!(t[32_768 + 1024], 4042);

@@ -11,15 +11,22 @@ pub fn param_column(c: &Circuit, id: u32, n: usize) -> Vec<M31> {
     (0..1usize << n).map(|i| signed(i64::from(p.values[i >> c.token_log & mask]))).collect()
 }
 
+/// A public column, `2^n` rows.
+#[must_use]
+pub fn public_column(c: &Circuit, id: u32, n: usize) -> Vec<M31> {
+    let p = &c.public[id as usize];
+    (0..1usize << n).map(|i| signed(p.value(i, c.token_log))).collect()
+}
+
 /// The attention mask over (i, head, j).
 #[must_use]
 pub fn mask_column(c: &Circuit) -> Vec<M31> {
-    let (nt, hl, t) = (c.token_log, c.block_heads_log, c.tokens);
+    let (nt, hl) = (c.token_log, c.block_heads_log);
     (0..1usize << (2 * nt + hl))
         .map(|row| {
             let (i, j) = (row & ((1 << nt) - 1), row >> (nt + hl));
-            let on = if i < t { j < t } else { i == j };
-            signed(i64::from(on))
+            let (first, end) = c.visible[i];
+            signed(i64::from((first as usize..end as usize).contains(&j)))
         })
         .collect()
 }

@@ -2,7 +2,7 @@
 
 use crate::kernels::proof::ProofKernels;
 use obelysk_protocol::circuit::segment::{Circuit, Factor, Product, log2_ceil};
-use obelysk_protocol::field::{ONE, QM31, RoundPoly, ZERO, eq_at_index, eq_vector};
+use obelysk_protocol::field::{ONE, QM31, RoundPoly, ZERO, eq_vector};
 use obelysk_protocol::transcript::{HashSuite, Transcript};
 use obelysk_protocol::verifier::points::Points;
 use obelysk_protocol::verifier::product::{ProductProof, absorb_accumulators, absorb_claims, powers};
@@ -129,16 +129,11 @@ fn public_rows(c: &Circuit, points: &Points, p: &Product, f: &Factor) -> Vec<QM3
             let e = eq_vector(&points.resolve(coords));
             (0..size).map(|y| e[(y >> offset) & (e.len() - 1)]).collect()
         }
-        Factor::OneHot => {
+        Factor::OneHot(i) => {
             let mut out = vec![ZERO; size];
-            if let Some(o) = &c.one_hot {
-                let rho_t = points.rho_range(0, c.token_log);
-                for (t, &id) in o.ids.iter().enumerate() {
-                    let w = eq_at_index(t, rho_t);
-                    for row in [id as usize, o.position_row + t, o.type_row] {
-                        out[row] += w;
-                    }
-                }
+            let rows = eq_vector(points.rho_range(0, c.token_log));
+            for &(t, k) in &c.selections[*i].entries {
+                out[k as usize] += rows[t as usize];
             }
             out
         }

@@ -2,11 +2,13 @@
 //!
 //! Channel order of attention ("proof order"). A head of dimension `D = delta 2^a`, delta odd, is cut into *parts* so that
 //! every part of a head is a power of two: values into delta parts of `2^a` channels; queries and keys into the two halves
-//! that rotate into each other, each of delta parts of `2^(a-1)` channels (parts `0..delta` are the first half). Query head
-//! `h = kv g + r` of group size g is sorted by r first. Channel `c` of part `p`, key head `kv`, group member `r` lies at
+//! that rotate into each other, each of delta parts of `2^(a-1)` channels (parts `0..delta` are the first half). There are
+//! `kappa 2^b` key heads, kappa odd. Query head `h = kv g + r` of group size g is sorted by r first, and the low bits of the
+//! key head are fastest, so that what belongs to a (token, head) pair is a prefix of what belongs to its channels. Channel
+//! `c` of a part, key head `kv = kv_lo + 2^b kv_hi`, group member `r` lies inside the part at
 //!
 //! ```text
-//! p (heads 2^a) + r (kv_heads 2^a) + kv 2^a + c        (2^(a-1) for queries and keys; r = 0 for keys and values)
+//! r (kv_heads 2^a) + kv_hi 2^(a+b) + c 2^b + kv_lo     (2^(a-1) for queries and keys; r = 0 for keys and values)
 //! ```
 
 use super::{NormSpec, Requant, Stop};
@@ -89,6 +91,26 @@ impl Decoder {
         let block = vocab.next_power_of_two().trailing_zeros().saturating_sub(4);
         vocab.next_multiple_of(1 << block.max(u32::from(self.tile_n_log.min(31))))
     }
+
+    /// b: log2 of the power of two in `kv_heads = kappa 2^b`.
+    #[must_use]
+    pub const fn kv_low_log(&self) -> usize {
+        if self.kv_heads == 0 { 0 } else { self.kv_heads.trailing_zeros() as usize }
+    }
+
+    /// kappa: odd factor of the key heads.
+    #[must_use]
+    pub const fn kv_odd(&self) -> usize {
+        self.kv_heads as usize >> self.kv_low_log()
+    }
+
+    /// Index inside a part of `2^part_log` channels per head: channel `c` of group member `r` at key head `kv`.
+    #[must_use]
+    pub const fn channel(&self, part_log: usize, r: usize, kv: usize, c: usize) -> usize {
+        let b = self.kv_low_log();
+        let (hi, lo) = (kv >> b, kv & ((1 << b) - 1));
+        (((r * self.kv_odd() + hi) << part_log | c) << b) | lo
+    }
 }
 
 /// `a = sum_i 255^i row_i[id]` on int8 rows, then `2^w x + rho = scale_c a + 2^(w-1)`: the residual stream.
@@ -117,7 +139,7 @@ pub struct HeadNorm {
 pub struct Rotary {
     /// Gain per channel of a head: `head_dim` entries in `[-2^15, 2^15]`.
     pub gain: Vec<i32>,
-    /// s: bits dropped, in 1..=20.
+    /// s: bits dropped, in 1..=16.
     pub shift: u8,
 }
 
@@ -139,8 +161,8 @@ pub struct Rotated {
 pub struct ScoreCap {
     /// e.
     pub e: u8,
-    /// `table[t + 2^15]`, 65,536 entries; scores have 12 fractional bits after it.
-    pub table: Vec<i16>,
+    /// `table[t + 2^15]`, 65,536 entries below 2^20 in magnitude; scores have 12 fractional bits after it.
+    pub table: Vec<i32>,
 }
 
 /// A branch's way back into the residual stream: `2^w (x' - x) + rho = mult_c v + 2^(w-1)` with v the branch's `t^`, or the
@@ -166,6 +188,18 @@ pub struct BranchNorm {
     pub norm: NormSpec,
 }
 
+/// A matrix on 16-bit inputs that stops at `t^ = clip16(floor((acc + 2^(e-1)) / 2^e))`.
+///
+/// One limb: one accumulator, and registration bounds it by the weights. Two limbs: the inputs are split as `v_0 + 2^8 v_1`,
+/// `v_0` in `[0, 2^8)`, each with an accumulator of its own, which no row of up to 2^15 weights can overflow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Accumulated {
+    /// e: in 1..=13 with one limb, in 9..=16 with two.
+    pub e: u8,
+    /// Limbs of the input: 1 or 2.
+    pub limbs: u8,
+}
+
 /// One transformer layer. Norms have no gain: the next weights absorb it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DecoderLayer {
@@ -184,7 +218,7 @@ pub struct DecoderLayer {
     /// Keys visible to a query, itself included; 0 for all earlier ones.
     pub window: u32,
     /// Attention output projection; its inputs are in the values' proof order.
-    pub o: Stop,
+    pub o: Accumulated,
     /// Back into the residual stream.
     pub attn_branch: Branch,
     /// RMSNorm before the feed-forward block.
@@ -198,7 +232,7 @@ pub struct DecoderLayer {
     /// `h = clip16(floor((g t^ + 2^(e-1)) / 2^e))`: the gated product, input of `down`.
     pub product: Stop,
     /// Down projection.
-    pub down: Stop,
+    pub down: Accumulated,
     /// Back into the residual stream.
     pub ffn_branch: Branch,
 }
@@ -212,4 +246,56 @@ pub struct Head {
     pub linear: Stop,
     /// m_j in [1, 255], one per real token.
     pub mult: Vec<i32>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn decoder(heads: u32, kv_heads: u32, head_dim: u32, vocab: u32, tile_logs: (u8, u8)) -> Decoder {
+        Decoder {
+            name: String::new(),
+            vocab,
+            positions: 1,
+            width: 8,
+            heads,
+            kv_heads,
+            head_dim,
+            ffn: 8,
+            tile_k_log: tile_logs.0,
+            tile_n_log: tile_logs.1,
+            row_log: 14,
+            blowup_log: 2,
+            embed: TokenEmbed { limbs: 1, scale: Vec::new(), shift: 1 },
+            frequencies: Vec::new(),
+            layers: Vec::new(),
+            head: Head { norm: NormSpec { eps: 1 << 14 }, linear: Stop { e: 8 }, mult: Vec::new() },
+        }
+    }
+
+    #[test]
+    fn channels_of_a_part_are_a_permutation_with_low_key_heads_fastest() {
+        let d = decoder(36, 12, 24, 10, (0, 0));
+        assert_eq!((d.group(), d.kv_low_log(), d.kv_odd(), d.delta(), d.part_log(), d.pair_log()), (3, 2, 3, 3, 3, 2));
+        for part_log in [d.part_log(), d.pair_log()] {
+            let all = (0..3).flat_map(|r| (0..12).flat_map(move |kv| (0..1 << part_log).map(move |c| (r, kv, c))));
+            let mut seen: Vec<usize> = all.map(|(r, kv, c)| d.channel(part_log, r, kv, c)).collect();
+            seen.sort_unstable();
+            assert_eq!(seen, (0..36usize << part_log).collect::<Vec<_>>());
+            assert_eq!([(0, 1, 0), (0, 0, 1), (1, 0, 0)].map(|(r, kv, c)| d.channel(part_log, r, kv, c)), [1, 4, 12 << part_log]);
+            assert_eq!(d.channel(part_log, 0, 4, 0), 4 << part_log);
+        }
+    }
+
+    #[test]
+    fn vocabularies_are_padded_to_tiles_and_few_blocks() {
+        let padded = |vocab, logs| {
+            let d = decoder(1, 1, 2, vocab, logs);
+            (d.embed_inputs(), d.head_outputs())
+        };
+        assert_eq!(padded(21, (3, 2)), (24, 24));
+        assert_eq!(padded(128_256, (7, 7)), (128_256, 131_072));
+        assert_eq!(padded(151_936, (6, 6)), (151_936, 163_840));
+        assert_eq!(padded(1, (0, 0)), (1, 1));
+    }
 }

@@ -6,7 +6,9 @@
 mod decoder;
 mod encoder;
 
-pub use decoder::{Branch, BranchNorm, Decoder, DecoderLayer, Head, HeadNorm, Rotary, Rotated, ScoreCap, TokenEmbed};
+pub use decoder::{
+    Accumulated, Branch, BranchNorm, Decoder, DecoderLayer, Head, HeadNorm, Rotary, Rotated, ScoreCap, TokenEmbed,
+};
 pub use encoder::{EmbedSpec, Encoder, LayerSpec, OutputSpec, Residual};
 
 /// Largest supported token count per proof (a power of two).
@@ -91,6 +93,15 @@ impl Descriptor {
         match self {
             Self::Encoder(m) => m.layers.len(),
             Self::Decoder(m) => m.layers.len(),
+        }
+    }
+
+    /// Columns in which a hidden state crosses a boundary: an encoder's normalised state is one, a residual stream has limbs.
+    #[must_use]
+    pub const fn boundary_limbs(&self) -> usize {
+        match self {
+            Self::Encoder(_) => 1,
+            Self::Decoder(_) => 3,
         }
     }
 

@@ -6,8 +6,8 @@ use super::Prng;
 use crate::tables::{gate_table, gelu_tanh, score_cap_table, silu};
 use crate::weights::{IntegerModel, Matrix, SegmentWeights, Weights, decoder_segment_shapes};
 use obelysk_protocol::circuit::descriptor::{
-    Branch, BranchNorm, Decoder, DecoderLayer, Descriptor, Head, HeadNorm, NormSpec, Requant, Rotary, Rotated, ScoreCap, Stop,
-    TokenEmbed,
+    Accumulated, Branch, BranchNorm, Decoder, DecoderLayer, Descriptor, Head, HeadNorm, NormSpec, Requant, Rotary, Rotated,
+    ScoreCap, Stop, TokenEmbed,
 };
 use obelysk_protocol::circuit::rotary::reach;
 
@@ -35,6 +35,8 @@ pub struct DecoderToy {
     pub branch_norm: bool,
     /// int8 matrices of the embedding: 1 or 2.
     pub limbs: u8,
+    /// Limbs of the inputs of the output and down projections: 1 or 2.
+    pub accumulators: u8,
     /// Layers, at most 6: more could overflow the residual stream.
     pub layers: usize,
     /// Width.
@@ -59,6 +61,7 @@ impl Default for DecoderToy {
             window: 0,
             branch_norm: false,
             limbs: 1,
+            accumulators: 1,
             layers: 2,
             width: 16,
             ffn: 24,
@@ -128,7 +131,7 @@ fn requant(rng: &mut Prng, n: usize, k: u8, window: i32, b: i32) -> Requant {
 fn rotated(rng: &mut Prng, toy: &DecoderToy, heads: u32) -> Rotated {
     let (outputs, dim) = ((heads * toy.head_dim) as usize, toy.head_dim as usize);
     let (linear, norm, rotary) = if toy.head_norm {
-        let rotary = Rotary { gain: rng.vector(dim, -(1 << 14), 1 << 14), shift: 19 };
+        let rotary = Rotary { gain: rng.vector(dim, -(1 << 11), 1 << 11), shift: 16 };
         (requant(rng, outputs, 8, 32_767, 1 << 17), Some(HeadNorm { norm: norm() }), rotary)
     } else {
         (requant(rng, outputs, 13, 1023, 1 << 18), None, Rotary { gain: vec![1 << 14; dim], shift: 14 })
@@ -141,6 +144,8 @@ fn rotated(rng: &mut Prng, toy: &DecoderToy, heads: u32) -> Rotated {
 fn layer(rng: &mut Prng, toy: &DecoderToy, l: usize) -> DecoderLayer {
     let q = rotated(rng, toy, toy.group * toy.kv_heads);
     let k = rotated(rng, toy, toy.kv_heads);
+    // Two limbs start at e = 9.
+    let accumulated = |e: u8| Accumulated { e: e + 2 * (toy.accumulators.max(1) - 1), limbs: toy.accumulators };
     let cap = ScoreCap { e: 8, table: score_cap_table(5.0, 1.0 / 512.0) };
     DecoderLayer {
         attn_norm: norm(),
@@ -150,14 +155,14 @@ fn layer(rng: &mut Prng, toy: &DecoderToy, l: usize) -> DecoderLayer {
         score_shift: if toy.cap { 0 } else { 5 },
         score_cap: toy.cap.then_some(cap),
         window: if l % 2 == 1 { toy.window } else { 0 },
-        o: Stop { e: 8 },
+        o: accumulated(8),
         attn_branch: branch(rng, toy),
         ffn_norm: norm(),
         gate: requant(rng, toy.ffn as usize, 8, 32_767, 1 << 18),
         activation: if toy.branch_norm { gate_table(gelu_tanh, 12, 11) } else { gate_table(silu, 12, 11) },
         up: Stop { e: 7 },
         product: Stop { e: 11 },
-        down: Stop { e: 7 },
+        down: accumulated(7),
         ffn_branch: branch(rng, toy),
     }
 }

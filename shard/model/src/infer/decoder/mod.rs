@@ -20,7 +20,8 @@ use obelysk_protocol::circuit::descriptor::{Decoder, DecoderLayer};
 use obelysk_protocol::circuit::input::TokenRow;
 
 pub use trace::{
-    BranchNormTrace, BranchTrace, DecoderLayerTrace, DecoderTrace, HeadTrace, RmsTrace, RotatedTrace, TokenEmbedTrace,
+    AccumulatedTrace, BranchNormTrace, BranchTrace, DecoderLayerTrace, DecoderTrace, HeadTrace, RmsTrace, RotatedTrace,
+    TokenEmbedTrace,
 };
 
 /// Whether row `i` attends to row `j`, for a query window (0: no limit).
@@ -50,7 +51,7 @@ pub fn key_of(spec: &DecoderLayer, score: i32) -> i32 {
         None => score >> spec.score_shift.min(31),
         Some(cap) => {
             let t = (i64::from(score) + (1 << (cap.e.clamp(1, 16) - 1))) >> cap.e.clamp(1, 16);
-            cap.table.get((t.clamp(-32_768, 32_767) + 32_768) as usize).map_or(0, |&v| i32::from(v))
+            cap.table.get((t.clamp(-32_768, 32_767) + 32_768) as usize).copied().unwrap_or(0)
         }
     }
 }

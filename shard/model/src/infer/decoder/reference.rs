@@ -4,11 +4,13 @@
 
 use super::super::reference::{accumulate, half, least_normaliser, linear, norm_row, stop, t_hat};
 use super::super::{InferError, LinearTrace, StopTrace, padded_length};
-use super::trace::{BranchNormTrace, BranchTrace, DecoderLayerTrace, HeadTrace, RmsTrace, RotatedTrace, TokenEmbedTrace};
+use super::trace::{
+    AccumulatedTrace, BranchNormTrace, BranchTrace, DecoderLayerTrace, HeadTrace, RmsTrace, RotatedTrace, TokenEmbedTrace,
+};
 use super::{key_of, positions_of, shape, visible};
 use crate::tables;
 use crate::weights::{DecoderSlots, Matrix, SegmentWeights};
-use obelysk_protocol::circuit::descriptor::{Branch, Decoder, DecoderLayer, NormSpec, Requant, Rotated};
+use obelysk_protocol::circuit::descriptor::{Accumulated, Branch, Decoder, DecoderLayer, NormSpec, Requant, Rotated};
 use obelysk_protocol::circuit::input::TokenRow;
 use obelysk_protocol::circuit::rotary::{coefficients, cos_sin};
 
@@ -60,7 +62,7 @@ pub fn layer(
     let lambda = normalisers(d, spec, &scores, rows, t_pad);
     let mix_acc = mix(d, spec, &scores, &lambda, &v.y, rows, t_pad);
     let mix: Vec<i16> = mix_acc.iter().map(|&acc| ((i64::from(acc) + (1 << 13)) >> 14) as i16).collect();
-    let o = output(&m[at.o], spec.o.e, &mix, t_pad);
+    let o = accumulated(&m[at.o], spec.o, &mix, t_pad);
     let attn = branch(&spec.attn_branch, x, &o.t_hat, t_pad);
     let ffn_norm = rms(&spec.ffn_norm, &attn.x, t_pad);
     let gate = linear(&m[at.gate], &spec.gate, &ffn_norm.u, t_pad);
@@ -68,7 +70,7 @@ pub fn layer(
         gate.y.iter().map(|&y| spec.activation[(i64::from(y).clamp(-32_768, 32_767) + 32_768) as usize]).collect();
     let up = stop(&m[at.up], spec.up.e, &ffn_norm.u, t_pad);
     let product = product(spec.product.e, &act, &up.t_hat);
-    let down = stop(&m[at.down], spec.down.e, &product.t_hat, t_pad);
+    let down = accumulated(&m[at.down..=at.down], spec.down, &product.t_hat, t_pad);
     let ffn = branch(&spec.ffn_branch, &attn.x, &down.t_hat, t_pad);
     Ok(DecoderLayerTrace {
         attn_norm,
@@ -165,16 +167,20 @@ fn projected(parts: &[Matrix], r: &Requant, x: &[i16], t_pad: usize) -> LinearTr
     LinearTrace { acc, y }
 }
 
-/// Index in proof order of channel `c` (natural, within a head) of head `hh`, for queries or keys of `heads` heads.
-fn turned(d: &Decoder, heads: usize, hh: usize, c: usize) -> usize {
-    let part = 1usize << d.pair_log();
-    (c / part) * heads * part + hh * part + c % part
+/// Index in proof order of channel `c` (natural, within a head) of head `hh`, for parts of `2^part_log` channels.
+fn place(d: &Decoder, heads: usize, part_log: usize, hh: usize, c: usize) -> usize {
+    let (keys, part) = (d.kv_heads as usize, 1usize << part_log);
+    (c / part) * heads * part + d.channel(part_log, hh / keys, hh % keys, c % part)
 }
 
-/// The same for values or the mix.
+/// [`place`] for queries or keys of `heads` heads.
+fn turned(d: &Decoder, heads: usize, hh: usize, c: usize) -> usize {
+    place(d, heads, d.pair_log(), hh, c)
+}
+
+/// [`place`] for values or the mix.
 fn plain(d: &Decoder, heads: usize, hh: usize, c: usize) -> usize {
-    let part = 1usize << d.part_log();
-    (c / part) * heads * part + hh * part + c % part
+    place(d, heads, d.part_log(), hh, c)
 }
 
 fn rotated(d: &Decoder, parts: &[Matrix], r: &Rotated, heads: usize, u: &[i16], positions: &[u32]) -> RotatedTrace {
@@ -251,10 +257,29 @@ fn mix(d: &Decoder, spec: &DecoderLayer, scores: &[i32], lambda: &[i32], v: &[i3
     out
 }
 
-/// The output projection, whose inputs are cut into parts.
-fn output(parts: &[Matrix], e: u8, mix: &[i16], t_pad: usize) -> StopTrace {
+/// A matrix cut into parts along its inputs, and those into limbs.
+fn accumulated(parts: &[Matrix], spec: Accumulated, x: &[i16], t_pad: usize) -> AccumulatedTrace {
+    let limb = |i: u8, v: i16| match (spec.limbs, i) {
+        (1, _) => v,
+        (_, 0) => v & 255,
+        _ => v >> 8,
+    };
+    let acc: Vec<Vec<i32>> = (0..spec.limbs)
+        .map(|i| {
+            let limbs: Vec<i16> = x.iter().map(|&v| limb(i, v)).collect();
+            joined(parts, &limbs, t_pad)
+        })
+        .collect();
+    let total = |at: usize| acc.iter().rev().fold(0i64, |sum, acc| (sum << 8) + i64::from(acc[at]));
+    let clip = |total: i64| ((total + half(spec.e)) >> spec.e).clamp(-32_768, 32_767) as i16;
+    let t_hat = (0..acc[0].len()).map(|at| clip(total(at))).collect();
+    AccumulatedTrace { acc, t_hat }
+}
+
+/// Sum over the parts of a matrix cut along its inputs.
+fn joined(parts: &[Matrix], x: &[i16], t_pad: usize) -> Vec<i32> {
     let mut total: Vec<i64> = Vec::new();
-    let mut rest = mix;
+    let mut rest = x;
     for m in parts {
         let (part, tail) = rest.split_at(m.inputs * t_pad);
         rest = tail;
@@ -263,9 +288,7 @@ fn output(parts: &[Matrix], e: u8, mix: &[i16], t_pad: usize) -> StopTrace {
             *total += i64::from(acc);
         }
     }
-    let acc: Vec<i32> = total.iter().map(|&v| v as i32).collect();
-    let t_hat = acc.iter().map(|&a| t_hat(a, e)).collect();
-    StopTrace { acc, t_hat }
+    total.iter().map(|&v| v as i32).collect()
 }
 
 fn product(e: u8, act: &[i16], up: &[i16]) -> StopTrace {

@@ -80,9 +80,12 @@ pub(super) fn layer(d: &Decoder, spec: &DecoderLayer, w: &SegmentWeights, x: &[i
     }
     requant("v", &spec.v, keys)?;
     requant("gate", &spec.gate, ffn)?;
-    let stops = [("o.e", &spec.o), ("up.e", &spec.up), ("product.e", &spec.product), ("down.e", &spec.down)];
-    for (what, stop) in stops {
-        shift(what, stop.e)?;
+    let shifts = [("o.e", spec.o.e), ("up.e", spec.up.e), ("product.e", spec.product.e), ("down.e", spec.down.e)];
+    for (what, value) in shifts {
+        shift(what, value)?;
+    }
+    for (what, a) in [("limbs of o", &spec.o), ("limbs of down", &spec.down)] {
+        size(what, usize::from(a.limbs), usize::from(a.limbs.clamp(1, 2)))?;
     }
     if let Some(cap) = &spec.score_cap {
         shift("score_cap.e", cap.e)?;
@@ -120,7 +123,7 @@ fn matrices(d: &Decoder, w: &SegmentWeights, index: usize) -> Fits {
 fn rotated(what: &'static str, r: &Rotated, outputs: usize, dim: usize) -> Fits {
     requant(what, &r.linear, outputs)?;
     size("rotary.gain", r.rotary.gain.len(), dim)?;
-    if (1..=20).contains(&r.rotary.shift) { Ok(()) } else { Err(InferError::Shift { what, value: r.rotary.shift }) }
+    if (1..=16).contains(&r.rotary.shift) { Ok(()) } else { Err(InferError::Shift { what, value: r.rotary.shift }) }
 }
 
 fn requant(what: &'static str, r: &Requant, outputs: usize) -> Fits {

@@ -9,10 +9,21 @@ fn toys() -> Vec<DecoderToy> {
     let plain = DecoderToy::default();
     vec![
         plain,
-        DecoderToy { seed: 1, group: 1, kv_heads: 2, head_dim: 12, head_norm: true, limbs: 2, ..plain },
+        DecoderToy { seed: 1, accumulators: 2, group: 1, kv_heads: 2, head_dim: 12, head_norm: true, limbs: 2, ..plain },
         DecoderToy { seed: 2, group: 3, head_dim: 24, cap: true, window: 3, branch_norm: true, ..plain },
-        DecoderToy { seed: 3, group: 5, kv_heads: 2, head_norm: true, cap: true, window: 1, limbs: 2, ..plain },
-        DecoderToy { seed: 4, group: 7, kv_heads: 3, head_dim: 10, branch_norm: true, layers: 3, width: 20, ffn: 36, ..plain },
+        DecoderToy { seed: 3, group: 5, kv_heads: 6, head_norm: true, cap: true, window: 1, limbs: 2, ..plain },
+        DecoderToy {
+            seed: 4,
+            accumulators: 2,
+            group: 7,
+            kv_heads: 3,
+            head_dim: 10,
+            branch_norm: true,
+            layers: 3,
+            width: 20,
+            ffn: 36,
+            ..plain
+        },
         DecoderToy { seed: 5, head_dim: 6, window: 4, head_norm: true, branch_norm: true, limbs: 2, layers: 4, ..plain },
     ]
 }
@@ -46,7 +57,12 @@ fn float_head(d: &Decoder, spec: &DecoderLayer, l: &DecoderLayerTrace, rows: &[T
     let (kv, r) = (h / d.group(), h % d.group());
     let (heads, keys, dim) = (d.heads as usize, d.kv_heads as usize, d.head_dim as usize);
     let (part, hh) = (1usize << d.part_log(), r * keys + kv);
-    let at = |size: usize, heads: usize, head: usize, c: usize| (c / size) * heads * size + head * size + c % size;
+    // From the text of the order: the key head's odd factor, then the channel, then its low bits.
+    let low = keys & keys.wrapping_neg();
+    let at = |size: usize, heads: usize, head: usize, c: usize| {
+        let (r, kv) = (head / keys, head % keys);
+        (c / size) * heads * size + r * keys * size + (kv / low) * low * size + (c % size) * low + kv % low
+    };
     let turned = |x: &RotatedTrace, r: &obelysk_protocol::circuit::descriptor::Rotated, heads: usize, head: usize, t: usize| {
         let raw = |c: usize| {
             let i = at(part / 2, heads, head, c) * t_pad + t;

@@ -68,6 +68,15 @@ pub struct BranchTrace {
     pub x: Vec<i32>,
 }
 
+/// A matrix on 16-bit inputs in one or two limbs, which stops at `t^`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AccumulatedTrace {
+    /// `sum q v_i` per limb of the input: of `v` itself, or of `v & 255` and `v >> 8`. Sums over the parts of `o`.
+    pub acc: Vec<Vec<i32>>,
+    /// `clip16(floor((sum_i 2^(8i) acc_i + 2^(e-1)) / 2^e))`.
+    pub t_hat: Vec<i16>,
+}
+
 /// Segments 1..=L.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DecoderLayerTrace {
@@ -87,8 +96,8 @@ pub struct DecoderLayerTrace {
     pub mix_acc: Vec<i32>,
     /// `floor((mix_acc + 2^13) / 2^14)`.
     pub mix: Vec<i16>,
-    /// Attention output projection; `acc` sums over its parts.
-    pub o: StopTrace,
+    /// Attention output projection.
+    pub o: AccumulatedTrace,
     /// Residual stream after attention.
     pub attn: BranchTrace,
     /// Norm before the feed-forward block.
@@ -102,7 +111,7 @@ pub struct DecoderLayerTrace {
     /// `acc = act * up`, `t^` is the input of `down`.
     pub product: StopTrace,
     /// Down projection.
-    pub down: StopTrace,
+    pub down: AccumulatedTrace,
     /// Residual stream after the feed-forward block; it enters the next layer.
     pub ffn: BranchTrace,
 }
