@@ -9,6 +9,9 @@
 //! All expect a model that passed [`crate::check::check`]; they refuse wrong shapes themselves, but only the check bounds
 //! the arithmetic.
 
+mod attention;
+pub mod decode;
+mod forward;
 pub mod reference;
 mod shape;
 mod trace;
@@ -19,6 +22,8 @@ use obelysk_protocol::circuit::PublicInput;
 use obelysk_protocol::circuit::descriptor::{Decoder, DecoderLayer};
 use obelysk_protocol::circuit::input::TokenRow;
 
+pub use decode::{Session, Source, generate, generate_batch};
+pub use forward::{embed, head, layer};
 pub use trace::{
     AccumulatedTrace, BranchNormTrace, BranchTrace, DecoderLayerTrace, DecoderTrace, HeadTrace, RmsTrace, RotatedTrace,
     TokenEmbedTrace,
@@ -63,7 +68,16 @@ struct Executor {
     head: fn(&Decoder, &SegmentWeights, &[i32], &[u32], usize) -> Result<HeadTrace, InferError>,
 }
 
+const FAST: Executor = Executor { embed: forward::embed, layer: forward::layer, head: forward::head };
 const REFERENCE: Executor = Executor { embed: reference::embed, layer: reference::layer, head: reference::head };
+
+/// Runs all segments and keeps every trace.
+///
+/// # Errors
+/// See [`InferError`].
+pub fn run(model: &IntegerModel, input: &PublicInput) -> Result<DecoderTrace, InferError> {
+    run_with(&FAST, model, input)
+}
 
 /// Runs all segments of the defining executor and keeps every trace.
 ///
