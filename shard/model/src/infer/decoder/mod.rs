@@ -61,11 +61,15 @@ pub fn key_of(spec: &DecoderLayer, score: i32) -> i32 {
     }
 }
 
+type EmbedFn = fn(&Decoder, &SegmentWeights, &[TokenRow], usize) -> Result<TokenEmbedTrace, InferError>;
+type LayerFn = fn(&Decoder, &DecoderLayer, &SegmentWeights, &[i32], &[TokenRow], usize) -> Result<DecoderLayerTrace, InferError>;
+type HeadFn = fn(&Decoder, &SegmentWeights, &[i32], &[u32], usize) -> Result<HeadTrace, InferError>;
+
 /// One executor: the three functions of a decoder, segment by segment.
 struct Executor {
-    embed: fn(&Decoder, &SegmentWeights, &[TokenRow], usize) -> Result<TokenEmbedTrace, InferError>,
-    layer: fn(&Decoder, &DecoderLayer, &SegmentWeights, &[i32], &[TokenRow], usize) -> Result<DecoderLayerTrace, InferError>,
-    head: fn(&Decoder, &SegmentWeights, &[i32], &[u32], usize) -> Result<HeadTrace, InferError>,
+    embed: EmbedFn,
+    layer: LayerFn,
+    head: HeadFn,
 }
 
 const FAST: Executor = Executor { embed: forward::embed, layer: forward::layer, head: forward::head };
