@@ -1,8 +1,6 @@
 //! A decoder in f64 as the published formulas have it, token by token: slow, plain, and reading `config.json` by itself, so
 //! that it shares nothing with the executor it judges.
 
-#![allow(dead_code, reason = "each test binary uses its part")]
-
 use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
 use std::collections::BTreeMap;
