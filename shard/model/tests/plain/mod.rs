@@ -195,7 +195,7 @@ impl Plain {
             return window.filter(|_| kinds[l] == "sliding_attention");
         }
         match self.config["model_type"].as_str().unwrap() {
-            "gemma2" => window.filter(|_| l % 2 == 0),
+            "gemma2" => window.filter(|_| l.is_multiple_of(2)),
             "qwen3" => window.filter(|_| self.config["use_sliding_window"] == true && l >= self.n("max_window_layers")),
             _ => window,
         }
