@@ -50,17 +50,17 @@ impl Job {
 
     /// Values of a hidden state; none after the head.
     fn hidden_len(&self, segment: usize) -> usize {
-        let values = self.model.descriptor.width as usize * infer::padded_length(self.spec.ids.len());
+        let values = self.model.descriptor.width() as usize * infer::padded_length(self.spec.ids.len());
         if segment + 1 == self.segments() { 0 } else { values }
     }
 
     /// Output channels in a segment's commit.
     fn channels(&self, segment: usize) -> usize {
-        if segment + 1 == self.segments() { self.model.descriptor.width as usize } else { 0 }
+        if segment + 1 == self.segments() { self.model.descriptor.width() as usize } else { 0 }
     }
 
     fn h(&self) -> usize {
-        usize::from(self.model.descriptor.row_log)
+        usize::from(self.model.descriptor.row_log())
     }
 }
 
@@ -153,7 +153,7 @@ impl<S: HashSuite, B: Backend> ProofChecker<S, B> {
 /// [`CheckError::Spec`].
 pub fn admit<S: HashSuite>(model: &Registered, spec: &JobSpec) -> Result<(), CheckError> {
     // Neither circuits nor security depend on the output, which is not known yet.
-    let input = PublicInput { ids: spec.ids.clone(), output: vec![0; model.descriptor.width as usize] };
+    let input = PublicInput { ids: spec.ids.clone(), sequences: Vec::new(), output: vec![0; model.descriptor.width() as usize] };
     let statement = Statement::new::<S>(model, input, spec.mode).or_else(refuse)?;
     let bits = soundness::minimum(&soundness::budget(model, &statement.circuits));
     if bits < MINIMUM_SECURITY_BITS {
@@ -217,7 +217,7 @@ impl<S: HashSuite, B: Backend + 'static> Checker for ProofChecker<S, B> {
         let mut commits = commits.collect::<Result<Vec<_>, _>>().map_err(pieces)?;
         let roots: Vec<Digest> = commits.iter().map(|c| c.root).collect();
         let output = commits.pop().map(|head| head.output).unwrap_or_default();
-        let input = PublicInput { ids: job.spec.ids.clone(), output: output.clone() };
+        let input = PublicInput { ids: job.spec.ids.clone(), sequences: Vec::new(), output: output.clone() };
         let s = Statement::new::<S>(&job.model, input, job.spec.mode).map_err(pieces)?;
         let (_, seed_nonce) = draw_seed::<S, B>(&self.backend, &job.model, &s, &roots);
         Ok(Challenge { output, roots, seed_nonce }.encode())

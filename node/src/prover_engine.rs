@@ -87,7 +87,7 @@ impl<S: HashSuite, B: Backend + 'static> Engine for ProverEngine<S, B> {
                 let (job, committed) = self.challenged(&item, &request.extra)?;
                 progress(500);
                 let circuit = &job.statement.circuits[item.segment];
-                let h = usize::from(model.registered.descriptor.row_log);
+                let h = usize::from(model.registered.descriptor.row_log());
                 let blob = inputs.last().map_or(&[][..], Vec::as_slice);
                 let (boundaries, proof) = claims_from_bytes(blob, circuit, h).map_err(malformed)?;
                 let claims = SegmentClaims { boundaries, proof };
@@ -114,7 +114,7 @@ impl<'a, S: HashSuite, B: Backend> Item<'a, S, B> {
             return Err(EngineError::Malformed(format!("segment {segment} of a job for another model")));
         }
         let missing = || EngineError::Malformed("the hidden state before the segment is missing".to_owned());
-        let len = d.width as usize * infer::padded_length(spec.ids.len());
+        let len = d.width() as usize * infer::padded_length(spec.ids.len());
         let (before, bytes) = match segment {
             0 => (Vec::new(), &[][..]),
             _ => {

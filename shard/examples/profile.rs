@@ -19,7 +19,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let k = Simd::default();
     let model = IntegerModel::load(Path::new(model))?;
     let start = Instant::now();
-    let security = SecurityParams::standard(model.descriptor.blowup_log);
+    let security = SecurityParams::standard(model.descriptor.blowup_log());
     let registered = register::<Blake2s, _>(&k, &model, security, [0; 32], Path::new(work), &|_| ())?;
     println!("register {:.3} s", start.elapsed().as_secs_f64());
     let loaded = LoadedModel::<Blake2s, _>::new(registered.clone(), model, work.into());

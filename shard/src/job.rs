@@ -129,7 +129,7 @@ impl SegmentTrace {
 /// # Errors
 /// [`JobError::Infer`], [`JobError::Hidden`].
 pub fn forward(model: &IntegerModel, ids: &[u32], segment: usize, received: &[i16]) -> Result<SegmentTrace, JobError> {
-    let d = &model.descriptor;
+    let d = model.descriptor.encoder().ok_or_else(|| InferError::Kind(model.descriptor.name().to_owned(), "an encoder"))?;
     let t_pad = infer::padded_length(ids.len());
     let w = &model.weights.segments[segment];
     if segment == 0 {
@@ -186,7 +186,7 @@ pub fn commit<S: HashSuite, B: Backend>(
     received: &[i16],
 ) -> Result<Committed<B>, JobError> {
     let trace = tracing::info_span!("forward").in_scope(|| forward(&model.model, ids, segment, received))?;
-    let input = PublicInput { ids: ids.to_vec(), output: Vec::new() };
+    let input = PublicInput { ids: ids.to_vec(), sequences: Vec::new(), output: Vec::new() };
     let c = circuit::build(&model.model.descriptor, &exp_tables(), &input, segment)?;
     let columns = tracing::info_span!("witness").in_scope(|| columns(model, &c, segment, received, &trace))?;
     let _span = tracing::info_span!("encode").entered();
@@ -205,7 +205,8 @@ fn columns<S: HashSuite, B: Backend>(
     received: &[i16],
     trace: &SegmentTrace,
 ) -> Result<Vec<Vec<M31>>, JobError> {
-    let d = &model.model.descriptor;
+    let model = &model.model;
+    let d = model.descriptor.encoder().ok_or_else(|| InferError::Kind(model.descriptor.name().to_owned(), "an encoder"))?;
     let t = match trace {
         SegmentTrace::Embed(t) => Trace::Embed(t),
         SegmentTrace::Layer(t) => Trace::Layer { spec: &d.layers[segment - 1], input: received, trace: t },
@@ -216,7 +217,7 @@ fn columns<S: HashSuite, B: Backend>(
 
 /// Columns stacked into whole rows of `2^h`.
 fn stack<S: HashSuite, B: Backend>(c: &Circuit, model: &LoadedModel<S, B>, columns: &[Vec<M31>]) -> Vec<M31> {
-    let h = usize::from(model.model.descriptor.row_log);
+    let h = usize::from(model.model.descriptor.row_log());
     let (offsets, _) = c.stack();
     let mut out = vec![signed(0); value_rows(c, h) << h];
     for (col, at) in columns.iter().zip(offsets) {

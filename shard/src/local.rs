@@ -76,7 +76,7 @@ pub fn prove_with<S: HashSuite, B: Backend>(
         progress("commit", l + 1, segments);
     }
     let output = infer::pool(&states.hidden[segments - 1], ids.len(), infer::padded_length(ids.len()));
-    let input = PublicInput { ids: ids.to_vec(), output };
+    let input = PublicInput { ids: ids.to_vec(), sequences: Vec::new(), output };
     let s = phases.time("statement", || Statement::new::<S>(&model.registered, input, MODE_FORKED))?;
     let (seed, seed_nonce) = draw_seed::<S, B>(k, &model.registered, &s, &roots);
     let (mut proofs, mut boundaries) = (Vec::new(), Vec::new());

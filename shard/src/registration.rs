@@ -50,13 +50,13 @@ pub enum RegisterError {
 /// The code of a model's oracles.
 #[must_use]
 pub fn code_shape(d: &Descriptor) -> CodeShape {
-    CodeShape { h: u32::from(d.row_log), blowup_log: u32::from(d.blowup_log) }
+    CodeShape { h: u32::from(d.row_log()), blowup_log: u32::from(d.blowup_log()) }
 }
 
 /// A segment's matrices as rows of `2^h` weights; empty without matrices.
 #[must_use]
 pub fn weight_stack(d: &Descriptor, matrices: &[Matrix]) -> Vec<i8> {
-    let (a, b) = (usize::from(d.tile_k_log), usize::from(d.tile_n_log));
+    let (a, b) = (usize::from(d.tile_k_log()), usize::from(d.tile_n_log()));
     let mut out = Vec::new();
     for m in matrices {
         for nt in 0..m.outputs >> b {
@@ -68,7 +68,7 @@ pub fn weight_stack(d: &Descriptor, matrices: &[Matrix]) -> Vec<i8> {
             }
         }
     }
-    let row = 1usize << d.row_log;
+    let row = 1usize << d.row_log();
     out.resize(out.len().next_multiple_of(row), 0);
     out
 }
@@ -80,9 +80,9 @@ fn oracle_path(dir: &Path, segment: usize) -> PathBuf {
 /// Builds every circuit at the smallest and at an awkward large token count, so that a registered model is a provable one.
 fn check_provable(d: &Descriptor) -> Result<(), RegisterError> {
     let exp = exp_tables();
-    let limit = MAX_TOKENS.min(d.positions as usize);
+    let limit = MAX_TOKENS.min(d.positions() as usize);
     for tokens in [1, limit.saturating_sub(1).max(1), limit] {
-        let input = PublicInput { ids: vec![0; tokens], output: Vec::new() };
+        let input = PublicInput { ids: vec![0; tokens], sequences: Vec::new(), output: Vec::new() };
         for segment in 0..segment_count(d) {
             circuit::build(d, &exp, &input, segment)?;
         }

@@ -22,14 +22,14 @@ impl<S: HashSuite> Grinder<S> for Slow {
 
 fn run(ids: &[u32]) {
     let model = toy::model(3);
-    let d = &model.descriptor;
+    let d = toy::encoder(&model);
     let trace = infer::run(&model, ids).unwrap();
-    let input = PublicInput { ids: ids.to_vec(), output: trace.pooled.clone() };
+    let input = PublicInput { ids: ids.to_vec(), sequences: Vec::new(), output: trace.pooled.clone() };
     let exp = exp_tables();
     let mut hidden: Vec<&[i16]> = vec![&trace.embed.norm.u];
     hidden.extend(trace.layers.iter().map(|l| l.ffn.norm.u.as_slice()));
-    for s in 0..segment_count(d) {
-        let c = circuit::build(d, &exp, &input, s).unwrap();
+    for s in 0..segment_count(&model.descriptor) {
+        let c = circuit::build(&model.descriptor, &exp, &input, s).unwrap();
         let t = match s {
             0 => Trace::Embed(&trace.embed),
             s if s <= d.layers.len() => {

@@ -3,6 +3,7 @@
 use crate::harness::{EQUATIONS, Forger, IDS, refused, toy};
 use crate::tail::{From, redo};
 use obelysk_model::infer::{self, ModelTrace};
+use obelysk_model::toy::encoder;
 use obelysk_protocol::circuit::exp_tables;
 use obelysk_protocol::verifier::VerifyError;
 
@@ -22,7 +23,7 @@ type Weights<'a> = &'a dyn Fn(usize, usize, usize, i64) -> i64;
 
 /// Recomputes the mix from the trace's scores and normalisers, with `change` applied to every weight, and what follows.
 fn remix(t: &mut ModelTrace, change: Weights<'_>) {
-    let g = toy().model.descriptor.layers[0].score_shift;
+    let g = encoder(&toy().model).layers[0].score_shift;
     let l = &mut t.layers[0];
     for c in 0..l.mix_acc.len() / TP {
         let head = c / DIM;
@@ -89,7 +90,7 @@ fn forging_a_row_sum_is_refused() {
 #[test]
 fn forging_an_index_is_refused() {
     // A key moved down by one step: idx + 1 and w - 2^g keep the score; (w, z) is then no row.
-    let g = toy().model.descriptor.layers[0].score_shift;
+    let g = encoder(&toy().model).layers[0].score_shift;
     let (i, j) = (2usize, 0usize);
     let mut f0 = forger(&trace());
     let idx = f0.get(S, "score.1.idx", i + TP * j);
@@ -192,7 +193,7 @@ fn forging_the_mix_s_remainder_is_refused() {
 #[test]
 fn forging_a_score_is_refused() {
     // Another score for a visible pair, and softmax and all that follows honest for it.
-    let g = toy().model.descriptor.layers[0].score_shift;
+    let g = encoder(&toy().model).layers[0].score_shift;
     let mut t = trace();
     t.layers[0].scores[TP + 2] -= 1 << g;
     let (lambda, keys): (i32, Vec<i32>) = {

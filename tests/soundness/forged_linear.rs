@@ -2,6 +2,7 @@
 
 use crate::harness::{EQUATIONS, Forger, IDS, honest, inside, refused, toy, verdict};
 use obelysk_model::IntegerModel;
+use obelysk_model::toy::{encoder, encoder_mut};
 use obelysk_protocol::circuit::expr::Source;
 use obelysk_protocol::field::{M31, signed};
 use obelysk_protocol::verifier::VerifyError;
@@ -31,7 +32,7 @@ fn other(change: impl Fn(&mut IntegerModel)) -> Forger {
 
 /// `t^ m + b - 2^k y` of the requantised layer `name` in block `p`, channel by the row.
 fn remainder(f: &Forger, p: &str, row: usize) -> (i64, i64, i64) {
-    let spec = &toy().model.descriptor.layers[0];
+    let spec = &encoder(&toy().model).layers[0];
     let (name, block) = p.split_once('.').unwrap();
     let r = match name {
         "q" => &spec.q,
@@ -53,7 +54,7 @@ fn forging_tau_by_a_whole_turn_is_refused() {
         let (e, p, row) = ["q", "k", "v", "up"]
             .iter()
             .find_map(|name| {
-                let spec = &toy().model.descriptor.layers[0];
+                let spec = &encoder(&toy().model).layers[0];
                 let e = if *name == "up" { spec.up.e } else { spec.q.e };
                 let far = |f: &Forger, p: &str, r: usize| f.get(S, &format!("{p}.c"), r) * turn > 0;
                 (0..if *name == "up" { 5 } else { 3 }).find_map(|b| {
@@ -73,7 +74,7 @@ fn forging_tau_by_a_whole_turn_is_refused() {
 fn forging_a_shift_of_v_by_p_is_no_forgery_and_by_one_step_is_refused() {
     // v + 2^e, tau - 1 gives the same accumulator; pick a row whose y survives the change of t^.
     let mut f = honest().clone();
-    let e = i64::from(toy().model.descriptor.layers[0].up.e);
+    let e = i64::from(encoder(&toy().model).layers[0].up.e);
     let (p, row) = find(&f, "up", |f, p, r| {
         let (rem, m, _) = remainder(f, p, r);
         f.get(S, &format!("{p}.s"), r) == 0 && rem >= m
@@ -91,7 +92,7 @@ fn forging_a_shift_of_v_by_p_is_no_forgery_and_by_one_step_is_refused() {
 fn forging_y_by_one_where_the_activation_is_flat_is_refused() {
     for delta in [1, -1] {
         let mut f = honest().clone();
-        let table = &toy().model.descriptor.layers[0].activation;
+        let table = &encoder(&toy().model).layers[0].activation;
         let at = |y: i64| table[(y + (1 << 15)) as usize];
         let (p, row) = find(&f, "up", |f, p, r| {
             let y = f.get(S, &format!("{p}.y"), r);
@@ -99,7 +100,7 @@ fn forging_y_by_one_where_the_activation_is_flat_is_refused() {
         });
         f.add(S, &format!("{p}.y"), row, delta);
         f.recount(S);
-        let bits = toy().model.descriptor.layers[0].up.k;
+        let bits = encoder(&toy().model).layers[0].up.k;
         refused(&f, &[&format!("1 in r{bits}")], S, VerifyError::Lookups);
     }
 }
@@ -107,15 +108,15 @@ fn forging_y_by_one_where_the_activation_is_flat_is_refused() {
 #[test]
 fn forging_the_output_of_a_projection_is_refused() {
     // b + 2^k is y + 1 at every token of the channel, and everything after it is honest for that y.
-    let f = other(|m| m.descriptor.layers[0].v.b[3] += 1 << m.descriptor.layers[0].v.k);
-    let bits = toy().model.descriptor.layers[0].v.k;
+    let f = other(|m| encoder_mut(m).layers[0].v.b[3] += 1 << encoder_mut(m).layers[0].v.k);
+    let bits = encoder(&toy().model).layers[0].v.k;
     refused(&f, &[&format!("1 in r{bits}")], S, VerifyError::Lookups);
 }
 
 #[test]
 fn forging_the_window_of_q_is_refused() {
     // y = Q + 1 with a remainder to match it: three lookups know better, the window's and the remainder's.
-    let hi = i64::from(toy().model.descriptor.layers[0].q.hi);
+    let hi = i64::from(encoder(&toy().model).layers[0].q.hi);
     let mut f = honest().clone();
     let y = f.get(S, "q.0.y", 0);
     f.add(S, "q.0.y", 0, hi + 1 - y);
@@ -132,15 +133,15 @@ fn forging_the_window_of_q_is_refused() {
 #[test]
 fn forging_a_row_of_the_activation_is_refused() {
     let honest_y = honest().get(S, "up.0.y", 0);
-    let f = other(|m| m.descriptor.layers[0].activation[(honest_y + (1 << 15)) as usize] += 9);
+    let f = other(|m| encoder_mut(m).layers[0].activation[(honest_y + (1 << 15)) as usize] += 9);
     refused(&f, &["1 in activation"], S, VerifyError::Lookups);
 }
 
 #[test]
 fn forging_the_residual_is_refused() {
     // x + 1 in one channel, and a remainder that leaves its range to hide it.
-    let shift = toy().model.descriptor.layers[0].attn_residual.shift;
-    let f = other(|m| m.descriptor.layers[0].attn_residual.bias[5] += 1 << shift);
+    let shift = encoder(&toy().model).layers[0].attn_residual.shift;
+    let f = other(|m| encoder_mut(m).layers[0].attn_residual.bias[5] += 1 << shift);
     refused(&f, &["1 norm1.1.input"], S, EQUATIONS);
     let mut hidden = f;
     for t in 0..4 {
@@ -152,8 +153,8 @@ fn forging_the_residual_is_refused() {
 
 #[test]
 fn forging_the_embedding_s_remainder_is_refused() {
-    let shift = toy().model.descriptor.embed.shift;
-    let f = other(|m| m.descriptor.embed.scale[0] += 1);
+    let shift = encoder(&toy().model).embed.shift;
+    let f = other(|m| encoder_mut(m).embed.scale[0] += 1);
     refused(&f, &["0 norm.0.input"], 0, EQUATIONS);
     // Scaled to nothing: the remainder alone takes the difference.
     let mut f = honest().clone();
@@ -164,7 +165,7 @@ fn forging_the_embedding_s_remainder_is_refused() {
 
 #[test]
 fn forging_the_rounding_shift_is_refused() {
-    let f = other(|m| m.descriptor.layers[0].down.e = 5);
+    let f = other(|m| encoder_mut(m).layers[0].down.e = 5);
     let forged = f.prove();
     assert!(forged.broken.iter().any(|b| b == "1 in r1.6") && forged.broken.iter().any(|b| b == "1 down.acc"));
     assert_eq!(verdict(&forged.proof), inside(S, VerifyError::Lookups));

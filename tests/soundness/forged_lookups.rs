@@ -1,6 +1,7 @@
 //! Forged lookups: multiplicities, tags, roots, and what an out-of-table value would need.
 
 use crate::harness::{Columns, Forger, Honest, Steps, honest, inside, refused, toy, verdict};
+use obelysk_model::toy::encoder;
 use obelysk_protocol::circuit::BuildError;
 use obelysk_protocol::circuit::builder::Builder;
 use obelysk_protocol::circuit::segment::{Circuit, tag_leaves};
@@ -41,9 +42,9 @@ fn forging_multiplicity_moved_between_rows_or_tables_is_refused() {
 #[test]
 fn forging_by_tag_swap_is_refused() {
     // 37 is no row of r5 but one of r8: count it there. The residual is made to fit.
-    let shift = toy().model.descriptor.layers[0].attn_residual.shift;
+    let shift = encoder(&toy().model).layers[0].attn_residual.shift;
     let mut model = toy().model.clone();
-    model.descriptor.layers[0].attn_residual.bias[0] -= 1 << shift;
+    model.descriptor.encoder_mut().expect("an encoder").layers[0].attn_residual.bias[0] -= 1 << shift;
     let mut f = Forger::of(&model, &crate::harness::IDS, &crate::harness::IDS);
     let mut high = Vec::new();
     for t in 0..4 {

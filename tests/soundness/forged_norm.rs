@@ -4,6 +4,7 @@
 use crate::harness::{EQUATIONS, Forger, Honest, IDS, honest, inside, refused, toy, verdict};
 use crate::tail::{From, norm, redo};
 use obelysk_model::infer::{self, ModelTrace, NormTrace};
+use obelysk_model::toy::encoder;
 use obelysk_protocol::circuit::norm::{INDEX_END, NormShape, shift_powers};
 use obelysk_protocol::field::{M31, P, signed};
 use obelysk_protocol::verifier::VerifyError;
@@ -21,7 +22,7 @@ fn trace() -> ModelTrace {
 }
 
 fn eps() -> i64 {
-    toy().model.descriptor.layers[1].ffn_residual.norm.eps as i64
+    encoder(&toy().model).layers[1].ffn_residual.norm.eps as i64
 }
 
 /// The witness whose last norm is `change`d, with head and output to match.

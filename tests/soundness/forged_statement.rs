@@ -2,6 +2,7 @@
 
 use crate::harness::{Forger, IDS, honest, honest_proof, inside, toy, verdict};
 use obelysk_model::infer;
+use obelysk_model::toy::encoder_mut;
 use obelysk_protocol::transcript::{Blake2s, Poseidon252};
 use obelysk_protocol::verifier::VerifyError;
 use obelysk_protocol::verifier::aggregate::{verify, verify_reduced};
@@ -54,9 +55,9 @@ fn forging_a_proof_made_in_another_mode_is_refused() {
 #[test]
 fn forging_an_id_beyond_the_vocabulary_is_refused() {
     // id = V is a padding row of the matrix: everything about it is provable but the input check.
-    let v = toy().model.descriptor.vocab;
+    let v = toy().model.descriptor.vocab();
     let mut larger = toy().model.clone();
-    larger.descriptor.vocab = v + 1;
+    encoder_mut(&mut larger).vocab = v + 1;
     let ids = [1, v, 3];
     let trace = infer::run(&larger, &ids).unwrap();
     let f = Forger::of_trace(&larger, &trace, &ids, &ids);
@@ -97,7 +98,8 @@ fn forging_the_number_or_order_of_segments_is_refused() {
 fn forging_by_a_layer_run_twice_is_refused() {
     // Layer 0 in place of layer 1, honest otherwise: the weights registered for segment 2 are not these.
     let mut model = toy().model.clone();
-    model.descriptor.layers[1] = model.descriptor.layers[0].clone();
+    model.descriptor.encoder_mut().expect("an encoder").layers[1] =
+        model.descriptor.encoder().expect("an encoder").layers[0].clone();
     model.weights.segments[2] = model.weights.segments[1].clone();
     let forged = Forger::of(&model, &IDS, &IDS).prove();
     assert!(forged.broken.contains(&"2 q.acc".to_owned()) && forged.broken.iter().all(|b| b.starts_with('2')));
@@ -145,8 +147,8 @@ fn lower_security_is_another_model() {
         |r: &mut Registered| r.security.g_fold = 0,
         |r: &mut Registered| r.security.g_query = 0,
         |r: &mut Registered| r.manifest[0] ^= 1,
-        |r: &mut Registered| r.descriptor.blowup_log = 1,
-        |r: &mut Registered| r.descriptor.layers[0].activation[7] ^= 1,
+        |r: &mut Registered| r.descriptor.encoder_mut().expect("an encoder").blowup_log = 1,
+        |r: &mut Registered| r.descriptor.encoder_mut().expect("an encoder").layers[0].activation[7] ^= 1,
     ] {
         let mut other = toy().registered.clone();
         lower(&mut other);

@@ -3,6 +3,7 @@
 
 use crate::harness::{EQUATIONS, Forger, IDS, Toy, hidden, honest, inside, refused, toy, verdict};
 use obelysk_model::infer::{self, ModelTrace};
+use obelysk_model::toy::{encoder, encoder_mut};
 use obelysk_protocol::field::signed;
 use obelysk_protocol::verifier::VerifyError;
 
@@ -13,7 +14,7 @@ fn trace() -> ModelTrace {
 /// A run whose segments after `l` received something else than segment `l` sent.
 fn torn(l: usize) -> Forger {
     let model = &toy().model;
-    let d = &model.descriptor;
+    let d = encoder(model);
     let mut other = trace();
     let mut u = hidden(&other, l).to_vec();
     u[5] += 1;
@@ -61,7 +62,7 @@ fn forging_the_tokens_is_refused() {
 #[test]
 fn forging_mass_in_a_padding_token_is_refused() {
     let mut model = toy().model.clone();
-    model.descriptor.vocab = 10;
+    encoder_mut(&mut model).vocab = 10;
     let with_mass = infer::run(&toy().model, &[1, 2, 3, 4]).unwrap();
     let mut t = trace();
     t.embed = with_mass.embed;

@@ -4,6 +4,7 @@
 
 use crate::equations;
 use obelysk_model::infer::{self, ModelTrace};
+use obelysk_model::toy::encoder;
 use obelysk_model::{IntegerModel, toy};
 use obelysk_protocol::PROTOCOL_VERSION;
 use obelysk_protocol::circuit::segment::Circuit;
@@ -162,7 +163,7 @@ impl Forger {
     /// As [`Self::of`] for a trace made elsewhere.
     pub fn of_trace(model: &IntegerModel, trace: &ModelTrace, run: &[u32], ids: &[u32]) -> Self {
         let columns = (0..segment_count(&model.descriptor)).map(|s| columns(model, trace, run, s)).collect();
-        let input = PublicInput { ids: ids.to_vec(), output: trace.pooled.clone() };
+        let input = PublicInput { ids: ids.to_vec(), sequences: Vec::new(), output: trace.pooled.clone() };
         let d = &toy().model.descriptor;
         let circuits: Vec<_> = (0..segment_count(d)).map(|s| circuit::build(d, &exp_tables(), &input, s).unwrap()).collect();
         let committed = vec![None; circuits.len()];
@@ -199,7 +200,7 @@ impl Forger {
     }
 
     fn statement(&self) -> Statement {
-        let input = PublicInput { ids: self.ids.clone(), output: self.output.clone() };
+        let input = PublicInput { ids: self.ids.clone(), sequences: Vec::new(), output: self.output.clone() };
         let model_id = toy().registered.model_id::<Blake2s>();
         Statement { input, circuits: self.circuits.clone(), mode: self.mode, model_id }
     }
@@ -268,8 +269,9 @@ impl Forger {
 /// Columns of segment `s` for a model's own circuit.
 fn columns(model: &IntegerModel, trace: &ModelTrace, run: &[u32], s: usize) -> Columns {
     let d = &model.descriptor;
-    let input = PublicInput { ids: run.to_vec(), output: trace.pooled.clone() };
+    let input = PublicInput { ids: run.to_vec(), sequences: Vec::new(), output: trace.pooled.clone() };
     let c = circuit::build(d, &exp_tables(), &input, s).unwrap();
+    let d = encoder(model);
     let t = match s {
         0 => Trace::Embed(&trace.embed),
         s if s <= d.layers.len() => {

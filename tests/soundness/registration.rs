@@ -3,8 +3,9 @@
 
 use crate::harness::{SECURITY, honest_proof, toy};
 use obelysk_model::check::CheckError;
+use obelysk_model::toy::encoder_mut;
 use obelysk_model::{IntegerModel, bounds};
-use obelysk_protocol::circuit::descriptor::Descriptor;
+use obelysk_protocol::circuit::descriptor::Encoder;
 use obelysk_protocol::transcript::Blake2s;
 use obelysk_protocol::verifier::aggregate::verify;
 use obelysk_protocol::verifier::soundness;
@@ -31,7 +32,7 @@ fn forging_weights_outside_their_range_is_refused() {
 
 #[test]
 fn forging_padding_of_the_vocabulary_is_refused() {
-    let v = toy().model.descriptor.vocab as usize;
+    let v = toy().model.descriptor.vocab() as usize;
     assert!(matches!(refusal(|m| m.weights.segments[0].matrices[0].data[v] = 1), CheckError::Padding { channel: 0, .. }));
 }
 
@@ -44,12 +45,12 @@ fn forging_a_row_bound_is_refused() {
     assert!(bounds::window_bound(&[127; 20], -32_768, 32_767) < limit, "the toy is too small to break a bound by weights alone");
     let wide = refusal(|m| {
         heavy(m, 5);
-        m.descriptor.layers[0].ffn_residual.mult[0] = i32::MAX;
+        m.descriptor.encoder_mut().expect("an encoder").layers[0].ffn_residual.mult[0] = i32::MAX;
     });
     assert!(matches!(wide, CheckError::Bound { channel: 0, .. }));
-    assert!(matches!(refusal(|m| m.descriptor.layers[0].q.b[2] = i32::MAX), CheckError::Bound { channel: 2, .. }));
-    assert!(matches!(refusal(|m| m.descriptor.layers[0].q.hi += 1), CheckError::Parameter { what: "window", .. }));
-    assert!(matches!(refusal(|m| m.descriptor.embed.norm.eps = 1), CheckError::Parameter { what: "norm eps", .. }));
+    assert!(matches!(refusal(|m| encoder_mut(m).layers[0].q.b[2] = i32::MAX), CheckError::Bound { channel: 2, .. }));
+    assert!(matches!(refusal(|m| encoder_mut(m).layers[0].q.hi += 1), CheckError::Parameter { what: "window", .. }));
+    assert!(matches!(refusal(|m| encoder_mut(m).embed.norm.eps = 1), CheckError::Parameter { what: "norm eps", .. }));
     assert!(matches!(refusal(|m| m.weights.segments[1].matrices.swap(0, 1)), CheckError::Order { .. }));
 }
 
@@ -73,7 +74,7 @@ fn the_toy_s_security_is_what_its_parameters_say() {
     assert!(soundness::minimum(&soundness::budget(&standard, &crate::harness::honest().circuits)) >= 100.0);
 }
 
-type Change = fn(&mut Descriptor);
+type Change = fn(&mut Encoder);
 
 /// Changes of single descriptor fields to values that no registration would let through.
 const WILD: &[(&str, Change)] = &[
@@ -116,8 +117,8 @@ fn a_wild_descriptor_is_refused_without_a_panic() {
     let mut panicked = Vec::new();
     for (name, change) in WILD {
         let mut model = toy().registered.clone();
-        change(&mut model.descriptor);
-        model.roots.truncate(model.descriptor.layers.len() + 1);
+        change(model.descriptor.encoder_mut().expect("an encoder"));
+        model.roots.truncate(model.descriptor.encoder().expect("an encoder").layers.len() + 1);
         model.roots.push(None);
         let mut proof = honest_proof().clone();
         proof.header.model_id = model.model_id::<Blake2s>();
@@ -133,16 +134,16 @@ fn a_wild_descriptor_is_refused_without_a_panic() {
 
 #[test]
 fn a_model_that_no_circuit_takes_is_not_registered() {
-    let register_with = |change: &dyn Fn(&mut Descriptor)| {
+    let register_with = |change: &dyn Fn(&mut Encoder)| {
         let mut model = toy().model.clone();
-        change(&mut model.descriptor);
+        change(model.descriptor.encoder_mut().expect("an encoder"));
         let dir = tempfile::tempdir().unwrap();
         register::<Blake2s, _>(&Reference, &model, SECURITY, [0; 32], dir.path(), &|_| ())
     };
     assert!(register_with(&|_| ()).is_ok());
     assert!(matches!(register_with(&|d| d.embed.shift = 7), Err(RegisterError::Circuit(_))));
     for g in 1..=12u8 {
-        let outcome = register_with(&|d: &mut Descriptor| {
+        let outcome = register_with(&|d: &mut Encoder| {
             let q = bounds::score_window(d.head_dim, g);
             let l = &mut d.layers[0];
             l.score_shift = g;

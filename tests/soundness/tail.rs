@@ -97,7 +97,7 @@ pub enum From {
 /// Recomputes layer `l` after `stage` and every later layer and the output.
 pub fn redo(trace: &mut ModelTrace, l: usize, stage: From) {
     let model = &toy().model;
-    let (d, t_pad) = (&model.descriptor, trace.t_pad);
+    let (d, t_pad) = (obelysk_model::toy::encoder(model), trace.t_pad);
     let (spec, w) = (&d.layers[l], &model.weights.segments[l + 1]);
     let input = if l == 0 { trace.embed.norm.u.clone() } else { trace.layers[l - 1].ffn.norm.u.clone() };
     let t: &mut LayerTrace = &mut trace.layers[l];

@@ -31,7 +31,7 @@ pub fn run(out: &Out, home: &Home, args: &DemoArgs) -> Result<(), Failure> {
     let seconds = started.elapsed().as_secs_f64();
     let accepted = outcome.map_err(|e| Failure { code: Code::Rejected, error: e.into() })?;
     let embedding = verify::embedding(&model, &accepted);
-    let cosine = source.map(|folder| float_cosine(&folder, &spec.ids, &embedding)).transpose()?;
+    let cosine = source.zip(embedding.as_ref()).map(|(folder, e)| float_cosine(&folder, &spec.ids, e)).transpose()?;
     out.json(&serde_json::json!({
         "text": args.text, "ids": spec.ids, "tokens": spec.ids.len(), "model_id": hex(&model.id), "nodes": proved.nodes,
         "seconds": proved.seconds, "core_seconds": proved.core_seconds, "peak_memory_bytes": proved.peak_memory_bytes,

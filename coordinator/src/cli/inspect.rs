@@ -67,7 +67,7 @@ pub fn run(out: &Out, home: &Home, args: &InspectArgs) -> Result<(), Failure> {
 }
 
 fn segments(model: &ModelFolder, header: &Header, r: &mut Reader<'_>) -> Result<Vec<SegmentBytes>, Failure> {
-    let input = PublicInput { ids: header.ids.clone(), output: header.output.clone() };
+    let input = PublicInput { ids: header.ids.clone(), sequences: Vec::new(), output: header.output.clone() };
     let statement = Statement::new::<NodeSuite>(&model.registered, input, header.mode)?;
     let params = model.registered.opening();
     let mut out = Vec::new();

@@ -27,7 +27,7 @@ pub fn run(out: &Out, home: &Home, args: JoinArgs) -> Result<(), Failure> {
         end_with_parent();
     }
     out.field("node", &config.name);
-    models.iter().for_each(|m| out.field("offers", format_args!("{} {}", m.registered.descriptor.name, hex(&m.id))));
+    models.iter().for_each(|m| out.field("offers", format_args!("{} {}", m.registered.descriptor.name(), hex(&m.id))));
     let engine = Arc::new(ProverEngine::<NodeSuite, _>::new(NodeBackend::default(), models));
     let exit = runtime()?.block_on(Node::run(config, engine)).map_err(|error| {
         let code =

@@ -84,7 +84,7 @@ fn list(out: &Out, home: &Home) -> Result<(), Failure> {
 fn show(out: &Out, model: &ModelFolder, tokens: usize) -> Result<(), Failure> {
     let (r, d) = (&model.registered, &model.registered.descriptor);
     // The table depends on the number of tokens and on nothing else of the input.
-    let input = PublicInput { ids: vec![0; tokens], output: vec![0; d.width as usize] };
+    let input = PublicInput { ids: vec![0; tokens], sequences: Vec::new(), output: vec![0; d.width() as usize] };
     let statement = Statement::new::<NodeSuite>(r, input, MODE_FORKED)?;
     let budget = soundness::budget(r, &statement.circuits);
     let bits = soundness::minimum(&budget);
@@ -96,22 +96,32 @@ fn show(out: &Out, model: &ModelFolder, tokens: usize) -> Result<(), Failure> {
         .map(|e| json!({ "segment": e.segment, "challenge": e.challenge, "bits": e.bits, "grinding": e.grinding }))
         .collect();
     out.json(&json!({
-        "model_id": hex(&model.id), "name": d.name, "folder": model.path, "manifest": hex(&r.manifest),
-        "vocab": d.vocab, "positions": d.positions, "width": d.width, "heads": d.heads, "head_dim": d.head_dim,
-        "ffn": d.ffn, "layers": d.layers.len(), "segments": segment_count(d),
-        "row_log": d.row_log, "blowup_log": d.blowup_log, "tile_logs": [d.tile_k_log, d.tile_n_log],
+        "model_id": hex(&model.id), "name": d.name(), "folder": model.path, "manifest": hex(&r.manifest),
+        "vocab": d.vocab(), "positions": d.positions(), "width": d.width(), "heads": d.heads(), "head_dim": d.head_dim(),
+        "ffn": d.ffn(), "layers": d.layer_count(), "segments": segment_count(d),
+        "row_log": d.row_log(), "blowup_log": d.blowup_log(), "tile_logs": [d.tile_k_log(), d.tile_n_log()],
         "queries": r.security.queries, "grinding": { "seed": r.security.g_seed, "fold": r.security.g_fold, "query": r.security.g_query },
         "roots": roots, "tokens": tokens, "security_bits": bits, "security": table, "fidelity": fidelity,
     }));
-    out.heading(&format!("{} ({})", d.name, model.path.display()));
+    out.heading(&format!("{} ({})", d.name(), model.path.display()));
     out.field("model id", hex(&model.id));
     out.field("manifest", hex(&r.manifest));
     out.field(
         "dimensions",
-        format_args!("width {}, {} heads of {}, inner width {}, {} layers", d.width, d.heads, d.head_dim, d.ffn, d.layers.len()),
+        format_args!(
+            "width {}, {} heads of {}, inner width {}, {} layers",
+            d.width(),
+            d.heads(),
+            d.head_dim(),
+            d.ffn(),
+            d.layer_count()
+        ),
     );
-    out.field("input", format_args!("vocabulary {}, positions {}", d.vocab, d.positions));
-    out.field("code", format_args!("rows of 2^{}, rate 1/{}, {} queries", d.row_log, 1u32 << d.blowup_log, r.security.queries));
+    out.field("input", format_args!("vocabulary {}, positions {}", d.vocab(), d.positions()));
+    out.field(
+        "code",
+        format_args!("rows of 2^{}, rate 1/{}, {} queries", d.row_log(), 1u32 << d.blowup_log(), r.security.queries),
+    );
     out.heading("Weight roots");
     for (c, root) in statement.circuits.iter().zip(&roots) {
         out.field(&c.name, root.as_deref().unwrap_or("no weights"));

@@ -102,12 +102,12 @@ pub fn tokens(model: &ModelFolder, text: &str) -> Result<Vec<u32>, Failure> {
 /// Refuses ids that the model does not take, before any work.
 fn check_ids(model: &ModelFolder, ids: &[u32]) -> Result<(), Failure> {
     let d = &model.registered.descriptor;
-    let max = MAX_TOKENS.min(d.positions as usize);
-    let outside = ids.iter().enumerate().find(|&(_, &id)| id >= d.vocab);
+    let max = MAX_TOKENS.min(d.positions() as usize);
+    let outside = ids.iter().enumerate().find(|&(_, &id)| id >= d.vocab());
     Err(match outside {
         _ if ids.is_empty() => InferError::Empty.into(),
         _ if ids.len() > max => InferError::TooLong { tokens: ids.len(), max }.into(),
-        Some((position, &id)) => InferError::Vocabulary { id, position, vocab: d.vocab }.into(),
+        Some((position, &id)) => InferError::Vocabulary { id, position, vocab: d.vocab() }.into(),
         None => return Ok(()),
     })
 }

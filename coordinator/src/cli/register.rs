@@ -106,7 +106,7 @@ fn copy_integer(source: &Path, dest: &Path) -> Result<IntegerModel, Failure> {
 
 fn commit(out: &Out, model: &IntegerModel, dest: &Path) -> Result<(), Failure> {
     let manifest = blake3::hash(&std::fs::read(dest.join(MANIFEST_FILE))?);
-    let security = SecurityParams::standard(model.descriptor.blowup_log);
+    let security = SecurityParams::standard(model.descriptor.blowup_log());
     let bar = out.bar(model.weights.segments.len(), "committing weights");
     let progress = |done: usize| bar.set_position(done as u64);
     let registered = obelysk_shard::registration::register::<NodeSuite, _>(

@@ -54,22 +54,25 @@ fn json(
         "reason": outcome.as_ref().err().map(ToString::to_string),
         "ids": accepted.map(|a| &a.ids),
         "digest": accepted.map(|a| hex(&a.digest)),
-        "embedding": accepted.map(|a| embedding(model, a)),
+        "embedding": accepted.and_then(|a| embedding(model, a)),
     }));
 }
 
-/// The sentence embedding: a public formula of the proven sums.
-pub fn embedding(model: &ModelFolder, accepted: &Accepted) -> Vec<f32> {
-    infer::embedding(&model.registered.descriptor.output, &accepted.output, accepted.ids.len())
+/// The sentence embedding of an encoder: a public formula of the proven sums.
+pub fn embedding(model: &ModelFolder, accepted: &Accepted) -> Option<Vec<f32>> {
+    let encoder = model.registered.descriptor.encoder()?;
+    Some(infer::embedding(&encoder.output, &accepted.output, accepted.ids.len()))
 }
 
 /// Prints what an accepted proof says.
 pub fn print(out: &Out, model: &ModelFolder, accepted: &Accepted, (bytes, seconds): (usize, f64)) {
-    let first: Vec<String> = embedding(model, accepted).iter().take(8).map(|v| format!("{v:+.5}")).collect();
     out.field("security", format_args!("{:.1} bits", accepted.security_bits));
     out.field("model id", hex(&model.id));
     out.field("tokens", format_args!("{} {:?}", accepted.ids.len(), accepted.ids));
-    out.field("embedding", format_args!("[{}, …]", first.join(", ")));
+    if let Some(vector) = embedding(model, accepted) {
+        let first: Vec<String> = vector.iter().take(8).map(|v| format!("{v:+.5}")).collect();
+        out.field("embedding", format_args!("[{}, …]", first.join(", ")));
+    }
     out.field("proof size", size(bytes as u64));
     out.field("verified in", format_args!("{:.3} s on one thread", seconds));
 }

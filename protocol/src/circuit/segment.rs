@@ -141,23 +141,6 @@ pub struct MatrixShape {
     pub outputs: usize,
 }
 
-/// Public data of a job that a segment's circuit depends on.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PublicInput {
-    /// Token ids; the length is T.
-    pub ids: Vec<u32>,
-    /// The claimed pooled sums, one per channel.
-    pub output: Vec<i64>,
-}
-
-impl PublicInput {
-    /// log2 of the padded token count.
-    #[must_use]
-    pub fn token_log(&self) -> usize {
-        self.ids.len().next_power_of_two().trailing_zeros() as usize
-    }
-}
-
 /// One segment.
 #[derive(Clone, Debug, Default)]
 pub struct Circuit {

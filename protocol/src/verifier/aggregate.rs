@@ -61,15 +61,15 @@ impl Statement {
             let (found, expected) = (mode.to_string(), MODE_FORKED.to_string());
             return Err(VerifyError::Statement { field: "weight-binding mode", found, expected });
         }
-        let limit = circuit::descriptor::MAX_TOKENS.min(d.positions as usize);
+        let limit = circuit::descriptor::MAX_TOKENS.min(d.positions() as usize);
         if input.ids.is_empty() || input.ids.len() > limit {
             return Err(VerifyError::Input(format!("{} tokens; this model takes 1 to {limit}", input.ids.len())));
         }
-        if let Some(id) = input.ids.iter().find(|&&id| id >= d.vocab) {
-            return Err(VerifyError::Input(format!("token id {id} is outside the vocabulary of {}", d.vocab)));
+        if let Some(id) = input.ids.iter().find(|&&id| id >= d.vocab()) {
+            return Err(VerifyError::Input(format!("token id {id} is outside the vocabulary of {}", d.vocab())));
         }
-        if input.output.len() != d.width as usize {
-            return Err(VerifyError::Input(format!("{} output channels; the model has {}", input.output.len(), d.width)));
+        if input.output.len() != d.width() as usize {
+            return Err(VerifyError::Input(format!("{} output channels; the model has {}", input.output.len(), d.width())));
         }
         // |sum_t u| <= T 2^15 < p / 2, so equality mod p is equality.
         let bound = (input.ids.len() as u64) << 15;
@@ -84,7 +84,7 @@ impl Statement {
     /// Variables of a boundary point.
     #[must_use]
     pub fn boundary_vars(&self, model: &Registered) -> usize {
-        self.input.token_log() + log2_ceil(model.descriptor.width as usize)
+        self.input.token_log() + log2_ceil(model.descriptor.width() as usize)
     }
 }
 
@@ -136,7 +136,7 @@ pub fn segment_input<'a, S: HashSuite>(
         boundary_in: if index == 0 { Boundary::default() } else { boundary(index - 1, value_in) },
         boundary_out: if index == last { Boundary::default() } else { boundary(index, value_out) },
         output: &s.input.output,
-        shape: RowShape { h: usize::from(model.descriptor.row_log), g_fold: u32::from(model.security.g_fold) },
+        shape: RowShape { h: usize::from(model.descriptor.row_log()), g_fold: u32::from(model.security.g_fold) },
     }
 }
 
@@ -149,7 +149,7 @@ pub fn segment_fork<S: HashSuite>(seed: &Seed, s: &Statement, index: usize) -> T
 /// The oracles of a segment's opening with their claims: weights, then values.
 #[must_use]
 pub fn oracle_claims(model: &Registered, c: &Circuit, index: usize, root: Digest, claims: OpeningClaims) -> Vec<OracleClaim> {
-    let h = usize::from(model.descriptor.row_log);
+    let h = usize::from(model.descriptor.row_log());
     let weights = match (model.roots.get(index).copied().flatten(), claims.weights, registered_rows(c, h)) {
         (Some(root), Some(w), Some(rows)) => {
             Some(OracleClaim { root, rows, claim: Claim::Tiles { weights: w.weights, point: w.point, value: w.value } })
@@ -224,7 +224,7 @@ pub fn open_statement<S: HashSuite>(
     };
     count("roots", header.roots.len(), segments)?;
     count("boundaries", header.boundaries.len(), segments - 1)?;
-    let input = PublicInput { ids: header.ids.clone(), output: header.output.clone() };
+    let input = PublicInput { ids: header.ids.clone(), sequences: Vec::new(), output: header.output.clone() };
     let s = Statement::new::<S>(model, input, header.mode)?;
     let mut t = main_transcript::<S>(model, &s);
     absorb_roots(&mut t, &header.roots);

@@ -81,8 +81,8 @@ impl Registered {
     #[must_use]
     pub fn opening(&self) -> OpeningParams {
         OpeningParams {
-            h: u32::from(self.descriptor.row_log),
-            blowup_log: u32::from(self.descriptor.blowup_log),
+            h: u32::from(self.descriptor.row_log()),
+            blowup_log: u32::from(self.descriptor.blowup_log()),
             queries: usize::from(self.security.queries),
             g_fold: u32::from(self.security.g_fold),
             g_query: u32::from(self.security.g_query),

@@ -3,9 +3,11 @@
 //! A model that passes has the shapes it claims, zero padding, weights in `[-127, 127]`, and no input of any length for
 //! which an intermediate value leaves its window or wraps mod p.
 
+mod decoder;
+
 use crate::bounds::{self, E_RANGE, EMBED_SUM_MAX, M_RANGE, RESIDUAL_SHIFT_MAX};
 use crate::weights::{EmbedAxis, Matrix, Weights, layer_shapes, slot};
-use obelysk_protocol::circuit::descriptor::{Descriptor, LayerSpec, NormSpec, Requant, Residual};
+use obelysk_protocol::circuit::descriptor::{Descriptor, Encoder, LayerSpec, NormSpec, Requant, Residual};
 use obelysk_protocol::circuit::encode::{ACTIVATION_ROWS, MAX_CHANNELS, MAX_LAYERS, MAX_NAME};
 use thiserror::Error;
 
@@ -82,6 +84,13 @@ type Checked = Result<(), CheckError>;
 /// # Errors
 /// The first violation found; see [`CheckError`].
 pub fn check(d: &Descriptor, weights: &Weights) -> Checked {
+    match d {
+        Descriptor::Encoder(e) => encoder(e, weights),
+        Descriptor::Decoder(d) => decoder::check(d, weights),
+    }
+}
+
+fn encoder(d: &Encoder, weights: &Weights) -> Checked {
     dimensions(d)?;
     length("segments", weights.segments.len(), d.layers.len() + 2)?;
     embedding(d, weights)?;
@@ -98,7 +107,7 @@ pub fn check(d: &Descriptor, weights: &Weights) -> Checked {
     Ok(())
 }
 
-fn dimensions(d: &Descriptor) -> Checked {
+fn dimensions(d: &Encoder) -> Checked {
     let refuse = |text: String| Err(CheckError::Dimensions(text));
     let dims = [d.vocab, d.positions, d.types, d.width, d.heads, d.head_dim, d.ffn];
     if d.name.len() > MAX_NAME {
@@ -134,7 +143,7 @@ fn dimensions(d: &Descriptor) -> Checked {
     Ok(())
 }
 
-fn embedding(d: &Descriptor, weights: &Weights) -> Checked {
+fn embedding(d: &Encoder, weights: &Weights) -> Checked {
     let at = "embedding";
     length(at, weights.segments[0].matrices.len(), 1)?;
     let m = &weights.segments[0].matrices[0];
@@ -162,7 +171,7 @@ fn embedding(d: &Descriptor, weights: &Weights) -> Checked {
     norm(at, &d.embed.norm)
 }
 
-fn layer(d: &Descriptor, spec: &LayerSpec, matrices: &[Matrix], l: usize) -> Checked {
+fn layer(d: &Encoder, spec: &LayerSpec, matrices: &[Matrix], l: usize) -> Checked {
     let at = |name: &str| format!("layer {l} {name}");
     length(&at("matrices"), matrices.len(), 6)?;
     for (m, (name, k, n)) in matrices.iter().zip(layer_shapes(d)) {

@@ -1,10 +1,12 @@
 //! How far the integer model is from the float model, measured on text that calibration has not seen.
 
 use crate::graph::{FloatError, Graph, Op, Values, evaluate};
+
 use crate::import::{ImportError, TextTokenizer};
 use crate::infer::{self, InferError, ModelTrace};
 use crate::tables::NORM_UNIT;
 use crate::weights::IntegerModel;
+use obelysk_protocol::circuit::descriptor::Encoder;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use thiserror::Error;
@@ -80,20 +82,21 @@ pub fn measure<'s>(
     model: &IntegerModel,
     sentences: impl IntoIterator<Item = &'s str>,
 ) -> Result<Fidelity, FidelityError> {
+    let encoder = model.descriptor.encoder().ok_or_else(|| InferError::Kind(model.descriptor.name().to_owned(), "an encoder"))?;
     let mut tally = Tally::default();
     let (mut embedding, mut tokens) = (Vec::new(), 0);
     let mut worst = (f64::INFINITY, String::new());
     for sentence in sentences {
         let ids = tokenizer.encode(sentence)?;
         let (values, trace) = (evaluate(graph, &ids)?, infer::run(model, &ids)?);
-        let got = infer::embedding(&model.descriptor.output, &trace.pooled, trace.tokens);
+        let got = infer::embedding(&encoder.output, &trace.pooled, trace.tokens);
         let cos = cosine(got.iter().copied().zip(values.output().iter().copied()));
         if cos < worst.0 {
             worst = (cos, sentence.to_owned());
         }
         embedding.push(cos);
         tally.layers(graph, &values, &trace)?;
-        tally.saturation(model, &trace);
+        tally.saturation(encoder, &trace);
         tokens += ids.len();
     }
     if embedding.is_empty() {
@@ -130,8 +133,8 @@ impl Tally {
         Ok(())
     }
 
-    fn saturation(&mut self, model: &IntegerModel, trace: &ModelTrace) {
-        for (l, (spec, t)) in model.descriptor.layers.iter().zip(&trace.layers).enumerate() {
+    fn saturation(&mut self, encoder: &Encoder, trace: &ModelTrace) {
+        for (l, (spec, t)) in encoder.layers.iter().zip(&trace.layers).enumerate() {
             let linears = [
                 ("q", &t.q.acc, spec.q.e),
                 ("k", &t.k.acc, spec.k.e),

@@ -69,7 +69,7 @@ impl IntegerModel {
     pub fn load(folder: &Path) -> Result<Self, StoreError> {
         let descriptor = decode(&read(&folder.join("descriptor.bin"))?)?;
         let mut segments = Vec::new();
-        for i in 0..descriptor.layers.len() + 2 {
+        for i in 0..descriptor.layer_count() + 2 {
             let path = segment_path(folder, i);
             let segment = decode_segment(&read(&path)?);
             segments.push(segment.map_err(|reason| StoreError::Segment { path, reason })?);

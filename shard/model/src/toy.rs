@@ -5,7 +5,9 @@
 use crate::bounds;
 use crate::tables::gelu_table;
 use crate::weights::{EmbedAxis, IntegerModel, Matrix, SegmentWeights, Weights, layer_shapes};
-use obelysk_protocol::circuit::descriptor::{Descriptor, EmbedSpec, LayerSpec, NormSpec, OutputSpec, Requant, Residual, Stop};
+use obelysk_protocol::circuit::descriptor::{
+    Descriptor, EmbedSpec, Encoder, LayerSpec, NormSpec, OutputSpec, Requant, Residual, Stop,
+};
 
 /// SplitMix64 (Steele, Lea, Flood 2014).
 pub struct Prng(u64);
@@ -78,7 +80,7 @@ pub fn model_of(seed: u64, shape: Shape) -> IntegerModel {
     let layers = (0..shape.layers).map(|_| layer_spec(&mut rng, shape, &norm)).collect();
     let gain = (0..width).map(|_| (rng.range(-64, 192) as f32 / 128.0).to_bits()).collect();
     let bias = (0..width).map(|_| (rng.range(-64, 64) as f32 / 256.0).to_bits()).collect();
-    let descriptor = Descriptor {
+    let encoder = Encoder {
         name: format!("toy-{seed}"),
         vocab: shape.vocab,
         positions: shape.positions,
@@ -95,7 +97,8 @@ pub fn model_of(seed: u64, shape: Shape) -> IntegerModel {
         layers,
         output: OutputSpec { gain_bits: gain, bias_bits: bias },
     };
-    let weights = weights(&mut rng, &descriptor);
+    let weights = weights(&mut rng, &encoder);
+    let descriptor = Descriptor::Encoder(encoder);
     IntegerModel { descriptor, weights }
 }
 
@@ -135,7 +138,24 @@ fn layer_spec(rng: &mut Prng, shape: Shape, norm: &NormSpec) -> LayerSpec {
     }
 }
 
-fn weights(rng: &mut Prng, d: &Descriptor) -> Weights {
+/// The description of a toy encoder.
+///
+/// # Panics
+/// If the model is none.
+#[must_use]
+pub fn encoder(model: &IntegerModel) -> &Encoder {
+    model.descriptor.encoder().expect("a toy encoder")
+}
+
+/// The description of a toy encoder, to change it.
+///
+/// # Panics
+/// If the model is none.
+pub fn encoder_mut(model: &mut IntegerModel) -> &mut Encoder {
+    model.descriptor.encoder_mut().expect("a toy encoder")
+}
+
+fn weights(rng: &mut Prng, d: &Encoder) -> Weights {
     let axis = EmbedAxis::new(d);
     let width = d.width as usize;
     let used =

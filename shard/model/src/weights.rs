@@ -3,7 +3,7 @@
 //! Segment 0 is the embedding, 1..=L are the layers, L+1 is the head (no matrices). Nothing here carries a scale: scales
 //! live in the descriptor.
 
-use obelysk_protocol::circuit::descriptor::Descriptor;
+use obelysk_protocol::circuit::descriptor::{Descriptor, Encoder};
 
 /// Position of each matrix in a layer's `SegmentWeights::matrices`.
 pub mod slot {
@@ -93,7 +93,7 @@ pub struct EmbedAxis {
 impl EmbedAxis {
     /// Layout for a descriptor's vocabulary, positions, types and tile side.
     #[must_use]
-    pub fn new(d: &Descriptor) -> Self {
+    pub fn new(d: &Encoder) -> Self {
         let side = 1usize << d.tile_k_log.min(31);
         let positions = (d.vocab as usize).next_multiple_of(side);
         let types = positions + (d.positions as usize).next_multiple_of(side);
@@ -103,7 +103,7 @@ impl EmbedAxis {
 
 /// Expected `(name, K, N)` of every matrix of a layer, in slot order.
 #[must_use]
-pub fn layer_shapes(d: &Descriptor) -> [(&'static str, usize, usize); 6] {
+pub fn layer_shapes(d: &Encoder) -> [(&'static str, usize, usize); 6] {
     let (w, f) = (d.width as usize, d.ffn as usize);
     [("q", w, w), ("k", w, w), ("v", w, w), ("o", w, w), ("up", w, f), ("down", f, w)]
 }

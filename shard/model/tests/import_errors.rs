@@ -91,9 +91,9 @@ fn tiny_encoder_goes_all_the_way() {
     let ranges = calibrate_ids(&graph, inputs).unwrap();
     let options = QuantiseOptions { row_log: 6, ..QuantiseOptions::default() };
     let model = quantise(&graph, &ranges, &options).unwrap().model;
-    assert_eq!((model.descriptor.tile_k_log, model.descriptor.tile_n_log), (2, 2));
+    assert_eq!((model.descriptor.tile_k_log(), model.descriptor.tile_n_log()), (2, 2));
     let trace = infer::run(&model, inputs[1]).unwrap();
-    let ours = infer::embedding(&model.descriptor.output, &trace.pooled, trace.tokens);
+    let ours = infer::embedding(&obelysk_model::toy::encoder(&model).output, &trace.pooled, trace.tokens);
     let float = obelysk_model::graph::evaluate(&graph, inputs[1]).unwrap();
     let cos: f32 = ours.iter().zip(float.output()).map(|(a, b)| a * b).sum();
     assert!(cos > 0.999, "{cos}");

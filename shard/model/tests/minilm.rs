@@ -21,7 +21,7 @@ fn minilm_reaches_the_required_fidelity() {
     let imported = import(&folder).unwrap();
     let graph = Graph::build(&imported).unwrap();
     let model = quantised(&imported, &graph).model;
-    let d = &model.descriptor;
+    let d = model.descriptor.encoder().expect("an encoder");
     assert_eq!((d.tile_k_log, d.tile_n_log, d.row_log), (7, 7, 16));
     assert_eq!(model.weights.segments[0].matrices[0].inputs, 30_592 + 512 + 128);
 

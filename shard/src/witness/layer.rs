@@ -3,11 +3,11 @@
 use super::{Filler, norm};
 use obelysk_model::infer::{LayerTrace, LinearTrace, visible};
 use obelysk_protocol::circuit::attention::MIX_SHIFT;
-use obelysk_protocol::circuit::descriptor::{Descriptor, LayerSpec};
+use obelysk_protocol::circuit::descriptor::{Encoder, LayerSpec};
 use obelysk_protocol::circuit::exp_tables;
 use obelysk_protocol::circuit::shape::Blocks;
 
-pub(super) fn fill(f: &mut Filler<'_>, d: &Descriptor, spec: &LayerSpec, t: &LayerTrace) {
+pub(super) fn fill(f: &mut Filler<'_>, d: &Encoder, spec: &LayerSpec, t: &LayerTrace) {
     let (blocks, wide) = (Blocks::of(d.width as usize), Blocks::of(d.ffn as usize));
     let linear = |f: &mut Filler<'_>, name: &str, blocks: Blocks, e: u8, l: &LinearTrace| {
         rounded(f, name, blocks, e, &l.acc);
@@ -50,7 +50,7 @@ fn rounded(f: &mut Filler<'_>, name: &str, blocks: Blocks, e: u8, acc: &[i32]) {
 }
 
 /// Score, probability and row columns, per block of heads: rows are (query, head, key).
-fn attention(f: &mut Filler<'_>, d: &Descriptor, spec: &LayerSpec, t: &LayerTrace) {
+fn attention(f: &mut Filler<'_>, d: &Encoder, spec: &LayerSpec, t: &LayerTrace) {
     let nt = f.c.token_log;
     let (tokens, tp) = (f.c.tokens, 1usize << nt);
     let blocks = Blocks::of(d.width as usize);

@@ -7,7 +7,7 @@ mod multiplicity;
 mod norm;
 
 use obelysk_model::infer::{EmbedTrace, LayerTrace};
-use obelysk_protocol::circuit::descriptor::{Descriptor, LayerSpec};
+use obelysk_protocol::circuit::descriptor::{Encoder, LayerSpec};
 use obelysk_protocol::circuit::segment::Circuit;
 use obelysk_protocol::circuit::shape::Blocks;
 use obelysk_protocol::field::{M31, signed};
@@ -103,7 +103,7 @@ impl<'a> Filler<'a> {
 ///
 /// # Errors
 /// [`WitnessError`] when circuit and trace do not belong together.
-pub fn columns(d: &Descriptor, c: &Circuit, trace: Trace<'_>) -> Result<Vec<Vec<M31>>, WitnessError> {
+pub fn columns(d: &Encoder, c: &Circuit, trace: Trace<'_>) -> Result<Vec<Vec<M31>>, WitnessError> {
     let mut columns = uncounted(d, c, trace)?;
     for (t, m) in c.tables.iter().zip(count(c, &columns)?) {
         columns[t.multiplicity as usize] = m;
@@ -115,7 +115,7 @@ pub fn columns(d: &Descriptor, c: &Circuit, trace: Trace<'_>) -> Result<Vec<Vec<
 ///
 /// # Errors
 /// [`WitnessError::Column`] when circuit and trace do not belong together.
-pub fn uncounted(d: &Descriptor, c: &Circuit, trace: Trace<'_>) -> Result<Vec<Vec<M31>>, WitnessError> {
+pub fn uncounted(d: &Encoder, c: &Circuit, trace: Trace<'_>) -> Result<Vec<Vec<M31>>, WitnessError> {
     let mut f = Filler::new(c);
     let blocks = Blocks::of(d.width as usize);
     match trace {

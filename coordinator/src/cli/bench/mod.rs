@@ -92,7 +92,7 @@ fn on_threads<T: Send>(n: usize, f: impl FnOnce() -> T + Send) -> Result<T, Fail
 fn measure(out: &Out, model: &Model, ceilings: &Ceilings, tokens: usize, threads: usize) -> Result<Row, Failure> {
     let d = &model.registered.descriptor;
     // Ids spread over the vocabulary; values do not change the amount of work.
-    let ids: Vec<u32> = (0..tokens as u32).map(|i| (1000 + i * 37) % d.vocab).collect();
+    let ids: Vec<u32> = (0..tokens as u32).map(|i| (1000 + i * 37) % d.vocab()).collect();
     let spinner = out.spinner(format!("proving {tokens} tokens on {threads} threads"));
     let cpu = usage::cpu_time();
     let start = Instant::now();
@@ -133,11 +133,11 @@ fn measure(out: &Out, model: &Model, ceilings: &Ceilings, tokens: usize, threads
 /// Work of all segments by phase, in the order of [`PHASES`].
 fn work(model: &Model, ids: Vec<u32>) -> Result<Vec<Work>, Failure> {
     let d = &model.registered.descriptor;
-    let (exp, input) = (exp_tables(), PublicInput { ids, output: Vec::new() });
+    let (exp, input) = (exp_tables(), PublicInput::text(ids));
     let mut sums = vec![Work::default(); PHASES.len()];
     for segment in 0..segment_count(d) {
         let c = build(d, &exp, &input, segment)?;
-        for (sum, (_, w)) in sums.iter_mut().zip(ceilings::work(&c, usize::from(d.row_log), usize::from(d.blowup_log))) {
+        for (sum, (_, w)) in sums.iter_mut().zip(ceilings::work(&c, usize::from(d.row_log()), usize::from(d.blowup_log()))) {
             sum.logup += w.logup;
             sum.fft += w.fft;
             sum.merkle += w.merkle;

@@ -14,13 +14,13 @@ fn refused(change: impl FnOnce(&mut IntegerModel)) -> CheckError {
 #[test]
 fn dimensions_are_checked() {
     for change in [
-        (|m| m.descriptor.vocab = 0) as fn(&mut IntegerModel),
-        |m| m.descriptor.heads = 4,
-        |m| m.descriptor.tile_k_log = 3,
-        |m| m.descriptor.row_log = 3,
-        |m| m.descriptor.blowup_log = 0,
-        |m| m.descriptor.name = "x".repeat(300),
-        |m| m.descriptor.tile_n_log = 200,
+        (|m| toy::encoder_mut(m).vocab = 0) as fn(&mut IntegerModel),
+        |m| toy::encoder_mut(m).heads = 4,
+        |m| toy::encoder_mut(m).tile_k_log = 3,
+        |m| toy::encoder_mut(m).row_log = 3,
+        |m| toy::encoder_mut(m).blowup_log = 0,
+        |m| toy::encoder_mut(m).name = "x".repeat(300),
+        |m| toy::encoder_mut(m).tile_n_log = 200,
     ] {
         assert!(matches!(refused(change), CheckError::Dimensions(_)));
     }
@@ -29,17 +29,17 @@ fn dimensions_are_checked() {
 #[test]
 fn lengths_are_checked() {
     for change in [
-        (|m| m.descriptor.embed.scale.truncate(3)) as fn(&mut IntegerModel),
-        |m| m.descriptor.layers[0].q.m.truncate(3),
-        |m| m.descriptor.layers[0].v.b.push(1),
-        |m| m.descriptor.layers[1].activation.truncate(10),
-        |m| m.descriptor.layers[1].ffn_residual.gain.truncate(1),
-        |m| m.descriptor.output.bias_bits.truncate(1),
+        (|m| toy::encoder_mut(m).embed.scale.truncate(3)) as fn(&mut IntegerModel),
+        |m| toy::encoder_mut(m).layers[0].q.m.truncate(3),
+        |m| toy::encoder_mut(m).layers[0].v.b.push(1),
+        |m| toy::encoder_mut(m).layers[1].activation.truncate(10),
+        |m| toy::encoder_mut(m).layers[1].ffn_residual.gain.truncate(1),
+        |m| toy::encoder_mut(m).output.bias_bits.truncate(1),
         |m| m.weights.segments.truncate(2),
         |m| m.weights.segments[1].matrices.truncate(5),
         |m| m.weights.segments[2].matrices[4].data.truncate(5),
         |m| m.weights.segments[0].matrices[0].inputs += 4,
-        |m| m.descriptor.vocab = 13,
+        |m| toy::encoder_mut(m).vocab = 13,
     ] {
         assert!(matches!(refused(change), CheckError::Length { .. }));
     }
@@ -48,19 +48,19 @@ fn lengths_are_checked() {
 #[test]
 fn parameters_are_checked() {
     for change in [
-        (|m| m.descriptor.layers[0].q.e = 13) as fn(&mut IntegerModel),
-        |m| m.descriptor.layers[0].k.k = 0,
-        |m| m.descriptor.layers[0].v.m[3] = 256,
-        |m| m.descriptor.layers[0].up.m[3] = 0,
-        |m| m.descriptor.layers[0].o.e = 0,
-        |m| m.descriptor.layers[0].score_shift = 0,
-        |m| m.descriptor.layers[0].q.hi -= 1,
-        |m| m.descriptor.layers[0].attn_residual.mult[0] = -1,
-        |m| m.descriptor.layers[0].attn_residual.shift = 8,
-        |m| m.descriptor.layers[0].attn_residual.norm.eps = 100,
-        |m| m.descriptor.embed.norm.eps = u64::MAX,
-        |m| m.descriptor.embed.scale[0] = 0,
-        |m| m.descriptor.output.gain_bits[0] = f32::NAN.to_bits(),
+        (|m| toy::encoder_mut(m).layers[0].q.e = 13) as fn(&mut IntegerModel),
+        |m| toy::encoder_mut(m).layers[0].k.k = 0,
+        |m| toy::encoder_mut(m).layers[0].v.m[3] = 256,
+        |m| toy::encoder_mut(m).layers[0].up.m[3] = 0,
+        |m| toy::encoder_mut(m).layers[0].o.e = 0,
+        |m| toy::encoder_mut(m).layers[0].score_shift = 0,
+        |m| toy::encoder_mut(m).layers[0].q.hi -= 1,
+        |m| toy::encoder_mut(m).layers[0].attn_residual.mult[0] = -1,
+        |m| toy::encoder_mut(m).layers[0].attn_residual.shift = 8,
+        |m| toy::encoder_mut(m).layers[0].attn_residual.norm.eps = 100,
+        |m| toy::encoder_mut(m).embed.norm.eps = u64::MAX,
+        |m| toy::encoder_mut(m).embed.scale[0] = 0,
+        |m| toy::encoder_mut(m).output.gain_bits[0] = f32::NAN.to_bits(),
     ] {
         assert!(matches!(refused(change), CheckError::Parameter { .. }));
     }
@@ -69,13 +69,13 @@ fn parameters_are_checked() {
 #[test]
 fn bounds_are_checked() {
     for change in [
-        (|m| m.descriptor.layers[0].q.b[2] = 1 << 28) as fn(&mut IntegerModel),
-        |m| m.descriptor.layers[0].v.b[2] = -(1 << 23),
-        |m| m.descriptor.layers[0].v.b[2] = i32::MIN,
-        |m| (m.descriptor.layers[0].up.m[2], m.descriptor.layers[0].up.b[2]) = (255, 1 << 20),
-        |m| m.descriptor.layers[0].attn_residual.gain[0] = 9000,
-        |m| m.descriptor.layers[0].ffn_residual.bias[0] = i32::MIN,
-        |m| m.descriptor.embed.scale[0] = 1 << 20,
+        (|m| toy::encoder_mut(m).layers[0].q.b[2] = 1 << 28) as fn(&mut IntegerModel),
+        |m| toy::encoder_mut(m).layers[0].v.b[2] = -(1 << 23),
+        |m| toy::encoder_mut(m).layers[0].v.b[2] = i32::MIN,
+        |m| (toy::encoder_mut(m).layers[0].up.m[2], toy::encoder_mut(m).layers[0].up.b[2]) = (255, 1 << 20),
+        |m| toy::encoder_mut(m).layers[0].attn_residual.gain[0] = 9000,
+        |m| toy::encoder_mut(m).layers[0].ffn_residual.bias[0] = i32::MIN,
+        |m| toy::encoder_mut(m).embed.scale[0] = 1 << 20,
     ] {
         let error = refused(change);
         assert!(matches!(error, CheckError::Bound { .. }), "{error}");

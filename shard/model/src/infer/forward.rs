@@ -6,14 +6,14 @@ use super::kernel::{accumulate, add_scaled, clip};
 use super::{EmbedTrace, InferError, LayerTrace, LinearTrace, NormTrace, ResidualTrace, StopTrace, check_embed, check_layer};
 use crate::tables;
 use crate::weights::{Matrix, SegmentWeights, slot};
-use obelysk_protocol::circuit::descriptor::{Descriptor, LayerSpec, NormSpec, Requant, Residual};
+use obelysk_protocol::circuit::descriptor::{Encoder, LayerSpec, NormSpec, Requant, Residual};
 use rayon::prelude::*;
 
 /// Embedding segment: `ids.len()` tokens, padded to `t_pad` with zero embeddings.
 ///
 /// # Errors
 /// See [`InferError`].
-pub fn embed(d: &Descriptor, w: &SegmentWeights, ids: &[u32], t_pad: usize) -> Result<EmbedTrace, InferError> {
+pub fn embed(d: &Encoder, w: &SegmentWeights, ids: &[u32], t_pad: usize) -> Result<EmbedTrace, InferError> {
     let (matrix, axis) = check_embed(d, w, ids, t_pad)?;
     let width = d.width as usize;
     let mut a = vec![0i32; width * t_pad];
@@ -40,7 +40,7 @@ pub fn embed(d: &Descriptor, w: &SegmentWeights, ids: &[u32], t_pad: usize) -> R
 /// # Errors
 /// See [`InferError`].
 pub fn layer(
-    d: &Descriptor,
+    d: &Encoder,
     spec: &LayerSpec,
     w: &SegmentWeights,
     u: &[i16],
@@ -85,7 +85,7 @@ fn stop(m: &Matrix, e: u8, x: &[i16], t_pad: usize) -> StopTrace {
 }
 
 /// `(scores, lambda, mix_acc)`, heads in parallel.
-fn attention(d: &Descriptor, g: u8, qkv: [&[i32]; 3], tokens: usize, t_pad: usize) -> (Vec<i32>, Vec<i32>, Vec<i32>) {
+fn attention(d: &Encoder, g: u8, qkv: [&[i32]; 3], tokens: usize, t_pad: usize) -> (Vec<i32>, Vec<i32>, Vec<i32>) {
     let (heads, dim) = (d.heads as usize, d.head_dim as usize);
     let mut scores = vec![0i32; heads * t_pad * t_pad];
     let mut lambda = vec![0i32; heads * t_pad];

@@ -13,7 +13,7 @@ pub mod reference;
 
 use crate::tables;
 use crate::weights::{EmbedAxis, IntegerModel, Matrix, SegmentWeights, layer_shapes};
-use obelysk_protocol::circuit::descriptor::{Descriptor, LayerSpec, MAX_TOKENS, OutputSpec};
+use obelysk_protocol::circuit::descriptor::{Encoder, LayerSpec, MAX_TOKENS, OutputSpec};
 use thiserror::Error;
 
 pub use forward::{embed, layer, pool};
@@ -68,6 +68,9 @@ pub enum InferError {
         /// Its value.
         value: u8,
     },
+    /// The model is of another kind.
+    #[error("`{0}` is not {1}: use the command for its kind")]
+    Kind(String, &'static str),
     /// The layer number does not exist.
     #[error("the model has no segment {0}: weights and descriptor are not of one model")]
     Segment(usize),
@@ -202,7 +205,7 @@ pub fn softmax_weight(lambda: i32, score: i32, g: u8) -> i32 {
 /// See [`InferError`].
 pub fn run(model: &IntegerModel, ids: &[u32]) -> Result<ModelTrace, InferError> {
     let (tokens, t_pad) = (ids.len(), padded_length(ids.len()));
-    let d = &model.descriptor;
+    let d = model.descriptor.encoder().ok_or_else(|| InferError::Kind(model.descriptor.name().to_owned(), "an encoder"))?;
     let segment = |i: usize| model.weights.segments.get(i).ok_or(InferError::Segment(i));
     let embed = embed(d, segment(0)?, ids, t_pad)?;
     let mut layers: Vec<LayerTrace> = Vec::with_capacity(d.layers.len());
@@ -244,7 +247,7 @@ fn check_matrix(m: &Matrix, what: &'static str, k: usize, n: usize) -> Result<()
     size(what, m.data.len(), k.saturating_mul(n))
 }
 
-fn check_tokens(d: &Descriptor, tokens: usize, t_pad: usize) -> Result<(), InferError> {
+fn check_tokens(d: &Encoder, tokens: usize, t_pad: usize) -> Result<(), InferError> {
     let max = MAX_TOKENS.min(d.positions as usize);
     match tokens {
         0 => Err(InferError::Empty),
@@ -254,12 +257,7 @@ fn check_tokens(d: &Descriptor, tokens: usize, t_pad: usize) -> Result<(), Infer
     }
 }
 
-fn check_embed<'w>(
-    d: &Descriptor,
-    w: &'w SegmentWeights,
-    ids: &[u32],
-    t_pad: usize,
-) -> Result<(&'w Matrix, EmbedAxis), InferError> {
+fn check_embed<'w>(d: &Encoder, w: &'w SegmentWeights, ids: &[u32], t_pad: usize) -> Result<(&'w Matrix, EmbedAxis), InferError> {
     check_tokens(d, ids.len(), t_pad)?;
     if let Some((position, &id)) = ids.iter().enumerate().find(|&(_, &id)| id >= d.vocab) {
         return Err(InferError::Vocabulary { id, position, vocab: d.vocab });
@@ -273,7 +271,7 @@ fn check_embed<'w>(
 }
 
 fn check_layer(
-    d: &Descriptor,
+    d: &Encoder,
     spec: &LayerSpec,
     w: &SegmentWeights,
     u: &[i16],

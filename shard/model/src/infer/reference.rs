@@ -7,13 +7,13 @@ use super::{
 };
 use crate::tables;
 use crate::weights::{Matrix, SegmentWeights, slot};
-use obelysk_protocol::circuit::descriptor::{Descriptor, LayerSpec, NormSpec, Requant, Residual};
+use obelysk_protocol::circuit::descriptor::{Encoder, LayerSpec, NormSpec, Requant, Residual};
 
 /// Embedding segment: `ids.len()` tokens, padded to `t_pad`.
 ///
 /// # Errors
 /// See [`InferError`].
-pub fn embed(d: &Descriptor, w: &SegmentWeights, ids: &[u32], t_pad: usize) -> Result<EmbedTrace, InferError> {
+pub fn embed(d: &Encoder, w: &SegmentWeights, ids: &[u32], t_pad: usize) -> Result<EmbedTrace, InferError> {
     let (matrix, axis) = check_embed(d, w, ids, t_pad)?;
     let width = d.width as usize;
     let (mut a, mut rho, mut x) = (vec![0i32; width * t_pad], vec![0i32; width * t_pad], vec![0i32; width * t_pad]);
@@ -37,7 +37,7 @@ pub fn embed(d: &Descriptor, w: &SegmentWeights, ids: &[u32], t_pad: usize) -> R
 /// # Errors
 /// See [`InferError`].
 pub fn layer(
-    d: &Descriptor,
+    d: &Encoder,
     spec: &LayerSpec,
     w: &SegmentWeights,
     u: &[i16],
@@ -107,7 +107,7 @@ fn stop(m: &Matrix, e: u8, x: &[i16], t_pad: usize) -> StopTrace {
     StopTrace { acc, t_hat }
 }
 
-fn scores(d: &Descriptor, q: &[i32], k: &[i32], t_pad: usize) -> Vec<i32> {
+fn scores(d: &Encoder, q: &[i32], k: &[i32], t_pad: usize) -> Vec<i32> {
     let (heads, dim) = (d.heads as usize, d.head_dim as usize);
     let mut out = vec![0i32; heads * t_pad * t_pad];
     for h in 0..heads {
@@ -122,7 +122,7 @@ fn scores(d: &Descriptor, q: &[i32], k: &[i32], t_pad: usize) -> Vec<i32> {
     out
 }
 
-fn normalisers(d: &Descriptor, scores: &[i32], g: u8, tokens: usize, t_pad: usize) -> Vec<i32> {
+fn normalisers(d: &Encoder, scores: &[i32], g: u8, tokens: usize, t_pad: usize) -> Vec<i32> {
     let heads = d.heads as usize;
     let mut out = vec![0i32; heads * t_pad];
     for h in 0..heads {
@@ -154,7 +154,7 @@ pub(super) fn least_normaliser(keys: &[i64]) -> i64 {
     lo
 }
 
-fn mix(d: &Descriptor, g: u8, scores: &[i32], lambda: &[i32], v: &[i32], tokens: usize, t_pad: usize) -> Vec<i32> {
+fn mix(d: &Encoder, g: u8, scores: &[i32], lambda: &[i32], v: &[i32], tokens: usize, t_pad: usize) -> Vec<i32> {
     let (heads, dim) = (d.heads as usize, d.head_dim as usize);
     let mut out = vec![0i32; heads * dim * t_pad];
     for h in 0..heads {

@@ -5,7 +5,7 @@ use crate::toy::{self, Prng, Shape};
 use obelysk_protocol::circuit::descriptor::NormSpec;
 
 fn run_reference(model: &IntegerModel, ids: &[u32], t_pad: usize) -> ModelTrace {
-    let (d, w) = (&model.descriptor, &model.weights.segments);
+    let (d, w) = (crate::toy::encoder(&model), &model.weights.segments);
     let embed = reference::embed(d, &w[0], ids, t_pad).unwrap();
     let mut u = embed.norm.u.clone();
     let mut layers = Vec::new();
@@ -123,7 +123,7 @@ fn normaliser_is_least_and_unique() {
 #[test]
 fn bad_inputs_are_refused() {
     let model = toy::model(1);
-    let (d, w) = (&model.descriptor, &model.weights.segments);
+    let (d, w) = (crate::toy::encoder(&model), &model.weights.segments);
     assert_eq!(run(&model, &[]), Err(InferError::Empty));
     assert_eq!(run(&model, &[0; 9]), Err(InferError::TooLong { tokens: 9, max: 8 }));
     assert_eq!(run(&model, &[0, 10]), Err(InferError::Vocabulary { id: 10, position: 1, vocab: 10 }));
@@ -137,7 +137,7 @@ fn bad_inputs_are_refused() {
 fn embedding_has_unit_length() {
     let model = toy::model(2);
     let trace = run(&model, &[1, 2, 3]).unwrap();
-    let e = embedding(&model.descriptor.output, &trace.pooled, trace.tokens);
+    let e = embedding(&crate::toy::encoder(&model).output, &trace.pooled, trace.tokens);
     let norm: f64 = e.iter().map(|&v| f64::from(v).powi(2)).sum();
     assert!((norm - 1.0).abs() < 1e-6);
 }

@@ -16,7 +16,7 @@ use crate::graph::Graph;
 use crate::tables::NORM_UNIT;
 use crate::weights::{EmbedAxis, IntegerModel, Matrix, SegmentWeights, Weights};
 use linear::round_row;
-use obelysk_protocol::circuit::descriptor::{Descriptor, EmbedSpec, NormSpec, OutputSpec};
+use obelysk_protocol::circuit::descriptor::{Descriptor, EmbedSpec, Encoder, NormSpec, OutputSpec};
 use pattern::{NormView, PostNorm};
 use serde::Serialize;
 use thiserror::Error;
@@ -100,7 +100,7 @@ pub struct TensorScale {
 /// A quantised model and the scales it was given.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Quantised {
-    /// Descriptor and weights, checked.
+    /// Encoder and weights, checked.
     pub model: IntegerModel,
     /// One entry per tensor with a scale.
     pub scales: Vec<TensorScale>,
@@ -131,6 +131,7 @@ pub fn quantise(graph: &Graph, ranges: &Calibration, options: &QuantiseOptions) 
         bias_bits: last.bias.iter().map(|v| v.to_bits()).collect(),
     };
     let weights = Weights { segments };
+    let descriptor = Descriptor::Encoder(descriptor);
     check(&descriptor, &weights)?;
     Ok(Quantised { model: IntegerModel { descriptor, weights }, scales })
 }
@@ -154,11 +155,11 @@ fn validate(options: &QuantiseOptions) -> Result<(), QuantiseError> {
     Ok(())
 }
 
-fn dimensions(p: &PostNorm<'_>, options: &QuantiseOptions) -> Descriptor {
+fn dimensions(p: &PostNorm<'_>, options: &QuantiseOptions) -> Encoder {
     // Tiles as large as the axes allow, but no more than half a row each way.
     let common = (p.width.trailing_zeros().min(p.ffn.trailing_zeros()) as u8).min(options.row_log / 2);
     let (tile_k_log, tile_n_log) = (options.tile_k_log.unwrap_or(common), options.tile_n_log.unwrap_or(common));
-    Descriptor {
+    Encoder {
         name: options.name.clone(),
         vocab: p.word.shape[0] as u32,
         positions: p.position.shape[0] as u32,
@@ -190,7 +191,7 @@ fn norm_unit(width: usize) -> f64 {
 
 fn embedding(
     p: &PostNorm<'_>,
-    d: &Descriptor,
+    d: &Encoder,
     options: &QuantiseOptions,
     scales: &mut Vec<TensorScale>,
 ) -> Result<(EmbedSpec, Matrix), QuantiseError> {

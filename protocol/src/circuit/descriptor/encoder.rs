@@ -1,16 +1,10 @@
-//! The full, canonical description of a registered integer model: every dimension, window, scale, table and op.
-//!
-//! It holds no weights (their roots are registered beside it) but all per-channel parameters and activation tables, which
-//! the verifier evaluates itself. Post-norm encoders (BERT family) are what this version can describe.
-//!
-//! Integer semantics of each field: `docs/quantisation.md`. Axis order of vectors: one entry per output channel.
+//! Post-norm encoders (BERT family). Integer semantics of each field: `docs/quantisation.md`.
 
-/// Largest supported token count per proof (a power of two).
-pub const MAX_TOKENS: usize = 512;
+use super::{NormSpec, Requant, Stop};
 
-/// A registered model, without weights.
+/// A registered encoder, without weights.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Descriptor {
+pub struct Encoder {
     /// Human name, absorbed as bytes.
     pub name: String,
     /// Real vocabulary size V (ids are `< V`); the embedding matrix is padded to the tile side.
@@ -52,37 +46,6 @@ pub struct EmbedSpec {
     pub shift: u8,
     /// The norm that follows.
     pub norm: NormSpec,
-}
-
-/// LayerNorm on integers: `u = norm(x)`, no gain or bias (absorbed by the readers), `||u||_2 <= 32320`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NormSpec {
-    /// epsilon in squared input units times d: `max(round(eps * d * 2^(2F)), 2^14)`.
-    pub eps: u64,
-}
-
-/// `t = floor((acc + 2^(e-1)) / 2^e)`, `t^ = clip16(t)`, `y = floor((t^ m + b) / 2^k)`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Requant {
-    /// e, in 1..=12.
-    pub e: u8,
-    /// k, in 1..=15.
-    pub k: u8,
-    /// m per output channel, in [1, 255].
-    pub m: Vec<i32>,
-    /// b per output channel; includes the rounding constant 2^(k-1).
-    pub b: Vec<i32>,
-    /// Inclusive window the output is proven to lie in. Registration checks that no `t^` can leave it.
-    pub lo: i32,
-    /// Upper end, inclusive.
-    pub hi: i32,
-}
-
-/// A linear layer that stops at `t^`: the consumer multiplies by `m_c` inside the residual.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stop {
-    /// e, in 1..=12.
-    pub e: u8,
 }
 
 /// Post-norm residual: `2^w x + rho = gain_c u + bias_c + mult_c t^ + 2^(w-1)`, `rho` in `[0, 2^w)`, then a norm of `x`.

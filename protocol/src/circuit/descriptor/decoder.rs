@@ -1,0 +1,174 @@
+//! Pre-norm decoders (Llama, Qwen3, Mistral, Phi-3, Gemma 2). Integer semantics of each field: `docs/quantisation.md`.
+//!
+//! Channel order of attention ("proof order"). A head of dimension `D = delta 2^a`, delta odd, is cut into *parts* so that
+//! every part of a head is a power of two: values into delta parts of `2^a` channels; queries and keys into the two halves
+//! that rotate into each other, each of delta parts of `2^(a-1)` channels (parts `0..delta` are the first half). There are
+//! `kappa 2^b` key heads, kappa odd. Query head `h = kv g + r` of group size g is sorted by r first, and the low bits of the
+//! key head are fastest, so that what belongs to a (token, head) pair is a prefix of what belongs to its channels. Channel
+//! `c` of a part, key head `kv = kv_lo + 2^b kv_hi`, group member `r` lies inside the part at
+//!
+//! ```text
+//! r (kv_heads 2^a) + kv_hi 2^(a+b) + c 2^b + kv_lo     (2^(a-1) for queries and keys; r = 0 for keys and values)
+//! ```
+
+use super::{NormSpec, Requant, Stop};
+
+/// A registered decoder, without weights.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decoder {
+    /// Human name, absorbed as bytes.
+    pub name: String,
+    /// Real vocabulary size V (ids are `< V`).
+    pub vocab: u32,
+    /// Longest sequence the rotary angles were registered for.
+    pub positions: u32,
+    /// Hidden width d.
+    pub width: u32,
+    /// Query heads.
+    pub heads: u32,
+    /// Key and value heads; divides `heads`.
+    pub kv_heads: u32,
+    /// Channels per head: even.
+    pub head_dim: u32,
+    /// Inner width of the feed-forward block.
+    pub ffn: u32,
+    /// log2 of a weight tile's side along the input axis (k).
+    pub tile_k_log: u8,
+    /// log2 of a weight tile's side along the output axis (n).
+    pub tile_n_log: u8,
+    /// h: log2 of the message length of every oracle.
+    pub row_log: u8,
+    /// log2 of the inverse code rate.
+    pub blowup_log: u8,
+    /// Embedding segment.
+    pub embed: TokenEmbed,
+    /// Angle per position of each rotated pair, in turns times 2^64: `head_dim / 2` entries.
+    pub frequencies: Vec<u64>,
+    /// One entry per transformer layer.
+    pub layers: Vec<DecoderLayer>,
+    /// Final norm and logits.
+    pub head: Head,
+}
+
+/// `a = sum_i 255^i row_i[id]` on int8 rows, then `2^w x + rho = scale_c a + 2^(w-1)`: the residual stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenEmbed {
+    /// int8 matrices that hold one entry, most significant last: 1 or 2.
+    pub limbs: u8,
+    /// S_c, one per channel, positive.
+    pub scale: Vec<i32>,
+    /// w: bits dropped after scaling, at least 1.
+    pub shift: u8,
+}
+
+/// RMSNorm over the channels of a head of q or k, before rotation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeadNorm {
+    /// The norm; `eps` is in squared units of the projection's output times `head_dim`.
+    pub norm: NormSpec,
+}
+
+/// Rotation of query and key pairs by position: with `(C, S) = (gain_c cos, gain_c sin)` rounded to integers,
+/// `a' = floor((C_a a - S_b b + 2^(s-1)) / 2^s)`, `b' = floor((S_a a + C_b b + 2^(s-1)) / 2^s)`.
+///
+/// The gain is that of a head norm, or `2^14` everywhere; indices follow one head's channels in natural order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rotary {
+    /// Gain per channel of a head: `head_dim` entries in `[-2^15, 2^15]`.
+    pub gain: Vec<i32>,
+    /// s: bits dropped, in 1..=20.
+    pub shift: u8,
+}
+
+/// A projection to queries or keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rotated {
+    /// The projection; vectors in proof order.
+    pub linear: Requant,
+    /// Norm per head, if the family has one.
+    pub norm: Option<HeadNorm>,
+    /// Rotation.
+    pub rotary: Rotary,
+    /// Bound on every rotated value, proved from window (or norm), gain and shift.
+    pub limit: i32,
+}
+
+/// `cap tanh(s / cap)` on scores: `t = floor((s + 2^(e-1)) / 2^e)` clipped to 16 bits, then a table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ScoreCap {
+    /// e.
+    pub e: u8,
+    /// `table[t + 2^15]`, 65,536 entries; scores have 12 fractional bits after it.
+    pub table: Vec<i16>,
+}
+
+/// A branch's way back into the residual stream: `2^w (x' - x) + rho = mult_c v + 2^(w-1)` with v the branch's `t^`, or the
+/// normalised branch `u` if there is a norm: then `2^w_y y + rho_y = mult_y t^ + 2^(w_y-1)`, `u = norm(y)`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Branch {
+    /// Norm of the branch (Gemma 2).
+    pub norm: Option<BranchNorm>,
+    /// w.
+    pub shift: u8,
+    /// M_c per channel: residual units times `2^w` per unit of v.
+    pub mult: Vec<i32>,
+}
+
+/// The norm between a branch and the residual stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BranchNorm {
+    /// w_y.
+    pub shift: u8,
+    /// Per channel.
+    pub mult: Vec<i32>,
+    /// The norm of y.
+    pub norm: NormSpec,
+}
+
+/// One transformer layer. Norms have no gain: the next weights absorb it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DecoderLayer {
+    /// RMSNorm before attention.
+    pub attn_norm: NormSpec,
+    /// Query projection (the attention scale folded in).
+    pub q: Rotated,
+    /// Key projection.
+    pub k: Rotated,
+    /// Value projection, 12 bit, vectors in proof order.
+    pub v: Requant,
+    /// g: score bits dropped before the exponential; scores have 12 fractional bits after it. 0 with a cap.
+    pub score_shift: u8,
+    /// Soft cap of the scores.
+    pub score_cap: Option<ScoreCap>,
+    /// Keys visible to a query, itself included; 0 for all earlier ones.
+    pub window: u32,
+    /// Attention output projection; its inputs are in the values' proof order.
+    pub o: Stop,
+    /// Back into the residual stream.
+    pub attn_branch: Branch,
+    /// RMSNorm before the feed-forward block.
+    pub ffn_norm: NormSpec,
+    /// Gate projection; its output indexes `activation`.
+    pub gate: Requant,
+    /// `activation[y + 2^15]` for y in [-2^15, 2^15): 65,536 entries in `[-32000, 32000]`.
+    pub activation: Vec<i16>,
+    /// Up projection.
+    pub up: Stop,
+    /// `h = clip16(floor((g t^ + 2^(e-1)) / 2^e))`: the gated product, input of `down`.
+    pub product: Stop,
+    /// Down projection.
+    pub down: Stop,
+    /// Back into the residual stream.
+    pub ffn_branch: Branch,
+}
+
+/// Final norm and logits `y_j = mult_j t^_j` at checked positions; the next token is the smallest index of the maximum.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// RMSNorm of the residual stream.
+    pub norm: NormSpec,
+    /// Logit projection.
+    pub linear: Stop,
+    /// m_j in [1, 255], one per real token.
+    pub mult: Vec<i32>,
+}
