@@ -103,12 +103,18 @@ def rate(progress):
     return LAST_RATE + (PEAK_RATE - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * turn))
 
 
+def optimisers_of(model):
+    """Muon for the matrices of the layers, AdamW for the embedding and the gains, all with the same rate."""
+    matrices = [p for p in model.model.layers.parameters() if p.dim() > 1]
+    gains = [p for p in model.parameters() if p.dim() == 1]
+    groups = [{"params": [model.model.embed_tokens.weight], "weight_decay": DECAY}, {"params": gains, "weight_decay": 0.0}]
+    adam = torch.optim.AdamW(groups, lr=PEAK_RATE, betas=(0.9, 0.95), fused=True)
+    return [adam, torch.optim.Muon(matrices, lr=PEAK_RATE, weight_decay=DECAY, adjust_lr_fn="match_rms_adamw")]
+
+
 def train(model, rows, steps, minutes, use_compile):
     """Tokens seen and minutes taken."""
-    matrices = [p for p in model.parameters() if p.dim() > 1]
-    gains = [p for p in model.parameters() if p.dim() == 1]
-    groups = [{"params": matrices, "weight_decay": DECAY}, {"params": gains, "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW(groups, lr=PEAK_RATE, betas=(0.9, 0.95), fused=True)
+    optimisers = optimisers_of(model)
     for layer in model.model.layers if use_compile else []:
         layer.compile(dynamic=False)
     begun, step, progress, mean = time.time(), 0, 0.0, None
@@ -121,10 +127,11 @@ def train(model, rows, steps, minutes, use_compile):
         loss = F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for group in optimiser.param_groups:
-            group["lr"] = rate(progress)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+        for optimiser in optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = rate(progress)
+            optimiser.step()
+        model.zero_grad(set_to_none=True)
         if long:
             model.clip_rows(ROW_LIMIT)
         step += 1
