@@ -3,6 +3,7 @@
 //! Exponential: `E(i) = round(2^18 e^(-i/4096))`. Inverse root: `R(i) = floor(32000 * 2^7 / sqrt(i))`. The activation table
 //! is computed in f64 by the pure-Rust `libm`; it is registered data, so its generator never has to run again elsewhere.
 
+use crate::import::HiddenAct;
 use std::sync::OnceLock;
 
 /// Number of rows of the exponential tables.
@@ -125,6 +126,35 @@ pub fn gelu(x: f64) -> f64 {
 pub fn gelu_table(f_in: i32, f_out: i32) -> Vec<i16> {
     let (step, unit) = (libm::exp2(-f64::from(f_in)), libm::exp2(f64::from(f_out)));
     (-32_768i32..32_768).map(|y| (gelu(f64::from(y) * step) * unit).round_ties_even().clamp(-32_768.0, 32_767.0) as i16).collect()
+}
+
+/// `table[y + 2^15] = round(activation(y 2^-f_in) 2^f_out)`, clipped to `[-limit, limit]`.
+#[must_use]
+pub fn gate_table(kind: HiddenAct, f_in: i32, f_out: i32, limit: i16) -> Vec<i16> {
+    table(limit, |y| {
+        let x = y * libm::exp2(-f64::from(f_in));
+        let value = match kind {
+            HiddenAct::Gelu => gelu(x),
+            HiddenAct::Silu => x / (1.0 + libm::exp(-x)),
+            HiddenAct::GeluTanh => {
+                let inner = std::f64::consts::FRAC_2_PI.sqrt() * (x + 0.044_715 * x * x * x);
+                0.5 * x * (1.0 + libm::tanh(inner))
+            }
+        };
+        value * libm::exp2(f64::from(f_out))
+    })
+}
+
+/// `table[t + 2^15] = round(cap tanh(t 2^-f_in / cap) 2^f_out)`.
+#[must_use]
+pub fn cap_table(cap: f64, f_in: i32, f_out: i32) -> Vec<i32> {
+    let f = |t: f64| cap * libm::tanh(t * libm::exp2(-f64::from(f_in)) / cap) * libm::exp2(f64::from(f_out));
+    (-32_768i32..32_768).map(|t| libm::rint(f(f64::from(t))) as i32).collect()
+}
+
+fn table(limit: i16, f: impl Fn(f64) -> f64) -> Vec<i16> {
+    let bound = f64::from(limit);
+    (-32_768i32..32_768).map(|y| libm::rint(f(f64::from(y))).clamp(-bound, bound) as i16).collect()
 }
 
 #[cfg(test)]

@@ -6,6 +6,9 @@ use crate::bounds::{E_RANGE, M_RANGE};
 use crate::calibrate::{Moments, Ranges};
 use rayon::prelude::*;
 
+/// Inputs up to which rounding feeds its errors back: the decomposition of their covariance takes the cube of it.
+const FEEDBACK_INPUTS: usize = 8192;
+
 /// A linear layer on integer inputs with real outputs: `y_n = sum_k weight[n][k] x_k + bias_n`.
 pub(super) struct Folded {
     /// K.
@@ -38,6 +41,36 @@ impl Folded {
     pub fn after_scale(linear: &LinearView<'_>, unit: f64, moments: &Moments) -> Self {
         let bias = linear.bias.iter().map(|&b| f64::from(b)).collect();
         Self::new(linear, bias, moments, unit, |_| unit)
+    }
+
+    /// Reads inputs of given real units: `unit(k)` is worth of input k's step in the output, `own(k)` its worth in the values
+    /// that the moments saw. Without moments weights are rounded one by one.
+    pub fn of(
+        weight: &[f32],
+        inputs: usize,
+        bias: Option<&[f32]>,
+        unit: impl Fn(usize) -> f64,
+        own: impl Fn(usize) -> f64,
+        moments: Option<&Moments>,
+    ) -> Self {
+        let weight: Vec<f64> = weight.iter().enumerate().map(|(i, &w)| f64::from(w) * unit(i % inputs)).collect();
+        let step: Vec<f64> =
+            weight.chunks_exact(inputs).map(|r| r.iter().fold(0.0f64, |a, w| a.max(w.abs())) / 127.0).collect();
+        let bias = bias.map_or_else(|| vec![0.0; step.len()], |b| b.iter().map(|&b| f64::from(b)).collect());
+        let mean = moments.map_or_else(
+            || vec![0.0; inputs],
+            |m| m.mean().iter().enumerate().map(|(k, m)| m / own(k).max(1e-300)).collect(),
+        );
+        let feedback = moments.filter(|_| inputs <= FEEDBACK_INPUTS).map_or_else(
+            || Feedback::none(inputs),
+            |m| {
+                // Moments in units of the inputs' steps.
+                let covariance = m.covariance();
+                let scaled = covariance.iter().enumerate().map(|(i, v)| v / (own(i / inputs) * own(i % inputs)).max(1e-300));
+                Feedback::new(&scaled.collect::<Vec<f64>>(), inputs)
+            },
+        );
+        Self { inputs, weight, bias, mean, feedback, step }
     }
 
     fn new(linear: &LinearView<'_>, bias: Vec<f64>, moments: &Moments, input_unit: f64, unit: impl Fn(usize) -> f64) -> Self {
