@@ -54,13 +54,10 @@ impl Folded {
         moments: Option<&Moments>,
     ) -> Self {
         let weight: Vec<f64> = weight.iter().enumerate().map(|(i, &w)| f64::from(w) * unit(i % inputs)).collect();
-        let step: Vec<f64> =
-            weight.chunks_exact(inputs).map(|r| r.iter().fold(0.0f64, |a, w| a.max(w.abs())) / 127.0).collect();
+        let step: Vec<f64> = weight.chunks_exact(inputs).map(|r| r.iter().fold(0.0f64, |a, w| a.max(w.abs())) / 127.0).collect();
         let bias = bias.map_or_else(|| vec![0.0; step.len()], |b| b.iter().map(|&b| f64::from(b)).collect());
-        let mean = moments.map_or_else(
-            || vec![0.0; inputs],
-            |m| m.mean().iter().enumerate().map(|(k, m)| m / own(k).max(1e-300)).collect(),
-        );
+        let mean = moments
+            .map_or_else(|| vec![0.0; inputs], |m| m.mean().iter().enumerate().map(|(k, m)| m / own(k).max(1e-300)).collect());
         let feedback = moments.filter(|_| inputs <= FEEDBACK_INPUTS).map_or_else(
             || Feedback::none(inputs),
             |m| {

@@ -209,7 +209,8 @@ impl Builder<'_> {
                     // Both halves of the pair rotate into each other.
                     let parts = [part, part + d.delta()];
                     let keys = parts.map(|p| p * k_size + d.channel(log, 0, head, c));
-                    let queries = parts.into_iter().flat_map(|p| (0..group).map(move |r| p * q_size + d.channel(log, r, head, c)));
+                    let queries =
+                        parts.into_iter().flat_map(|p| (0..group).map(move |r| p * q_size + d.channel(log, r, head, c)));
                     let queries: Vec<usize> = queries.collect();
                     let top_k = keys.iter().map(|&n| reach(fk, ek, n)).fold(0.0, f64::max);
                     let top_q = queries.iter().map(|&n| reach(fq, eq, n)).fold(0.0, f64::max);

@@ -104,7 +104,8 @@ fn attempt(
     for l in 0..config.layers {
         let weights = graph.layer(l)?;
         let record = Record::run(config, l, &weights, &mix_order, &mut streams);
-        let mut builder = layer::Builder { l, config, d: &descriptor, w: &weights, record: &record, options, fixed, scales: &mut scales };
+        let mut builder =
+            layer::Builder { l, config, d: &descriptor, w: &weights, record: &record, options, fixed, scales: &mut scales };
         let (spec, segment) = builder.build()?;
         descriptor.layers.push(spec);
         segments.push(segment);
@@ -175,7 +176,7 @@ fn dimensions(c: &DecoderConfig, options: &QuantiseOptions) -> Decoder {
         layers: Vec::new(),
         head: Head { norm: NormSpec { eps: 0 }, linear: Stop { e: 1 }, mult: Vec::new() },
     };
-    let (q, kv) = (d.heads as usize << d.part_log(), d.kv_heads as usize << d.part_log());
+    let (q, kv) = ((d.heads as usize) << d.part_log(), (d.kv_heads as usize) << d.part_log());
     let log = |n: usize| n.trailing_zeros() as u8;
     let half = options.row_log / 2;
     let k = [c.width, c.ffn, q].into_iter().map(log).min().unwrap_or(0).min(half);

@@ -22,21 +22,18 @@ pub(super) struct Record {
 }
 
 /// Stages whose ranges choose scales.
-const RANGED: [Stage; 9] = [
-    Stage::QPre,
-    Stage::KPre,
-    Stage::V,
-    Stage::AttnOut,
-    Stage::GatePre,
-    Stage::Gate,
-    Stage::Up,
-    Stage::Product,
-    Stage::Down,
-];
+const RANGED: [Stage; 9] =
+    [Stage::QPre, Stage::KPre, Stage::V, Stage::AttnOut, Stage::GatePre, Stage::Gate, Stage::Up, Stage::Product, Stage::Down];
 
 impl Record {
     /// Runs one layer over every sequence's residual stream (`width x tokens`), in place.
-    pub fn run(config: &DecoderConfig, l: usize, w: &DecoderLayer, mix_order: &[usize], streams: &mut [(Vec<f32>, usize)]) -> Self {
+    pub fn run(
+        config: &DecoderConfig,
+        l: usize,
+        w: &DecoderLayer,
+        mix_order: &[usize],
+        streams: &mut [(Vec<f32>, usize)],
+    ) -> Self {
         let mut out = Self::default();
         for (x, tokens) in streams {
             let next = layer(config, l, w, x, *tokens, &mut |_, stage, values, tokens| {
