@@ -57,7 +57,7 @@ pub fn quantise_into(out: &Out, source: &Path, name: &str, dest: &Path) -> Resul
     let graph = Graph::build(&imported)?;
     let bar = out.bar(calibrate::builtin_sentences().count(), "calibrating");
     let sentences = calibrate::builtin_sentences().inspect(|_| bar.inc(1));
-    let ranges = calibrate(&graph, &imported.tokenizer, imported.config.positions, sentences);
+    let ranges = calibrate(&graph, &imported.tokenizer, imported.config.positions(), sentences);
     bar.finish_and_clear();
     let spinner = out.spinner("rounding weights");
     let quantised = quantise(&graph, &ranges?, &options);

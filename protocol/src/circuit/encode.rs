@@ -4,8 +4,8 @@
 //! not judge the values; the checks of registration do.
 
 use super::descriptor::{
-    Branch, BranchNorm, Decoder, DecoderLayer, Descriptor, EmbedSpec, Encoder, Head, HeadNorm, LayerSpec, NormSpec, OutputSpec,
-    Requant, Residual, Rotary, Rotated, ScoreCap, Stop, TokenEmbed,
+    Accumulated, Branch, BranchNorm, Decoder, DecoderLayer, Descriptor, EmbedSpec, Encoder, Head, HeadNorm, LayerSpec, NormSpec,
+    OutputSpec, Requant, Residual, Rotary, Rotated, ScoreCap, Stop, TokenEmbed,
 };
 use thiserror::Error;
 
@@ -183,12 +183,12 @@ impl Writer {
             self.signed(&cap.table);
         }
         self.words(&[l.window]);
-        self.0.push(l.o.e);
+        self.0.extend_from_slice(&[l.o.e, l.o.limbs]);
         self.branch(&l.attn_branch);
         self.norm(&l.ffn_norm);
         self.requant(&l.gate);
         self.table(&l.activation);
-        self.0.extend_from_slice(&[l.up.e, l.product.e, l.down.e]);
+        self.0.extend_from_slice(&[l.up.e, l.product.e, l.down.e, l.down.limbs]);
         self.branch(&l.ffn_branch);
     }
 
@@ -402,14 +402,14 @@ impl<'a> Reader<'a> {
                 None
             },
             window: u32::from_le_bytes(self.array("window")?),
-            o: Stop { e: self.byte("o.e")? },
+            o: Accumulated { e: self.byte("o.e")?, limbs: self.byte("o.limbs")? },
             attn_branch: self.branch()?,
             ffn_norm: self.norm()?,
             gate: self.requant()?,
             activation: self.table("activation")?,
             up: Stop { e: self.byte("up.e")? },
             product: Stop { e: self.byte("product.e")? },
-            down: Stop { e: self.byte("down.e")? },
+            down: Accumulated { e: self.byte("down.e")?, limbs: self.byte("down.limbs")? },
             ffn_branch: self.branch()?,
         })
     }
@@ -535,14 +535,14 @@ mod tests {
             score_shift: 7,
             score_cap: Some(ScoreCap { e: 3, table: vec![4, -4] }),
             window: 4096,
-            o: Stop { e: 4 },
+            o: Accumulated { e: 4, limbs: 1 },
             attn_branch: plain,
             ffn_norm: norm.clone(),
             gate: requant,
             activation: vec![-1, 0, 1],
             up: Stop { e: 9 },
             product: Stop { e: 10 },
-            down: Stop { e: 11 },
+            down: Accumulated { e: 11, limbs: 2 },
             ffn_branch: normed,
         };
         Descriptor::Decoder(Decoder {

@@ -159,6 +159,14 @@ pub fn weight_product(b: &mut Builder, name: &str, input: &Factor, inputs: usize
     b.product(name, vars, vec![input.clone(), Factor::Weight(m)])
 }
 
+/// Products of one matrix with several inputs of the same shape.
+pub fn weight_products(b: &mut Builder, name: &str, limbs: &[Factor], inputs: usize, outputs: usize) -> Vec<usize> {
+    let m = b.matrix(inputs, outputs);
+    let vars = super::segment::log2_ceil(inputs);
+    let product = |(l, x): (usize, &Factor)| b.product(&format!("{name}.{l}"), vars, vec![x.clone(), Factor::Weight(m)]);
+    limbs.iter().enumerate().map(product).collect()
+}
+
 /// The claim of a logical column at `(rho_t, kappa[0..])`: the input of weight products.
 pub fn input_claim(b: &mut Builder, name: &str, x: &Logical) -> Factor {
     let nt = b.circuit().token_log;

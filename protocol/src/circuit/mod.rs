@@ -17,6 +17,7 @@ pub mod rotary;
 pub mod segment;
 pub mod shape;
 pub mod table;
+pub mod wide;
 
 pub use builder::BuildError;
 pub use encoder::embed_rows;

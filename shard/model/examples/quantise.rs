@@ -12,7 +12,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let folder = args.next().ok_or("usage: quantise FOLDER [OUT]")?;
     let imported = import(Path::new(&folder))?;
     let graph = Graph::build(&imported)?;
-    let positions = imported.config.positions;
+    let positions = imported.config.positions();
     let ranges = calibrate(&graph, &imported.tokenizer, positions, calibrate::builtin_sentences())?;
     let quantised = quantise(
         &graph,

@@ -11,10 +11,13 @@ use std::process::Command;
 use thiserror::Error;
 
 /// Files kept besides `*.safetensors`.
-const WANTED: [&str; 7] = [
+const WANTED: [&str; 10] = [
     "config.json",
+    "generation_config.json",
+    "model.safetensors.index.json",
     "tokenizer.json",
     "tokenizer_config.json",
+    "chat_template.jinja",
     "special_tokens_map.json",
     "vocab.txt",
     "modules.json",
@@ -152,14 +155,16 @@ fn at(path: &Path) -> impl FnOnce(std::io::Error) -> FetchError + use<> {
 }
 
 fn wanted(name: &str) -> bool {
-    WANTED.contains(&name) || (name.ends_with(".safetensors") && !name.contains('/'))
+    // Some repositories hold the weights twice, once as `consolidated.*` in their authors' own layout.
+    let weights = name.ends_with(".safetensors") && !name.starts_with("consolidated");
+    WANTED.contains(&name) || (weights && !name.contains('/'))
 }
 
 fn names_in(folder: &Path) -> Result<Vec<String>, FetchError> {
     let mut names: Vec<String> = WANTED.iter().filter(|n| folder.join(n).is_file()).map(|&n| n.to_owned()).collect();
     let entries = std::fs::read_dir(folder).map_err(at(folder))?;
     let files = entries.flatten().filter_map(|e| e.file_name().into_string().ok());
-    names.extend(files.filter(|n| n.ends_with(".safetensors")));
+    names.extend(files.filter(|n| n.ends_with(".safetensors") && wanted(n)));
     names.sort();
     Ok(names)
 }

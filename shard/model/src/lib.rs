@@ -16,6 +16,7 @@ pub mod infer;
 pub mod quantise;
 pub mod store;
 pub mod tables;
+pub mod tiny;
 pub mod toy;
 pub mod weights;
 

@@ -11,7 +11,7 @@ use obelysk_model::{IntegerModel, fidelity};
 
 fn quantised(imported: &Imported, graph: &Graph) -> Quantised {
     let sentences = calibrate::builtin_sentences();
-    let ranges = calibrate(graph, &imported.tokenizer, imported.config.positions, sentences).unwrap();
+    let ranges = calibrate(graph, &imported.tokenizer, imported.config.positions(), sentences).unwrap();
     quantise(graph, &ranges, &QuantiseOptions { name: "minilm".into(), ..QuantiseOptions::default() }).unwrap()
 }
 

@@ -8,12 +8,13 @@ use super::super::descriptor::{Decoder, DecoderLayer, ScoreCap};
 use super::super::expr::Expr;
 use super::super::input::PublicInput;
 use super::super::linear::{
-    Output, R1Columns, Rounded, Slice, input_claim, r1_bound, r1_columns, requantised_slice, rounded_sum, weight_product,
+    Output, R1Columns, Rounded, Slice, input_claim, r1_bound, r1_columns, requantised_slice, weight_product, weight_products,
 };
 use super::super::rotary;
 use super::super::segment::{Factor, Relation, Value, log2_ceil};
 use super::super::shape::{Blocks, Logical, join, kappa, rho};
 use super::super::table::{RowIndex, TableColumn};
+use super::gated::{limb_columns, stopped};
 use super::rotation::Rotation;
 use std::sync::Arc;
 
@@ -48,17 +49,19 @@ pub(super) fn build(b: &mut Builder, d: &Decoder, l: &DecoderLayer, u: &Factor, 
     let k = Rotation { d, positions: &positions, group: 1 }.build(b, "k", &l.k, u);
     let v = values(b, d, l, u, s);
     let scores = scores(b, d, l, s, (&q, &k), exp);
-    let mixed = mix(b, d, s, &scores, &v);
+    let mixed = mix(b, d, (s, l.o.limbs), &scores, &v);
     let inputs = s.group * kv_odd << (s.part_log + hl);
-    let accs: Vec<usize> = mixed
-        .iter()
-        .enumerate()
-        .map(|(p, m)| {
-            let claim = input_claim(b, &format!("mix.{p}"), m);
-            weight_product(b, &format!("o.{p}"), &claim, inputs, d.width as usize)
-        })
-        .collect();
-    rounded_sum(b, "o", Blocks::of(d.width as usize), l.o.e, &accs)
+    // One list of accumulators per limb: the sum over parts.
+    let mut accs = vec![Vec::new(); usize::from(l.o.limbs)];
+    for (p, limbs) in mixed.iter().enumerate() {
+        let claim = |(k, m): (usize, &Logical)| input_claim(b, &format!("mix{k}.{p}"), m);
+        let claims: Vec<Factor> = limbs.iter().enumerate().map(claim).collect();
+        let products = weight_products(b, &format!("o.{p}"), &claims, inputs, d.width as usize);
+        for (list, acc) in accs.iter_mut().zip(products) {
+            list.push(acc);
+        }
+    }
+    stopped(b, "o", Blocks::of(d.width as usize), l.o, &accs)
 }
 
 /// Value parts, 12 bit.
@@ -150,8 +153,8 @@ fn capped(b: &mut Builder, name: &str, s: Shape, cap: &ScoreCap, columns: &Score
     }
 }
 
-/// `acc = r + 2^14 y - 2^13` with `acc = sum_j p v`: no clip. Parts over all group members.
-fn mix(b: &mut Builder, d: &Decoder, s: Shape, scores: &[ScoreColumns], v: &[Logical]) -> Vec<Logical> {
+/// `acc = r + 2^14 y - 2^13` with `acc = sum_j p v`: no clip. Parts over all group members, each in limbs.
+fn mix(b: &mut Builder, d: &Decoder, (s, limbs): (Shape, u8), scores: &[ScoreColumns], v: &[Logical]) -> Vec<Vec<Logical>> {
     // y = (kv_lo, j, kv_hi).
     let vars = s.hl + s.nt + s.hi;
     let n = s.nt + s.part_log + s.hl;
@@ -169,29 +172,42 @@ fn mix(b: &mut Builder, d: &Decoder, s: Shape, scores: &[ScoreColumns], v: &[Log
     (0..d.delta())
         .map(|part| {
             let value = b.claim(&format!("v.{part}"), v[part].at(&point));
-            let mut out = Vec::new();
+            let empty = Logical { blocks: Vec::new(), lo: n, hi: log2_ceil(s.kv_odd * s.group) };
+            let mut out = vec![empty; usize::from(limbs)];
             for (r, weight) in weights.iter().enumerate() {
                 let head = Factor::Eq { offset: 0, coords: rho(s.nt, s.hl) };
                 let block = Factor::Eq { offset: s.hl + s.nt, coords: rho(n, s.hi) };
                 let factors = vec![head, block, weight.clone(), value.clone()];
                 let acc = b.product(&format!("mix.{part}.{r}"), vars, factors);
-                out.extend(mixed_columns(b, (part, r), s, n, acc));
+                for (out, cols) in out.iter_mut().zip(mixed_columns(b, (part, r), (s, limbs), n, acc)) {
+                    out.blocks.extend(cols);
+                }
             }
-            Logical { blocks: out, lo: n, hi: log2_ceil(s.kv_odd * s.group) }
+            out
         })
         .collect()
 }
 
-fn mixed_columns(b: &mut Builder, (part, r): (usize, usize), s: Shape, n: usize, acc: usize) -> Vec<u32> {
-    let (mut rs, mut ys) = (Vec::new(), Vec::new());
+/// Columns of one group member: per limb, one per block.
+fn mixed_columns(b: &mut Builder, (part, r): (usize, usize), (s, limbs): (Shape, u8), n: usize, acc: usize) -> Vec<Vec<u32>> {
+    let mut rs = Vec::new();
+    let mut ys = vec![Vec::new(); usize::from(limbs)];
     for i in r * s.kv_odd..(r + 1) * s.kv_odd {
         rs.push(b.bound_column(&format!("mix.{part}.{i}.r"), n, (0, (1 << MIX_SHIFT) - 1)));
-        ys.push(b.bound_column(&format!("mix.{part}.{i}.y"), n, (-(1 << 15), (1 << 15) - 1)));
+        let name = format!("mix.{part}.{i}.y");
+        let y = match limbs {
+            1 => vec![b.bound_column(&name, n, (-(1 << 15), (1 << 15) - 1))],
+            _ => limb_columns(b, &name, n, limbs),
+        };
+        for (limb, c) in ys.iter_mut().zip(y) {
+            limb.push(c);
+        }
     }
     let at_rho = |cols: &[u32]| Logical { blocks: cols.to_vec(), lo: n, hi: s.hi }.at_rho();
-    let y = at_rho(&ys);
-    let constant = Some((-(1 << (MIX_SHIFT - 1)), s.kv_odd, y.hi.clone()));
-    let terms = vec![(1, at_rho(&rs)), (1 << MIX_SHIFT, y)];
+    let low = at_rho(&rs);
+    let constant = Some((-(1 << (MIX_SHIFT - 1)), s.kv_odd, low.hi.clone()));
+    let limb = |(k, cols): (usize, &Vec<u32>)| (1i64 << (MIX_SHIFT + 8 * k), at_rho(cols));
+    let terms = std::iter::once((1, low)).chain(ys.iter().enumerate().map(limb)).collect();
     let values = vec![(1, Value::Accumulator(acc))];
     let bound = 1 << (MASS_LOG + VALUE_LOG);
     b.relate(Relation { name: format!("mix.{part}.{r}.acc"), terms, constant, values }, bound);

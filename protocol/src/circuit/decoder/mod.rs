@@ -126,7 +126,8 @@ fn layer_ranges(d: &Decoder, l: &DecoderLayer) -> bool {
     };
     let projections = requant(&l.q.linear, q) && requant(&l.k.linear, kv) && requant(&l.v, kv) && requant(&l.gate, d.ffn);
     let rest = rotary(&l.q.rotary) && rotary(&l.k.rotary) && branch(&l.attn_branch) && branch(&l.ffn_branch);
-    projections && rest && score && l.activation.len() == 1 << 16
+    let limbs = [l.o, l.down].iter().all(|a| (1..=2).contains(&a.limbs));
+    projections && rest && score && limbs && l.activation.len() == 1 << 16
 }
 
 /// The residual stream as received: this segment's own copy, stitched limb by limb at the boundary point.

@@ -180,6 +180,18 @@ pub struct BranchNorm {
     pub norm: NormSpec,
 }
 
+/// A matrix on 16-bit inputs that stops at `t^ = clip16(floor((acc + 2^(e-1)) / 2^e))`.
+///
+/// One limb: one accumulator, and registration bounds it by the weights. Two limbs: the inputs are split as `v_0 + 2^8 v_1`,
+/// `v_0` in `[0, 2^8)`, each with an accumulator of its own, which no row of up to 2^15 weights can overflow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Accumulated {
+    /// e: in 1..=13 with one limb, in 9..=16 with two.
+    pub e: u8,
+    /// Limbs of the input: 1 or 2.
+    pub limbs: u8,
+}
+
 /// One transformer layer. Norms have no gain: the next weights absorb it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DecoderLayer {
@@ -198,7 +210,7 @@ pub struct DecoderLayer {
     /// Keys visible to a query, itself included; 0 for all earlier ones.
     pub window: u32,
     /// Attention output projection; its inputs are in the values' proof order.
-    pub o: Stop,
+    pub o: Accumulated,
     /// Back into the residual stream.
     pub attn_branch: Branch,
     /// RMSNorm before the feed-forward block.
@@ -212,7 +224,7 @@ pub struct DecoderLayer {
     /// `h = clip16(floor((g t^ + 2^(e-1)) / 2^e))`: the gated product, input of `down`.
     pub product: Stop,
     /// Down projection.
-    pub down: Stop,
+    pub down: Accumulated,
     /// Back into the residual stream.
     pub ffn_branch: Branch,
 }

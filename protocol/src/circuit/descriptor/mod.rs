@@ -6,7 +6,9 @@
 mod decoder;
 mod encoder;
 
-pub use decoder::{Branch, BranchNorm, Decoder, DecoderLayer, Head, HeadNorm, Rotary, Rotated, ScoreCap, TokenEmbed};
+pub use decoder::{
+    Accumulated, Branch, BranchNorm, Decoder, DecoderLayer, Head, HeadNorm, Rotary, Rotated, ScoreCap, TokenEmbed,
+};
 pub use encoder::{EmbedSpec, Encoder, LayerSpec, OutputSpec, Residual};
 
 /// Largest supported token count per proof (a power of two).

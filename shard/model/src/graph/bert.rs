@@ -1,20 +1,19 @@
 //! Post-norm BERT encoders: embedding and norm, then per layer attention, sum, norm, feed-forward, sum, norm.
 
 use super::{Activation, Graph, Node, NodeId, Op};
-use crate::import::{Config, FloatTensor, HiddenAct, ImportError, Pooling, TensorStore};
+use crate::import::{EncoderConfig, FloatTensor, HiddenAct, ImportError, Pooling, TensorStore};
 
 struct Builder<'a> {
-    config: &'a Config,
+    config: &'a EncoderConfig,
     tensors: &'a TensorStore,
     nodes: Vec<Node>,
 }
 
 /// The graph of a BERT checkpoint; node names are `embed`, `embed.norm`, `layer.L.{q,k,v,mix,o,sum1,norm1,up,act,down,sum2,norm2}`
 /// and `pool`.
-pub(super) fn build(config: &Config, tensors: &TensorStore) -> Result<Graph, ImportError> {
+pub(super) fn build(config: &EncoderConfig, tensors: &TensorStore) -> Result<Graph, ImportError> {
     let mut b = Builder { config, tensors, nodes: Vec::new() };
-    let table =
-        |name: &str, rows: usize| tensors.get(&format!("embeddings.{name}_embeddings.weight"), &[rows, config.width]).cloned();
+    let table = |name: &str, rows: usize| tensors.get(&format!("embeddings.{name}_embeddings.weight"), &[rows, config.width]);
     let embed = b.push(
         "embed",
         Op::Embed {
@@ -40,7 +39,7 @@ impl Builder<'_> {
     }
 
     fn vector(&self, name: &str, n: usize) -> Result<FloatTensor, ImportError> {
-        self.tensors.get(name, &[n]).cloned()
+        self.tensors.get(name, &[n])
     }
 
     fn norm(&mut self, name: &str, tensor: &str, input: NodeId) -> Result<NodeId, ImportError> {
@@ -50,7 +49,7 @@ impl Builder<'_> {
     }
 
     fn linear(&mut self, name: &str, tensor: &str, input: NodeId, shape: [usize; 2]) -> Result<NodeId, ImportError> {
-        let weight = self.tensors.get(&format!("{tensor}.weight"), &shape)?.clone();
+        let weight = self.tensors.get(&format!("{tensor}.weight"), &shape)?;
         let bias = self.vector(&format!("{tensor}.bias"), shape[0])?;
         Ok(self.push(name, Op::Linear { input, weight, bias }))
     }
@@ -69,6 +68,10 @@ impl Builder<'_> {
         let up = self.linear(&name("up"), &tensor("intermediate.dense"), x, [f, w])?;
         let kind = match self.config.activation {
             HiddenAct::Gelu => Activation::Gelu,
+            other => {
+                let (setting, value) = ("hidden_act".to_owned(), format!("{other:?}"));
+                return Err(ImportError::Setting { setting, value, supported: "gelu" });
+            }
         };
         let act = self.push(&name("act"), Op::Activation { input: up, kind });
         let down = self.linear(&name("down"), &tensor("output.dense"), act, [w, f])?;

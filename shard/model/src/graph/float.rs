@@ -11,7 +11,7 @@ use thiserror::Error;
 const BLOCK: usize = 64;
 
 /// Why an input cannot be evaluated.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[derive(Clone, Debug, Error)]
 pub enum FloatError {
     /// No tokens.
     #[error("the input has no tokens: pass at least one token id")]
@@ -32,6 +32,9 @@ pub enum FloatError {
         /// Rows of the word table.
         vocab: usize,
     },
+    /// Weights that are read when needed could not be read.
+    #[error(transparent)]
+    Weights(std::sync::Arc<crate::import::ImportError>),
 }
 
 /// Values of all nodes for one input.

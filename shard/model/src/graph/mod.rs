@@ -4,11 +4,14 @@
 //! The list assumes no architecture; the quantiser asks for the pattern it can describe and refuses others by name.
 
 mod bert;
+pub mod decoder;
+pub mod decoder_float;
 mod float;
+mod matmul;
 
 pub use float::{FloatError, Values, evaluate};
 
-use crate::import::{Config, FloatTensor, ImportError, Imported, TensorStore};
+use crate::import::{Config, EncoderConfig, FloatTensor, ImportError, Imported, TensorStore};
 
 /// Index of a node.
 pub type NodeId = usize;
@@ -106,14 +109,17 @@ impl Graph {
     /// # Errors
     /// Unknown architecture, missing or misshapen tensor.
     pub fn build(model: &Imported) -> Result<Self, ImportError> {
-        Self::from_parts(&model.config, &model.tensors)
+        match &model.config {
+            Config::Encoder(config) => Self::from_parts(config, &model.tensors),
+            Config::Decoder(config) => Err(ImportError::Architecture(config.architecture.clone())),
+        }
     }
 
     /// Builds the graph from settings and tensors.
     ///
     /// # Errors
     /// Unknown architecture, missing or misshapen tensor.
-    pub fn from_parts(config: &Config, tensors: &TensorStore) -> Result<Self, ImportError> {
+    pub fn from_parts(config: &EncoderConfig, tensors: &TensorStore) -> Result<Self, ImportError> {
         match config.architecture.as_str() {
             "BertModel" | "BertForMaskedLM" | "bert" => bert::build(config, tensors),
             other => Err(ImportError::Architecture(other.to_owned())),

@@ -1,12 +1,24 @@
 //! `config.json` and the settings of sentence-transformers: what the builder needs, and refusal of what it cannot honour.
 
-use super::{ImportError, read_file};
+use super::decoder::{DecoderConfig, Family};
+use super::tensors::json;
+use super::{ImportError, setting};
 use serde::Deserialize;
+use serde_json::{Map, Value};
 use std::path::Path;
+
+/// Dimensions and settings of a model.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Config {
+    /// A text encoder: one vector per text.
+    Encoder(EncoderConfig),
+    /// A causal language model: one distribution per token.
+    Decoder(DecoderConfig),
+}
 
 /// Dimensions and settings of an encoder.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Config {
+pub struct EncoderConfig {
     /// Architecture name as published.
     pub architecture: String,
     /// Vocabulary size.
@@ -36,6 +48,10 @@ pub struct Config {
 pub enum HiddenAct {
     /// `x Phi(x)`, exact.
     Gelu,
+    /// `x / (1 + exp(-x))`.
+    Silu,
+    /// `x Phi(x)` with Phi approximated by a hyperbolic tangent.
+    GeluTanh,
 }
 
 /// Poolings with a proof.
@@ -74,8 +90,44 @@ struct Module {
 }
 
 impl Config {
-    /// Reads `config.json`, `modules.json` and `1_Pooling/config.json` (the last two if present).
+    /// Reads `config.json` and what belongs to it.
     pub(super) fn read(folder: &Path) -> Result<Self, ImportError> {
+        let path = folder.join("config.json");
+        let map: Map<String, Value> = json(&path)?;
+        let text = |v: Option<&Value>| v.and_then(Value::as_str).unwrap_or_default().to_owned();
+        let named = text(map.get("architectures").and_then(|a| a.get(0)));
+        let Some((family, model_type)) = Family::of(&named) else {
+            return EncoderConfig::read(folder).map(Self::Encoder);
+        };
+        match text(map.get("model_type")) {
+            found if found == model_type || found.is_empty() => {}
+            found => return Err(setting("model_type", &found, model_type)),
+        }
+        DecoderConfig::read(family, &named, map, folder).map(Self::Decoder)
+    }
+
+    /// Tokens a sequence may have.
+    #[must_use]
+    pub fn positions(&self) -> usize {
+        match self {
+            Self::Encoder(config) => config.positions,
+            Self::Decoder(config) => config.positions,
+        }
+    }
+
+    /// Architecture name as published.
+    #[must_use]
+    pub fn architecture(&self) -> &str {
+        match self {
+            Self::Encoder(config) => &config.architecture,
+            Self::Decoder(config) => &config.architecture,
+        }
+    }
+}
+
+impl EncoderConfig {
+    /// Reads `config.json`, `modules.json` and `1_Pooling/config.json` (the last two if present).
+    fn read(folder: &Path) -> Result<Self, ImportError> {
         let raw: Raw = json(&folder.join("config.json"))?;
         let architecture = architecture(&raw)?;
         let activation = match raw.hidden_act.as_deref() {
@@ -152,12 +204,4 @@ fn pooling(folder: &Path) -> Result<Pooling, ImportError> {
         }
     }
     Ok(Pooling::MeanNormalised)
-}
-
-fn json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, ImportError> {
-    serde_json::from_slice(&read_file(path)?).map_err(|source| ImportError::Json { path: path.to_owned(), source })
-}
-
-fn setting(name: &str, value: &str, supported: &'static str) -> ImportError {
-    ImportError::Setting { setting: name.into(), value: value.into(), supported }
 }

@@ -4,10 +4,15 @@
 //! error, never ignored.
 
 mod config;
+mod decoder;
+mod fields;
+mod rope;
+mod shards;
 mod tensors;
 mod tokenizer;
 
-pub use config::{Config, HiddenAct, Pooling};
+pub use config::{Config, EncoderConfig, HiddenAct, Pooling};
+pub use decoder::DecoderConfig;
 pub use tensors::{FloatTensor, TensorStore};
 pub use tokenizer::TextTokenizer;
 
@@ -19,7 +24,7 @@ use thiserror::Error;
 pub struct Imported {
     /// Dimensions and settings.
     pub config: Config,
-    /// All float tensors by name, without a leading `bert.`.
+    /// All tensors by name, without a leading `bert.`; values are read when asked for.
     pub tensors: TensorStore,
     /// Text to token ids, special tokens included.
     pub tokenizer: TextTokenizer,
@@ -55,6 +60,14 @@ pub enum ImportError {
     /// No weights in the folder.
     #[error("{0} holds no *.safetensors file; convert the weights to safetensors first")]
     NoWeights(PathBuf),
+    /// A shard of the index is not there.
+    #[error("{index} names the shard `{shard}`, which is not in the folder; fetch the model again")]
+    Shard {
+        /// The index.
+        index: PathBuf,
+        /// The shard.
+        shard: String,
+    },
     /// A tensor the architecture needs.
     #[error("tensor `{0}` is missing; the weights do not belong to this config.json")]
     MissingTensor(String),
@@ -68,6 +81,9 @@ pub enum ImportError {
         /// Shape needed.
         expected: Vec<usize>,
     },
+    /// A tensor the architecture has no use for.
+    #[error("tensor `{0}` has no place in this architecture; the weights do not belong to this config.json")]
+    UnusedTensor(String),
     /// A weight that is not a number.
     #[error("tensor `{name}` holds {value} at index {index}; the checkpoint is damaged")]
     NotFinite {
@@ -87,7 +103,10 @@ pub enum ImportError {
         dtype: String,
     },
     /// An architecture without a builder.
-    #[error("architecture `{0}` is not supported; supported: BertModel, BertForMaskedLM (post-norm encoders)")]
+    #[error(
+        "architecture `{0}` is not supported here; supported: BertModel, BertForMaskedLM (encoders), LlamaForCausalLM, \
+         Qwen3ForCausalLM, MistralForCausalLM, Phi3ForCausalLM, Gemma2ForCausalLM (decoders)"
+    )]
     Architecture(String),
     /// A setting that changes the function.
     #[error("setting `{setting}` is `{value}`, which is not supported; supported: {supported}")]
@@ -117,4 +136,8 @@ pub fn import(folder: &Path) -> Result<Imported, ImportError> {
 
 fn read_file(path: &Path) -> Result<Vec<u8>, ImportError> {
     std::fs::read(path).map_err(|source| ImportError::File { path: path.to_owned(), source })
+}
+
+fn setting(name: &str, value: &str, supported: &'static str) -> ImportError {
+    ImportError::Setting { setting: name.into(), value: value.into(), supported }
 }
