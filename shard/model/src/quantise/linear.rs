@@ -5,6 +5,7 @@ use super::pattern::{LinearView, NormView};
 use crate::bounds::{E_RANGE, M_RANGE};
 use crate::calibrate::{Moments, Ranges};
 use rayon::prelude::*;
+use std::ops::RangeInclusive;
 
 /// Inputs up to which rounding feeds its errors back: the decomposition of their covariance takes the cube of it.
 const FEEDBACK_INPUTS: usize = 8192;
@@ -85,12 +86,18 @@ impl Folded {
 
     /// Least e whose 16-bit window holds the calibrated accumulators with head-room.
     pub fn choose_e(&self, ranges: &Ranges, headroom: f64) -> u8 {
+        self.choose_e_in(E_RANGE, ranges, headroom)
+    }
+
+    /// The same among other shifts.
+    pub fn choose_e_in(&self, mut admitted: RangeInclusive<u8>, ranges: &Ranges, headroom: f64) -> u8 {
+        let last = *admitted.end();
         let rows = self.bias.iter().zip(&self.step).zip(ranges.lo.iter().zip(&ranges.hi));
         let largest = rows
             .filter(|((_, step), _)| **step > 0.0)
             .map(|((b, step), (&lo, &hi))| (f64::from(lo) - b).abs().max((f64::from(hi) - b).abs()) / step)
             .fold(0.0, f64::max);
-        E_RANGE.clone().find(|&e| largest * headroom <= 32_767.0 * 2f64.powi(i32::from(e))).unwrap_or(*E_RANGE.end())
+        admitted.find(|&e| largest * headroom <= 32_767.0 * 2f64.powi(i32::from(e))).unwrap_or(last)
     }
 
     /// Multipliers and biases at output scale `scale(n)` (steps per real unit), if all satisfy `m 2^15 + |b| <= limit`.

@@ -12,9 +12,9 @@ use crate::import::DecoderConfig;
 use crate::tables::{cap_table, gate_table};
 use crate::weights::{Matrix, SegmentWeights};
 use obelysk_protocol::circuit::descriptor::{
-    Branch, BranchNorm, Decoder, DecoderLayer, HeadNorm, NormSpec, Requant, Rotary, Rotated, ScoreCap, Stop,
+    Accumulated, Branch, BranchNorm, Decoder, DecoderLayer, HeadNorm, NormSpec, Requant, Rotary, Rotated, ScoreCap, Stop,
 };
-use obelysk_protocol::circuit::rotary;
+use obelysk_protocol::circuit::{rotary, wide};
 
 /// k of queries, keys and values: with it `m <= 255` fills a window of 12 bits.
 const NARROW_SHIFT: u8 = 12;
@@ -296,6 +296,19 @@ impl Builder<'_> {
         }
     }
 
+    /// e, and one limb where the finest rows stay within one accumulator, else two.
+    fn accumulated(&self, folded: &Folded, ranges: &Ranges) -> Accumulated {
+        let e = folded.choose_e(ranges, self.options.headroom);
+        let limit = bounds::accumulator_limit(e);
+        // A row's finest weights are its values over the step that gives its largest 127.
+        let worst = folded.weight.chunks_exact(folded.inputs).zip(&folded.step);
+        let sum = |(row, step): (&[f64], &f64)| row.iter().map(|w| w.abs()).sum::<f64>() / step.max(1e-300);
+        if worst.map(sum).all(|l1| l1 * 32_768.0 * 1.01 <= limit as f64) {
+            return Accumulated { e, limbs: 1 };
+        }
+        Accumulated { e: folded.choose_e_in(wide::E_RANGE, ranges, self.options.headroom), limbs: 2 }
+    }
+
     /// A matrix that stops at `t^`, and its way into the residual stream.
     fn branch(
         &mut self,
@@ -303,10 +316,18 @@ impl Builder<'_> {
         folded: &Folded,
         stage: Stage,
         norm: Option<&[f32]>,
-    ) -> Result<(Stop, Branch, Matrix), QuantiseError> {
-        let e = folded.choose_e(&self.record.ranges(stage), self.options.headroom);
-        let window = (-32_768, 32_767);
-        let into = |unit: f64| super::super::layer::stopped_rows(folded, e, unit * 2f64.powi(i32::from(e)), window);
+    ) -> Result<(Accumulated, Branch, Matrix), QuantiseError> {
+        let spec = self.accumulated(folded, &self.record.ranges(stage));
+        let e = spec.e;
+        let into = |unit: f64| {
+            let unit = unit * 2f64.powi(i32::from(e));
+            if spec.limbs == 1 {
+                return super::super::layer::stopped_rows(folded, e, unit, INPUT);
+            }
+            let mult: Vec<i32> = folded.step.iter().map(|step| (step * unit).ceil().clamp(1.0, 1e9) as i32).collect();
+            let data = folded.round(|n| f64::from(mult[n]) / unit);
+            (mult, data)
+        };
         let stream = 2f64.powi(self.fixed);
         let (branch, data) = match norm {
             None => {
@@ -328,9 +349,12 @@ impl Builder<'_> {
         };
         self.note(part, Some(e), None, self.fixed);
         let matrix = Matrix { name: part.into(), inputs: folded.inputs, outputs: folded.outputs(), data };
-        Ok((Stop { e }, branch, matrix))
+        Ok((spec, branch, matrix))
     }
 }
+
+/// Window of what o and down read.
+const INPUT: (i64, i64) = (-32_768, 32_767);
 
 /// Bits dropped into a branch's own norm.
 const SHIFT_OWN: u8 = 4;
