@@ -123,12 +123,11 @@ pub fn reach(r: &Rotated) -> Reach {
     Reach { product, pairs, l2 }
 }
 
-/// Largest `|sum q' k'|` over a head: by channels, or by Cauchy-Schwarz where that is less.
+/// Largest `|sum q' k'|` over a head: by the registered limits, or by Cauchy-Schwarz where that is less.
 #[must_use]
-pub fn score_bound(q: &Reach, k: &Reach) -> i64 {
-    let channels: i128 = q.pairs.iter().zip(&k.pairs).map(|(&q, &k)| 2 * i128::from(q) * i128::from(k)).sum();
-    let bound = channels.min(i128::from(q.l2) * i128::from(k.l2));
-    i64::try_from(bound).unwrap_or(i64::MAX)
+pub fn score_bound(q: &Rotated, k: &Rotated) -> i64 {
+    let by_limit = i64::from(q.limit).saturating_mul(i64::from(k.limit)).saturating_mul(q.rotary.gain.len() as i64);
+    by_limit.min(reach(q).l2.saturating_mul(reach(k).l2))
 }
 
 /// Least integer not below the square root.
@@ -203,7 +202,7 @@ mod tests {
 
     #[test]
     fn no_rotation_leaves_its_reach_and_the_reach_is_tight() {
-        for (gains, shift) in [([16_384, 16_384], 14), ([32_768, -20_000], 17), ([3, 1], 1), ([-32_768, 0], 20)] {
+        for (gains, shift) in [([16_384, 16_384], 14), ([32_768, -20_000], 17), ([3, 1], 1), ([-32_768, 0], 16)] {
             let window = reach(&rotated(false, 2000, gains.to_vec(), shift)).pairs[0];
             let corners = [(2000, 2000), (-2000, 2000), (2000, -2000), (-2000, -2000), (2000, 0), (0, -2000)];
             let found = worst(gains, &corners, shift);
@@ -222,6 +221,10 @@ mod tests {
         let (with, without) = (reach(&rotated(true, 32_767, long.clone(), 14)), reach(&rotated(false, 32_320, long, 14)));
         assert!(with.l2 < 32_340 && with.pairs[0] < 32_340);
         assert!(without.l2 > 300_000);
-        assert_eq!(score_bound(&with, &with), with.l2 * with.l2);
+        let mut normed = rotated(true, 32_767, vec![16_384; 128], 14);
+        normed.limit = 32_339;
+        assert_eq!(score_bound(&normed, &normed), with.l2 * with.l2);
+        normed.limit = 100;
+        assert_eq!(score_bound(&normed, &normed), 128 * 100 * 100);
     }
 }

@@ -2,6 +2,10 @@
 //!
 //! Deterministic in the seed on every machine: integers only, apart from the activation table.
 
+mod decoder;
+
+pub use decoder::{DecoderToy, decoder, decoder_mut, decoder_of};
+
 use crate::bounds;
 use crate::tables::gelu_table;
 use crate::weights::{EmbedAxis, IntegerModel, Matrix, SegmentWeights, Weights, layer_shapes};

@@ -103,6 +103,14 @@ impl Decoder {
     pub const fn kv_odd(&self) -> usize {
         self.kv_heads as usize >> self.kv_low_log()
     }
+
+    /// Index inside a part of `2^part_log` channels per head: channel `c` of group member `r` at key head `kv`.
+    #[must_use]
+    pub const fn channel(&self, part_log: usize, r: usize, kv: usize, c: usize) -> usize {
+        let b = self.kv_low_log();
+        let (hi, lo) = (kv >> b, kv & ((1 << b) - 1));
+        (((r * self.kv_odd() + hi) << part_log | c) << b) | lo
+    }
 }
 
 /// `a = sum_i 255^i row_i[id]` on int8 rows, then `2^w x + rho = scale_c a + 2^(w-1)`: the residual stream.
@@ -238,4 +246,56 @@ pub struct Head {
     pub linear: Stop,
     /// m_j in [1, 255], one per real token.
     pub mult: Vec<i32>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn decoder(heads: u32, kv_heads: u32, head_dim: u32, vocab: u32, tile_logs: (u8, u8)) -> Decoder {
+        Decoder {
+            name: String::new(),
+            vocab,
+            positions: 1,
+            width: 8,
+            heads,
+            kv_heads,
+            head_dim,
+            ffn: 8,
+            tile_k_log: tile_logs.0,
+            tile_n_log: tile_logs.1,
+            row_log: 14,
+            blowup_log: 2,
+            embed: TokenEmbed { limbs: 1, scale: Vec::new(), shift: 1 },
+            frequencies: Vec::new(),
+            layers: Vec::new(),
+            head: Head { norm: NormSpec { eps: 1 << 14 }, linear: Stop { e: 8 }, mult: Vec::new() },
+        }
+    }
+
+    #[test]
+    fn channels_of_a_part_are_a_permutation_with_low_key_heads_fastest() {
+        let d = decoder(36, 12, 24, 10, (0, 0));
+        assert_eq!((d.group(), d.kv_low_log(), d.kv_odd(), d.delta(), d.part_log(), d.pair_log()), (3, 2, 3, 3, 3, 2));
+        for part_log in [d.part_log(), d.pair_log()] {
+            let all = (0..3).flat_map(|r| (0..12).flat_map(move |kv| (0..1 << part_log).map(move |c| (r, kv, c))));
+            let mut seen: Vec<usize> = all.map(|(r, kv, c)| d.channel(part_log, r, kv, c)).collect();
+            seen.sort_unstable();
+            assert_eq!(seen, (0..36usize << part_log).collect::<Vec<_>>());
+            assert_eq!([(0, 1, 0), (0, 0, 1), (1, 0, 0)].map(|(r, kv, c)| d.channel(part_log, r, kv, c)), [1, 4, 12 << part_log]);
+            assert_eq!(d.channel(part_log, 0, 4, 0), 4 << part_log);
+        }
+    }
+
+    #[test]
+    fn vocabularies_are_padded_to_tiles_and_few_blocks() {
+        let padded = |vocab, logs| {
+            let d = decoder(1, 1, 2, vocab, logs);
+            (d.embed_inputs(), d.head_outputs())
+        };
+        assert_eq!(padded(21, (3, 2)), (24, 24));
+        assert_eq!(padded(128_256, (7, 7)), (128_256, 131_072));
+        assert_eq!(padded(151_936, (6, 6)), (151_936, 163_840));
+        assert_eq!(padded(1, (0, 0)), (1, 1));
+    }
 }

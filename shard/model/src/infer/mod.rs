@@ -7,6 +7,7 @@
 //! Both executors expect a model that passed [`crate::check::check`]; they refuse wrong shapes themselves, but only the
 //! check bounds the arithmetic.
 
+pub mod decoder;
 mod forward;
 mod kernel;
 pub mod reference;
@@ -71,6 +72,17 @@ pub enum InferError {
     /// The model is of another kind.
     #[error("`{0}` is not {1}: use the command for its kind")]
     Kind(String, &'static str),
+    /// A row whose sequence starts after it.
+    #[error("row {row} belongs to a sequence that starts at row {start}: derive rows from the sequences of the input")]
+    Start {
+        /// The row.
+        row: usize,
+        /// Where its sequence starts.
+        start: u32,
+    },
+    /// Weights that could not be had.
+    #[error("weights of a segment cannot be read: {0}")]
+    Weights(String),
     /// The layer number does not exist.
     #[error("the model has no segment {0}: weights and descriptor are not of one model")]
     Segment(usize),

@@ -68,11 +68,11 @@ pub fn pool(u: &[i16], tokens: usize, t_pad: usize) -> Vec<i64> {
     u.chunks_exact(t_pad.max(1)).map(|row| row.iter().take(tokens).map(|&v| i64::from(v)).sum()).collect()
 }
 
-fn half(shift: u8) -> i64 {
+pub(super) fn half(shift: u8) -> i64 {
     1i64 << (shift - 1)
 }
 
-fn accumulate(m: &Matrix, x: &[i16], t_pad: usize) -> Vec<i32> {
+pub(super) fn accumulate(m: &Matrix, x: &[i16], t_pad: usize) -> Vec<i32> {
     let mut out = vec![0i32; m.outputs * t_pad];
     for n in 0..m.outputs {
         for t in 0..t_pad {
@@ -84,11 +84,11 @@ fn accumulate(m: &Matrix, x: &[i16], t_pad: usize) -> Vec<i32> {
 }
 
 /// `clip16(floor((acc + 2^(e-1)) / 2^e))`.
-fn t_hat(acc: i32, e: u8) -> i16 {
+pub(super) fn t_hat(acc: i32, e: u8) -> i16 {
     ((i64::from(acc) + half(e)) >> e).clamp(-32_768, 32_767) as i16
 }
 
-fn linear(m: &Matrix, r: &Requant, x: &[i16], t_pad: usize) -> LinearTrace {
+pub(super) fn linear(m: &Matrix, r: &Requant, x: &[i16], t_pad: usize) -> LinearTrace {
     let acc = accumulate(m, x, t_pad);
     let y = acc
         .iter()
@@ -101,7 +101,7 @@ fn linear(m: &Matrix, r: &Requant, x: &[i16], t_pad: usize) -> LinearTrace {
     LinearTrace { acc, y }
 }
 
-fn stop(m: &Matrix, e: u8, x: &[i16], t_pad: usize) -> StopTrace {
+pub(super) fn stop(m: &Matrix, e: u8, x: &[i16], t_pad: usize) -> StopTrace {
     let acc = accumulate(m, x, t_pad);
     let t_hat = acc.iter().map(|&a| t_hat(a, e)).collect();
     StopTrace { acc, t_hat }
@@ -204,16 +204,34 @@ pub(super) fn norm(spec: &NormSpec, x: Vec<i32>, width: usize, t_pad: usize) -> 
         let sum: i64 = (0..width).map(|c| i64::from(out.x[c * t_pad + t])).sum();
         let mu = (sum + width as i64 / 2).div_euclid(width as i64);
         let z: Vec<i64> = (0..width).map(|c| i64::from(out.x[c * t_pad + t]) - mu).collect();
-        let s = z.iter().map(|z| z.unsigned_abs() * z.unsigned_abs()).sum::<u64>() + spec.eps;
-        let sigma = (0..32u8).find(|&sigma| s >> (2 * sigma) < u64::from(tables::RSQRT_HI)).unwrap_or(31);
-        let index = (s >> (2 * sigma)) as u32;
-        let recip = tables::rsqrt_ref().get(index.wrapping_sub(tables::RSQRT_LO) as usize).copied().unwrap_or(0);
-        for (c, z) in z.iter().enumerate() {
-            let scaled = if sigma <= 7 { z << (7 - sigma) } else { (z + (1 << (sigma - 8))) >> (sigma - 7) };
-            out.x_scaled[c * t_pad + t] = scaled as i32;
-            out.u[c * t_pad + t] = ((scaled * i64::from(recip) + (1 << 13)) >> 14) as i16;
+        let row = norm_row(&z, spec.eps);
+        for (c, (&scaled, &u)) in row.x_scaled.iter().zip(&row.u).enumerate() {
+            out.x_scaled[c * t_pad + t] = scaled;
+            out.u[c * t_pad + t] = u;
         }
-        (out.mu[t], out.s[t], out.sigma[t], out.index[t], out.recip[t]) = (mu as i32, s, sigma, index, recip);
+        (out.mu[t], out.s[t], out.sigma[t], out.index[t], out.recip[t]) = (mu as i32, row.s, row.sigma, row.index, row.recip);
     }
     out
+}
+
+/// One row of a norm: its scalars, then one entry per element.
+pub(super) struct NormRow {
+    pub s: u64,
+    pub sigma: u8,
+    pub index: u32,
+    pub recip: i32,
+    pub x_scaled: Vec<i32>,
+    pub u: Vec<i16>,
+}
+
+/// The norm of one row whose mean, if the norm takes one off, is already gone.
+pub(super) fn norm_row(z: &[i64], eps: u64) -> NormRow {
+    let s = z.iter().map(|z| z.unsigned_abs() * z.unsigned_abs()).sum::<u64>() + eps;
+    let sigma = (0..32u8).find(|&sigma| s >> (2 * sigma) < u64::from(tables::RSQRT_HI)).unwrap_or(31);
+    let index = (s >> (2 * sigma)) as u32;
+    let recip = tables::rsqrt_ref().get(index.wrapping_sub(tables::RSQRT_LO) as usize).copied().unwrap_or(0);
+    let scale = |z: &i64| if sigma <= 7 { z << (7 - sigma) } else { (z + (1 << (sigma - 8))) >> (sigma - 7) };
+    let x_scaled: Vec<i32> = z.iter().map(|z| scale(z) as i32).collect();
+    let u = x_scaled.iter().map(|&x| ((i64::from(x) * i64::from(recip) + (1 << 13)) >> 14) as i16).collect();
+    NormRow { s, sigma, index, recip, x_scaled, u }
 }

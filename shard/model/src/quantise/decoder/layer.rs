@@ -8,8 +8,8 @@ use crate::bounds;
 use crate::calibrate::{Moments, Ranges};
 use crate::graph::decoder::DecoderLayer as FloatLayer;
 use crate::graph::decoder_float::Stage;
-use crate::import::DecoderConfig;
-use crate::tables::{cap_table, gate_table};
+use crate::import::{DecoderConfig, HiddenAct};
+use crate::tables::{gate_table, gelu, gelu_tanh, score_cap_table, silu};
 use crate::weights::{Matrix, SegmentWeights};
 use obelysk_protocol::circuit::descriptor::{
     Accumulated, Branch, BranchNorm, Decoder, DecoderLayer, HeadNorm, NormSpec, Requant, Rotary, Rotated, ScoreCap, Stop,
@@ -263,7 +263,7 @@ impl Builder<'_> {
         let fraction = (32_767.0 / (2.0 * cap)).log2().floor() as i32;
         let e = (SCORE_FRACTION + i32::from(g) - fraction).clamp(1, 13) as u8;
         let fraction = SCORE_FRACTION + i32::from(g) - i32::from(e);
-        (0, Some(ScoreCap { e, table: cap_table(cap, fraction, SCORE_FRACTION) }))
+        (0, Some(ScoreCap { e, table: score_cap_table(cap, 2f64.powi(-fraction)) }))
     }
 
     /// Activation, up projection and their product.
@@ -288,7 +288,13 @@ impl Builder<'_> {
             };
             self.note("act", None, None, fraction);
             self.note("product", Some(e), None, fraction - i32::from(e));
-            let activation = gate_table(self.config.activation, gate_fraction, fraction, ACTIVATION_MAX as i16);
+            let function: fn(f64) -> f64 = match self.config.activation {
+                HiddenAct::Gelu => gelu,
+                HiddenAct::GeluTanh => gelu_tanh,
+                HiddenAct::Silu => silu,
+            };
+            let limit = ACTIVATION_MAX as i16;
+            let activation = gate_table(function, gate_fraction, fraction).into_iter().map(|v| v.clamp(-limit, limit)).collect();
             let units = (0..up.outputs()).map(|n| up_unit(n) * 2f64.powi(i32::from(e) - fraction)).collect();
             let data = up.round(|n| up.step[n]);
             let matrix = Matrix { name: "up".into(), inputs: up.inputs, outputs: up.outputs(), data };
