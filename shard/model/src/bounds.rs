@@ -60,13 +60,20 @@ pub fn norm_reader_bound(row: &[i8]) -> i64 {
 /// Largest `|sum q_k x_k|` over inputs `x_k` in `[lo, hi]`.
 #[must_use]
 pub fn window_bound(row: &[i8], lo: i64, hi: i64) -> i64 {
+    let (down, up) = row_span(row, &vec![(lo, hi); row.len()]);
+    up.abs().max(down.abs())
+}
+
+/// Smallest and largest `sum q_k x_k` over inputs `x_k` each in its own window.
+#[must_use]
+pub fn row_span(row: &[i8], windows: &[(i64, i64)]) -> (i64, i64) {
     let (mut up, mut down) = (0i64, 0i64);
-    for &q in row {
+    for (&q, &(lo, hi)) in row.iter().zip(windows) {
         let (a, b) = (i64::from(q) * lo, i64::from(q) * hi);
         up += a.max(b);
         down += a.min(b);
     }
-    up.abs().max(down.abs())
+    (down, up)
 }
 
 /// `[min, max]` of an activation table.

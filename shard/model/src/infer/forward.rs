@@ -69,7 +69,7 @@ pub fn pool(u: &[i16], tokens: usize, t_pad: usize) -> Vec<i64> {
     u.chunks_exact(t_pad.max(1)).map(|row| row.iter().take(tokens).map(|&v| i64::from(v)).sum()).collect()
 }
 
-fn linear(m: &Matrix, r: &Requant, x: &[i16], t_pad: usize) -> LinearTrace {
+pub(super) fn linear(m: &Matrix, r: &Requant, x: &[i16], t_pad: usize) -> LinearTrace {
     let acc = accumulate(m, x, t_pad);
     let mut y = Vec::with_capacity(acc.len());
     for (row, (&scale, &b)) in acc.chunks_exact(t_pad).zip(r.m.iter().zip(&r.b)) {
@@ -78,7 +78,7 @@ fn linear(m: &Matrix, r: &Requant, x: &[i16], t_pad: usize) -> LinearTrace {
     LinearTrace { acc, y }
 }
 
-fn stop(m: &Matrix, e: u8, x: &[i16], t_pad: usize) -> StopTrace {
+pub(super) fn stop(m: &Matrix, e: u8, x: &[i16], t_pad: usize) -> StopTrace {
     let acc = accumulate(m, x, t_pad);
     let t_hat = clip(&acc, e).map(|t| t as i16).collect();
     StopTrace { acc, t_hat }
@@ -139,12 +139,12 @@ fn head_softmax(scores: &[i32], lambda: &mut [i32], g: u8, tokens: usize, t_pad:
     weights
 }
 
-fn weight(exp: &[i32], index: i64) -> i32 {
+pub(super) fn weight(exp: &[i32], index: i64) -> i32 {
     exp.get(index as usize).copied().unwrap_or(0)
 }
 
 /// Least Lambda, from a floating-point guess corrected by exact sums: the guess decides how long it takes, never the result.
-fn normaliser(keys: &[i32], exp: &[i32]) -> i32 {
+pub(super) fn normaliser(keys: &[i32], exp: &[i32]) -> i32 {
     let max = i64::from(keys.iter().copied().max().unwrap_or(0));
     let sum = |lambda: i64| -> i64 {
         if lambda < max {
@@ -193,22 +193,39 @@ pub(super) fn norm(spec: &NormSpec, x: Vec<i32>, width: usize, t_pad: usize) -> 
             *s = s.wrapping_add((z * z) as u64);
         }
     }
-    let sigma: Vec<u8> = s.iter().map(|&s| sigma(s)).collect();
-    let index: Vec<u32> = s.iter().zip(&sigma).map(|(&s, &sigma)| (s >> (2 * sigma)) as u32).collect();
-    let table = tables::rsqrt_ref();
-    let recip: Vec<i32> =
-        index.iter().map(|&i| table.get(i.wrapping_sub(tables::RSQRT_LO) as usize).copied().unwrap_or(0)).collect();
+    let Scales { sigma, index, recip } = scales(&s);
     let (mut x_scaled, mut u) = (Vec::with_capacity(x.len()), Vec::with_capacity(x.len()));
     for row in x.chunks_exact(t_pad) {
         for ((&x, &mu), (&sigma, &recip)) in row.iter().zip(&mu).zip(sigma.iter().zip(&recip)) {
-            // One formula for both signs of sigma - 7: half is zero unless bits are dropped.
-            let half = (1i64 << sigma) >> 1;
-            let scaled = (((i64::from(x) - i64::from(mu)) * 128 + if sigma > 7 { half } else { 0 }) >> sigma) as i32;
+            let (scaled, out) = scale(i64::from(x) - i64::from(mu), sigma, recip);
             x_scaled.push(scaled);
-            u.push((scaled.wrapping_mul(recip).wrapping_add(1 << 13) >> 14) as i16);
+            u.push(out);
         }
     }
     NormTrace { x, mu, s, sigma, index, recip, x_scaled, u }
+}
+
+/// What the sums of squares of rows decide, one entry per row.
+pub(super) struct Scales {
+    pub sigma: Vec<u8>,
+    pub index: Vec<u32>,
+    pub recip: Vec<i32>,
+}
+
+pub(super) fn scales(s: &[u64]) -> Scales {
+    let sigma: Vec<u8> = s.iter().map(|&s| sigma(s)).collect();
+    let index: Vec<u32> = s.iter().zip(&sigma).map(|(&s, &sigma)| (s >> (2 * sigma)) as u32).collect();
+    let table = tables::rsqrt_ref();
+    let recip = index.iter().map(|&i| table.get(i.wrapping_sub(tables::RSQRT_LO) as usize).copied().unwrap_or(0)).collect();
+    Scales { sigma, index, recip }
+}
+
+/// `(x', u)` of one element.
+pub(super) fn scale(z: i64, sigma: u8, recip: i32) -> (i32, i16) {
+    // One formula for both signs of sigma - 7: half is zero unless bits are dropped.
+    let half = (1i64 << sigma) >> 1;
+    let scaled = ((z * 128 + if sigma > 7 { half } else { 0 }) >> sigma) as i32;
+    (scaled, (scaled.wrapping_mul(recip).wrapping_add(1 << 13) >> 14) as i16)
 }
 
 /// Least sigma with `s >> 2 sigma < 65280`.

@@ -6,8 +6,16 @@
 use crate::weights::Matrix;
 use rayon::prelude::*;
 
+/// Below so many columns a row of weights is read once per column; from there on columns share its values.
+const NARROW: usize = 16;
+/// Outputs of a narrow product per task.
+const NARROW_TASK: usize = 32;
+
 /// `out[n][t] = sum_k q[n][k] x[k][t]`.
 pub fn accumulate(m: &Matrix, x: &[i16], t_pad: usize) -> Vec<i32> {
+    if t_pad < NARROW {
+        return accumulate_narrow(m, x, t_pad);
+    }
     let mut out = vec![0i32; m.outputs * t_pad];
     // Two rows a task: each loaded input value is used twice.
     out.par_chunks_mut(2 * t_pad).enumerate().for_each(|(pair, rows)| {
@@ -19,6 +27,35 @@ pub fn accumulate(m: &Matrix, x: &[i16], t_pad: usize) -> Vec<i32> {
         }
     });
     out
+}
+
+/// Few columns: one dot product of contiguous values each.
+fn accumulate_narrow(m: &Matrix, x: &[i16], t_pad: usize) -> Vec<i32> {
+    let mut columns = vec![0i16; x.len()];
+    for (t, column) in columns.chunks_exact_mut(m.inputs.max(1)).enumerate() {
+        for (v, x) in column.iter_mut().zip(x.chunks_exact(t_pad)) {
+            *v = x[t];
+        }
+    }
+    let mut out = vec![0i32; m.outputs * t_pad];
+    out.par_chunks_mut(NARROW_TASK * t_pad).enumerate().for_each(|(task, rows)| {
+        for (n, row) in rows.chunks_exact_mut(t_pad).enumerate() {
+            let weights = m.row(task * NARROW_TASK + n);
+            for (o, column) in row.iter_mut().zip(columns.chunks_exact(m.inputs.max(1))) {
+                *o = dot_weights(weights, column);
+            }
+        }
+    });
+    out
+}
+
+fn dot_weights(q: &[i8], x: &[i16]) -> i32 {
+    q.iter().zip(x).fold(0, |sum: i32, (&q, &x)| sum.wrapping_add(i32::from(q) * i32::from(x)))
+}
+
+/// `sum a b`.
+pub fn dot(a: &[i16], b: &[i16]) -> i32 {
+    a.iter().zip(b).fold(0, |sum: i32, (&a, &b)| sum.wrapping_add(i32::from(a) * i32::from(b)))
 }
 
 fn accumulate_row(q: &[i8], x: &[i16], out: &mut [i32]) {

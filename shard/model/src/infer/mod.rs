@@ -80,6 +80,9 @@ pub enum InferError {
         /// Where its sequence starts.
         start: u32,
     },
+    /// A sequence that the session does not have.
+    #[error("sequence {0} does not exist: open the session with as many sequences as are fed")]
+    Sequence(usize),
     /// Weights that could not be had.
     #[error("weights of a segment cannot be read: {0}")]
     Weights(String),

@@ -92,7 +92,7 @@ pub fn decoder(toy: &DecoderToy) -> IntegerModel {
         row_log: 6,
         blowup_log: 2,
         embed: TokenEmbed { limbs: toy.limbs, scale: rng.vector(toy.width as usize, 200, 2000), shift: 5 },
-        frequencies: (0..toy.head_dim / 2).map(|j| u64::MAX / 6 >> j.min(40)).collect(),
+        frequencies: (0..toy.head_dim / 2).map(|j| (u64::MAX / 6) >> j.min(40)).collect(),
         layers: Vec::new(),
         head: Head { norm: norm(), linear: Stop { e: 7 }, mult: rng.vector(toy.vocab as usize, 60, 255) },
     };
@@ -131,7 +131,7 @@ fn requant(rng: &mut Prng, n: usize, k: u8, window: i32, b: i32) -> Requant {
 fn rotated(rng: &mut Prng, toy: &DecoderToy, heads: u32) -> Rotated {
     let (outputs, dim) = ((heads * toy.head_dim) as usize, toy.head_dim as usize);
     let (linear, norm, rotary) = if toy.head_norm {
-        let rotary = Rotary { gain: rng.vector(dim, -(1 << 11), 1 << 11), shift: 16 };
+        let rotary = Rotary { gain: rng.vector(dim, -(1 << 9), 1 << 9), shift: 14 };
         (requant(rng, outputs, 8, 32_767, 1 << 17), Some(HeadNorm { norm: norm() }), rotary)
     } else {
         (requant(rng, outputs, 13, 1023, 1 << 18), None, Rotary { gain: vec![1 << 14; dim], shift: 14 })

@@ -9,6 +9,9 @@
 //! All expect a model that passed [`crate::check::check`]; they refuse wrong shapes themselves, but only the check bounds
 //! the arithmetic.
 
+mod attention;
+pub mod decode;
+mod forward;
 pub mod reference;
 mod shape;
 mod trace;
@@ -19,6 +22,8 @@ use obelysk_protocol::circuit::PublicInput;
 use obelysk_protocol::circuit::descriptor::{Decoder, DecoderLayer};
 use obelysk_protocol::circuit::input::TokenRow;
 
+pub use decode::{Session, Source, generate, generate_batch};
+pub use forward::{embed, head, layer};
 pub use trace::{
     AccumulatedTrace, BranchNormTrace, BranchTrace, DecoderLayerTrace, DecoderTrace, HeadTrace, RmsTrace, RotatedTrace,
     TokenEmbedTrace,
@@ -56,14 +61,27 @@ pub fn key_of(spec: &DecoderLayer, score: i32) -> i32 {
     }
 }
 
+type EmbedFn = fn(&Decoder, &SegmentWeights, &[TokenRow], usize) -> Result<TokenEmbedTrace, InferError>;
+type LayerFn = fn(&Decoder, &DecoderLayer, &SegmentWeights, &[i32], &[TokenRow], usize) -> Result<DecoderLayerTrace, InferError>;
+type HeadFn = fn(&Decoder, &SegmentWeights, &[i32], &[u32], usize) -> Result<HeadTrace, InferError>;
+
 /// One executor: the three functions of a decoder, segment by segment.
 struct Executor {
-    embed: fn(&Decoder, &SegmentWeights, &[TokenRow], usize) -> Result<TokenEmbedTrace, InferError>,
-    layer: fn(&Decoder, &DecoderLayer, &SegmentWeights, &[i32], &[TokenRow], usize) -> Result<DecoderLayerTrace, InferError>,
-    head: fn(&Decoder, &SegmentWeights, &[i32], &[u32], usize) -> Result<HeadTrace, InferError>,
+    embed: EmbedFn,
+    layer: LayerFn,
+    head: HeadFn,
 }
 
+const FAST: Executor = Executor { embed: forward::embed, layer: forward::layer, head: forward::head };
 const REFERENCE: Executor = Executor { embed: reference::embed, layer: reference::layer, head: reference::head };
+
+/// Runs all segments and keeps every trace.
+///
+/// # Errors
+/// See [`InferError`].
+pub fn run(model: &IntegerModel, input: &PublicInput) -> Result<DecoderTrace, InferError> {
+    run_with(&FAST, model, input)
+}
 
 /// Runs all segments of the defining executor and keeps every trace.
 ///

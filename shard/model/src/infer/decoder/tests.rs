@@ -207,3 +207,145 @@ fn toys_reach_both_branches_of_every_clip() {
         assert!(clipped > 0 && clipped < total, "{counts:?}");
     }
 }
+
+const CUTS: [&[(u32, u32)]; 4] = [&[(1, 1)], &[(4, 2)], &[(3, 3), (1, 1), (2, 4)], &[(7, 10)]];
+
+#[test]
+fn forward_equals_reference() {
+    for toy in toys() {
+        for seed in 0..3 {
+            let model = toy::decoder(&DecoderToy { seed: toy.seed + 100 * seed, ..toy });
+            for cuts in CUTS {
+                let input = input(seed, toy.vocab, cuts);
+                assert_eq!(run(&model, &input).unwrap(), run_reference(&model, &input).unwrap(), "{toy:?}");
+            }
+        }
+    }
+}
+
+/// Weights and scales at their extremes: all sums as large as the format admits, in both signs.
+#[test]
+fn forward_equals_reference_at_the_extremes() {
+    for toy in toys() {
+        for sign in [1i8, -1] {
+            let mut model = toy::decoder(&toy);
+            let mut rng = Prng::new(toy.seed);
+            for m in model.weights.segments.iter_mut().flat_map(|s| &mut s.matrices) {
+                let rows = m.inputs;
+                for (n, row) in m.data.chunks_exact_mut(rows).enumerate() {
+                    let q = if n % 3 == 0 { 127 } else { -127 };
+                    row.iter_mut().for_each(|w| *w = if *w == 0 || rng.range(0, 9) == 0 { *w } else { sign * q });
+                }
+            }
+            for l in &mut toy::decoder_mut(&mut model).layers {
+                l.v.m.fill(240);
+                l.activation.iter_mut().for_each(|v| *v = if *v < 0 { -32_000 } else { 32_000 });
+            }
+            let input = input(toy.seed, toy.vocab, &[(6, 4), (3, 2)]);
+            assert_eq!(run(&model, &input).unwrap(), run_reference(&model, &input).unwrap(), "{toy:?}");
+        }
+    }
+}
+
+#[test]
+fn kept_keys_and_values_give_what_a_whole_run_gives() {
+    for toy in toys() {
+        let model = toy::decoder(&toy);
+        let d = toy::decoder_of(&model);
+        let input = input(toy.seed, toy.vocab, &[(9, 4), (5, 3)]);
+        let trace = run(&model, &input).unwrap();
+        let rows = input.rows();
+        let sequence = |row: &TokenRow| usize::from(row.start != 0);
+        let fed: Vec<_> = rows.iter().map(|r| decode::Fed { sequence: sequence(r), id: r.id }).collect();
+        // All at once, one by one, in chunks, and both sequences in turns.
+        let turns: Vec<usize> = (0..12).chain(12..19).collect();
+        let mixed: Vec<usize> = (0..12).flat_map(|i| [Some(i), (i < 7).then_some(i + 12)]).flatten().collect();
+        for (order, size) in [(&turns, 19), (&turns, 1), (&turns, 5), (&mixed, 2), (&mixed, 7)] {
+            let mut session = Session::new(d, 2);
+            for chunk in order.chunks(size) {
+                let tokens: Vec<_> = chunk.iter().map(|&i| fed[i]).collect();
+                let x = session.feed(&model.weights, &tokens).unwrap();
+                for (k, &row) in chunk.iter().enumerate() {
+                    for c in 0..toy.width as usize {
+                        let whole = trace.entering(d.layers.len() + 1)[c * trace.t_pad + row];
+                        assert_eq!(x[c * tokens.len() + k], whole, "{toy:?} row {row} channel {c}");
+                    }
+                }
+            }
+            assert_eq!((session.length(0), session.length(1)), (12, 7));
+        }
+    }
+}
+
+#[test]
+fn generation_is_what_the_head_says_at_every_step() {
+    for toy in toys() {
+        let model = toy::decoder(&toy);
+        let d = toy::decoder_of(&model);
+        let prompts: [&[u32]; 3] = [&[1, 2, 3], &[4], &[5, 6, 7, 8, 9]];
+        let batch = generate_batch(d, &model.weights, &prompts, 8, &[]).unwrap();
+        for (prompt, completion) in prompts.iter().zip(&batch) {
+            assert_eq!(completion.len(), 8);
+            assert_eq!(&generate(d, &model.weights, prompt, 8, &[]).unwrap(), completion);
+            let sequences = vec![Sequence { prompt: prompt.len() as u32, completion: 8 }];
+            let ids = [*prompt, &completion[..]].concat();
+            let trace = run(&model, &PublicInput { ids, sequences, output: Vec::new() }).unwrap();
+            assert_eq!(&trace.head.tokens, completion);
+            let stopped = generate(d, &model.weights, prompt, 8, &completion[3..4]).unwrap();
+            let end = completion.iter().position(|t| *t == completion[3]).unwrap();
+            assert_eq!(stopped, completion[..=end]);
+        }
+    }
+}
+
+#[test]
+fn prompts_longer_than_a_chunk_are_continued() {
+    let model = toy::decoder(&DecoderToy::default());
+    let d = toy::decoder_of(&model);
+    let texts: Vec<Vec<u32>> = (0..22).map(|i| (0..50).map(|k| (k * k + i) % 21).collect()).collect();
+    let prompts: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
+    let batch = generate_batch(d, &model.weights, &prompts, 3, &[]).unwrap();
+    for (prompt, completion) in prompts.iter().zip(&batch) {
+        assert_eq!(&generate(d, &model.weights, prompt, 3, &[]).unwrap(), completion);
+    }
+}
+
+#[test]
+fn generation_ends_with_the_positions_of_the_model() {
+    let model = toy::decoder(&DecoderToy { positions: 6, ..DecoderToy::default() });
+    let d = toy::decoder_of(&model);
+    assert_eq!(generate(d, &model.weights, &[1, 2, 3, 4], 50, &[]).unwrap().len(), 3);
+    assert!(generate(d, &model.weights, &[1, 2], 0, &[]).unwrap().is_empty());
+    let long = generate(d, &model.weights, &[1; 7], 5, &[]);
+    assert_eq!(long, Err(InferError::TooLong { tokens: 7, max: 6 }));
+    assert_eq!(generate(d, &model.weights, &[], 5, &[]), Err(InferError::Empty));
+    assert_eq!(generate(d, &model.weights, &[1, 21], 5, &[]), Err(InferError::Vocabulary { id: 21, position: 1, vocab: 21 }));
+}
+
+#[test]
+fn bad_inputs_are_refused() {
+    let model = toy::decoder(&DecoderToy::default());
+    let (d, w) = (toy::decoder_of(&model), &model.weights.segments);
+    let good = input(1, 21, &[(3, 2)]);
+    let refused = |change: fn(&mut PublicInput)| {
+        let mut input = good.clone();
+        change(&mut input);
+        run(&model, &input).unwrap_err()
+    };
+    assert_eq!(refused(|i| i.sequences.clear()), InferError::Empty);
+    assert_eq!(refused(|i| i.sequences[0].prompt = 0), InferError::Empty);
+    assert!(matches!(refused(|i| i.ids.truncate(4)), InferError::Shape { .. }));
+    assert_eq!(refused(|i| i.ids[4] = 21), InferError::Vocabulary { id: 21, position: 4, vocab: 21 });
+    let rows = good.rows();
+    let x = vec![0; 16 * 4];
+    assert_eq!(embed(d, &w[0], &rows, 3), Err(InferError::Padding { t_pad: 3, tokens: 4 }));
+    assert!(matches!(layer(d, &d.layers[0], &w[1], &x[1..], &rows, 4), Err(InferError::Shape { .. })));
+    assert!(matches!(layer(d, &d.layers[0], &w[0], &x, &rows, 4), Err(InferError::Shape { .. })));
+    let late = [TokenRow { id: 0, position: 0, start: 1 }];
+    assert_eq!(embed(d, &w[0], &late, 1), Err(InferError::Start { row: 0, start: 1 }));
+    assert_eq!(head(d, &w[3], &x, &[4], 4), Err(InferError::TooLong { tokens: 5, max: 4 }));
+    assert!(matches!(head(d, &w[1], &x, &[0], 4), Err(InferError::Shape { .. })));
+    let mut session = Session::new(d, 1);
+    assert_eq!(session.feed(&model.weights, &[decode::Fed { sequence: 1, id: 0 }]), Err(InferError::Sequence(1)));
+    assert_eq!(session.length(0), 0);
+}
