@@ -111,7 +111,7 @@ fn attempt(
         segments.push(segment);
         progress(l + 1, config.layers);
     }
-    let (head, matrix) = head(graph, &descriptor, &streams, options)?;
+    let (head, matrix) = head(graph, &descriptor, &streams, (options, &mut scales))?;
     descriptor.head = head;
     segments.push(SegmentWeights { matrices: vec![matrix] });
     Ok(Made { descriptor, segments, scales, fixed })
@@ -232,7 +232,7 @@ fn head(
     graph: &DecoderGraph,
     d: &Decoder,
     streams: &[(Vec<f32>, usize)],
-    options: &QuantiseOptions,
+    (options, scales): (&QuantiseOptions, &mut Vec<TensorScale>),
 ) -> Result<(Head, Matrix), QuantiseError> {
     let (width, vocab, outputs) = (graph.config.width, graph.config.vocab, d.head_outputs());
     let (gain, weight) = (graph.final_norm()?, graph.head()?);
@@ -249,10 +249,14 @@ fn head(
     let feedback = (vocab * width).saturating_mul(width) <= FEEDBACK_WORK;
     let folded = Folded::of(&weight, width, None, |k| f64::from(gain[k]) * unit, |_| unit, feedback.then_some(&moments));
     let e = folded.choose_e(&ranges, options.headroom);
+    // A power of two, so that a logit's unit is one too.
     let finest = folded.step.iter().copied().fold(0.0, f64::max).max(1e-12) / f64::from(*bounds::M_RANGE.end());
+    let fraction = -(finest.log2().ceil() as i32);
+    let finest = 2f64.powi(-fraction);
     let mult: Vec<i32> = folded.step.iter().map(|s| (s / finest).ceil().clamp(1.0, 255.0) as i32).collect();
     let mut data = folded.round(|n| f64::from(mult[n]) * finest);
     data.resize(outputs * width, 0);
+    scales.push(TensorScale { name: "head".into(), e: Some(e), k: None, fraction: fraction - i32::from(e) });
     let spec = Head { norm: NormSpec { eps: 0 }, linear: Stop { e }, mult };
     Ok((spec, Matrix { name: "head".into(), inputs: width, outputs, data }))
 }
