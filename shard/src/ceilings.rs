@@ -2,10 +2,12 @@
 //!
 //! A proving phase's work divided by these rates is the least time it could take; `bench` prints the fraction reached.
 
+use crate::kernels::simd::int8::{self, Path};
 use obelysk_protocol::circuit::segment::Circuit;
 use obelysk_protocol::field::{M31, QM31};
 use obelysk_protocol::verifier::final_sumcheck::value_rows;
 use obelysk_protocol::verifier::points::weight_rows;
+use rayon::prelude::*;
 use std::hint::black_box;
 use std::time::Duration;
 use stwo::core::channel::Blake2sChannel;
@@ -169,4 +171,54 @@ fn stream(clock: Clock<'_>) -> f64 {
         let zero = PackedM31::broadcast(M31::from_u32_unchecked(0));
         black_box(data.iter().fold(zero, |a, &v| a + v));
     })
+}
+
+/// The int8 fold by one kind of instructions, in weights per second.
+#[derive(Clone, Copy, Debug)]
+pub struct FoldRate {
+    /// Name of the instructions.
+    pub path: &'static str,
+    /// Rows combined by extension elements.
+    pub combine: f64,
+    /// Inner products of slots of rows with an extension vector.
+    pub partials: f64,
+}
+
+/// What folding int8 weights reaches, and what reading them costs at least.
+#[derive(Clone, Debug)]
+pub struct FoldRates {
+    /// Bytes per second of a plain read of the same weights; a weight is one byte.
+    pub stream: f64,
+    /// Every kind of instructions this processor has, fastest first.
+    pub paths: Vec<FoldRate>,
+}
+
+/// log2 of the row length of the fold measurement, and of its slots.
+const FOLD_LOGS: (usize, usize) = (16, 14);
+
+/// Measures the int8 fold and the stream on the threads of the current pool over `bytes` of memory (rounded up to whole
+/// rows of 2^16), which should be more than the caches hold. Rates are per second of `clock`.
+#[must_use]
+pub fn fold_rates(bytes: usize, clock: Clock<'_>) -> FoldRates {
+    let (h, vars) = FOLD_LOGS;
+    let rows = bytes.div_ceil(1 << h);
+    let weights: Vec<i8> = (0..rows << h).into_par_iter().map(|i| base(i).0 as i8).collect();
+    let items = weights.len() as f64;
+    let coefficients: Vec<QM31> = (0..rows).map(ext).collect();
+    let point: Vec<QM31> = (0..vars).map(ext).collect();
+    let stream = rate(items, clock, || {
+        let words = bytemuck::cast_slice::<i8, u8>(&weights).par_chunks(1 << h);
+        let sum = |chunk: &[u8]| chunk.iter().fold(0u8, |a, &b| a ^ b);
+        black_box(words.map(sum).reduce(|| 0, |a, b| a ^ b));
+    });
+    let measured = |path: Path| FoldRate {
+        path: path.name(),
+        combine: rate(items, clock, || {
+            black_box(int8::combine(path, &weights, 1 << h, &coefficients));
+        }),
+        partials: rate(items, clock, || {
+            black_box(int8::partials(path, &weights, &point));
+        }),
+    };
+    FoldRates { stream, paths: Path::all().into_iter().map(measured).collect() }
 }

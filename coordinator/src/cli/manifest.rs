@@ -30,6 +30,7 @@ struct Quantisation {
     headroom: f64,
     residual_shift: u8,
     residual_fraction: i32,
+    embed_limbs: u8,
     calibration: String,
     test_sentences: String,
 }
@@ -43,10 +44,40 @@ pub struct Manifest {
     fidelity: Option<String>,
 }
 
+/// What a model is calibrated and measured on.
+#[derive(Debug)]
+pub struct Texts {
+    /// Calibration text.
+    pub calibration: String,
+    /// Test text, disjoint from it.
+    pub test: String,
+}
+
+impl Texts {
+    /// The built-in sentences.
+    pub fn builtin() -> Self {
+        let join = |sentences: Vec<&str>| sentences.join("\n");
+        Self { calibration: join(calibrate::builtin_sentences().collect()), test: join(fidelity::builtin_sentences().collect()) }
+    }
+
+    /// `calibration.txt` and `eval.txt` beside a model, else the built-in sentences.
+    pub fn beside(folder: &Path) -> Result<Self, Failure> {
+        let builtin = Self::builtin();
+        let read = |name: &str, default: String| {
+            let path = folder.join(name);
+            if !path.is_file() {
+                return Ok(default);
+            }
+            std::fs::read_to_string(&path).map_err(|e| Failure::input(format!("cannot read {}: {e}", path.display())))
+        };
+        Ok(Self { calibration: read("calibration.txt", builtin.calibration)?, test: read("eval.txt", builtin.test)? })
+    }
+}
+
 impl Manifest {
-    /// Of a float model and the report on its quantisation.
-    pub fn quantised(source: &Path, options: &QuantiseOptions, report: &[u8]) -> Result<Self, Failure> {
-        let text = |sentences: Vec<&str>| blake3::hash(sentences.join("\n").as_bytes()).to_hex().to_string();
+    /// Of a float model, the texts it was quantised with and the report on that.
+    pub fn quantised(source: &Path, options: &QuantiseOptions, texts: &Texts, report: &[u8]) -> Result<Self, Failure> {
+        let text = |text: &str| blake3::hash(text.as_bytes()).to_hex().to_string();
         let quantisation = Quantisation {
             name: options.name.clone(),
             row_log: options.row_log,
@@ -54,8 +85,9 @@ impl Manifest {
             headroom: options.headroom,
             residual_shift: options.residual_shift,
             residual_fraction: options.residual_fraction,
-            calibration: text(calibrate::builtin_sentences().collect()),
-            test_sentences: text(fidelity::builtin_sentences().collect()),
+            embed_limbs: options.embed_limbs,
+            calibration: text(&texts.calibration),
+            test_sentences: text(&texts.test),
         };
         let named = ["config.json", "tokenizer.json", "modules.json", "1_Pooling/config.json"];
         let files = files(source, |name| named.contains(&name) || name.ends_with(".safetensors"))?;

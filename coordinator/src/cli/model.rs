@@ -154,12 +154,36 @@ fn security_lines(out: &Out, budget: &[soundness::Entry]) {
 pub fn fidelity_lines(out: &Out, report: &Value) {
     let number = |path: &str| report.pointer(path).and_then(Value::as_f64).unwrap_or(f64::NAN);
     out.heading("Fidelity to the float model");
+    let decoder = report.get("top1_agreement").is_some();
+    if decoder {
+        generation_lines(out, &number);
+    }
     let (mean, worst) = (number("/embedding/mean"), number("/embedding/worst"));
-    out.field("embedding", format_args!("cosine {mean:.6} mean, {worst:.6} worst of {} sentences", number("/sentences")));
+    if !decoder {
+        out.field("embedding", format_args!("cosine {mean:.6} mean, {worst:.6} worst of {} sentences", number("/sentences")));
+    }
     let layers = report.get("layers").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     for (l, layer) in layers.iter().enumerate() {
         let value = |name: &str| layer.get(name).and_then(Value::as_f64).unwrap_or(f64::NAN);
-        let name = if l == 0 { "embed".to_owned() } else { format!("layer{}", l - 1) };
+        // An encoder's list begins with the embedding's norm.
+        let name = match l.checked_sub(usize::from(!decoder)) {
+            Some(l) => format!("layer{l}"),
+            None => "embed".to_owned(),
+        };
         out.field(&name, format_args!("cosine {:.6} mean, {:.6} worst", value("mean"), value("worst")));
     }
+}
+
+/// What a decoder's report says about the next token.
+fn generation_lines(out: &Out, number: &dyn Fn(&str) -> f64) {
+    let tokens = number("/tokens");
+    out.field(
+        "next token",
+        format_args!("the float model's at {:.2} % of {tokens} positions", 100.0 * number("/top1_agreement")),
+    );
+    let (float, integer) = (number("/float_perplexity"), number("/integer_perplexity"));
+    let change = 100.0 * (integer / float - 1.0);
+    out.field("perplexity", format_args!("{integer:.3}, the float model's {float:.3} ({change:+.2} %)"));
+    out.field("divergence", format_args!("{:.6} nats", number("/divergence")));
+    out.field("logits", format_args!("cosine {:.6} mean, {:.6} worst", number("/logits/mean"), number("/logits/worst")));
 }

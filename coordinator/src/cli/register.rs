@@ -2,19 +2,29 @@
 
 use super::exit::Failure;
 use super::home::Home;
-use super::manifest::{FIDELITY_FILE, MANIFEST_FILE, Manifest};
+use super::manifest::{FIDELITY_FILE, MANIFEST_FILE, Manifest, Texts};
 use super::output::Out;
 use obelysk_model::IntegerModel;
 use obelysk_model::calibrate::{self, calibrate};
 use obelysk_model::fetch::{FileDigest, Source, fetch};
-use obelysk_model::fidelity::{self, Fidelity};
+use obelysk_model::fidelity;
 use obelysk_model::graph::Graph;
-use obelysk_model::import::import;
-use obelysk_model::quantise::{QuantiseOptions, quantise};
+use obelysk_model::graph::decoder::DecoderGraph;
+use obelysk_model::import::{Config, Imported, import};
+use obelysk_model::quantise::{QuantiseOptions, quantise, quantise_decoder};
 use obelysk_node::model_folder::{ModelFolder, REGISTERED_FILE};
 use obelysk_node::{NodeBackend, NodeSuite};
 use obelysk_protocol::verifier::registered::SecurityParams;
 use std::path::{Path, PathBuf};
+
+/// Tokens of a piece of calibration or test text.
+const PIECE_TOKENS: usize = 256;
+/// Pieces a decoder is calibrated on: 4,096 tokens.
+const CALIBRATION_PIECES: usize = 16;
+/// Pieces a decoder is measured on: 11,264 tokens.
+const TEST_PIECES: usize = 44;
+/// Files of the source that generation reads: chat template, special tokens.
+const KEPT_FILES: [&str; 3] = ["tokenizer_config.json", "generation_config.json", "chat_template.jinja"];
 
 /// Where a fetched source is kept.
 pub fn cached(home: &Home, source: &Source) -> PathBuf {
@@ -47,32 +57,67 @@ pub fn local_folder(out: &Out, home: &Home, text: &str) -> Result<PathBuf, Failu
     Ok(dest)
 }
 
-/// Quantises the float model in `source` into `dest`: integer model, tokenizer, fidelity report, manifest.
-pub fn quantise_into(out: &Out, source: &Path, name: &str, dest: &Path) -> Result<Fidelity, Failure> {
+/// Quantises the float model in `source` into `dest`: integer model, tokenizer, fidelity report, manifest. Returns the report.
+pub fn quantise_into(out: &Out, source: &Path, name: &str, dest: &Path) -> Result<serde_json::Value, Failure> {
     let options = QuantiseOptions { name: name.to_owned(), ..QuantiseOptions::default() };
     let spinner = out.spinner("reading weights");
     let imported = import(source);
     spinner.finish_and_clear();
     let imported = imported?;
-    let graph = Graph::build(&imported)?;
+    let (model, report, texts) = match imported.config {
+        Config::Encoder(_) => encoder(out, &imported, &options)?,
+        Config::Decoder(_) => decoder(out, source, &imported, &options)?,
+    };
+    model.save(dest, Some(&imported.tokenizer))?;
+    for kept in KEPT_FILES {
+        if source.join(kept).is_file() {
+            std::fs::copy(source.join(kept), dest.join(kept))?;
+        }
+    }
+    let text = serde_json::to_vec_pretty(&report)?;
+    std::fs::write(dest.join(FIDELITY_FILE), &text)?;
+    std::fs::write(dest.join(MANIFEST_FILE), Manifest::quantised(source, &options, &texts, &text)?.bytes()?)?;
+    Ok(report)
+}
+
+type Made = (IntegerModel, serde_json::Value, Texts);
+
+fn encoder(out: &Out, imported: &Imported, options: &QuantiseOptions) -> Result<Made, Failure> {
+    let graph = Graph::build(imported)?;
     let bar = out.bar(calibrate::builtin_sentences().count(), "calibrating");
     let sentences = calibrate::builtin_sentences().inspect(|_| bar.inc(1));
     let ranges = calibrate(&graph, &imported.tokenizer, imported.config.positions(), sentences);
     bar.finish_and_clear();
     let spinner = out.spinner("rounding weights");
-    let quantised = quantise(&graph, &ranges?, &options);
+    let quantised = quantise(&graph, &ranges?, options);
     spinner.finish_and_clear();
     let model = quantised?.model;
     let bar = out.bar(fidelity::builtin_sentences().count(), "measuring fidelity");
     let sentences = fidelity::builtin_sentences().inspect(|_| bar.inc(1));
     let report = fidelity::measure(&graph, &imported.tokenizer, &model, sentences);
     bar.finish_and_clear();
-    let report = report?;
-    model.save(dest, Some(&imported.tokenizer))?;
-    let text = serde_json::to_vec_pretty(&report)?;
-    std::fs::write(dest.join(FIDELITY_FILE), &text)?;
-    std::fs::write(dest.join(MANIFEST_FILE), Manifest::quantised(source, &options, &text)?.bytes()?)?;
-    Ok(report)
+    Ok((model, serde_json::to_value(report?)?, Texts::builtin()))
+}
+
+/// Calibrates and measures on texts beside the model if it has them, else on the built-in sentences.
+fn decoder(out: &Out, source: &Path, imported: &Imported, options: &QuantiseOptions) -> Result<Made, Failure> {
+    let graph = DecoderGraph::build(imported)?;
+    let texts = Texts::beside(source)?;
+    let window = PIECE_TOKENS.min(graph.config.positions);
+    let pieces = |text: &str, most: usize| -> Result<Vec<Vec<u32>>, Failure> {
+        let ids = imported.tokenizer.encode(text)?;
+        Ok(ids.chunks(window).take(most).map(<[u32]>::to_vec).collect())
+    };
+    let bar = out.bar(graph.config.layers, "calibrating and rounding weights");
+    let progress = |done: usize, _: usize| bar.set_position(done as u64);
+    let quantised = quantise_decoder(&graph, &pieces(&texts.calibration, CALIBRATION_PIECES)?, options, &progress);
+    bar.finish_and_clear();
+    let quantised = quantised?;
+    let fraction = quantised.scales.iter().find(|s| s.name == "head").map_or(0, |s| s.fraction);
+    let spinner = out.spinner("measuring fidelity");
+    let report = fidelity::measure_decoder(&graph, &quantised.model, fraction, &pieces(&texts.test, TEST_PIECES)?);
+    spinner.finish_and_clear();
+    Ok((quantised.model, serde_json::to_value(report?)?, texts))
 }
 
 /// Registers what lies in `source`, a float or an integer model, under `name`.
@@ -93,7 +138,7 @@ fn copy_integer(source: &Path, dest: &Path) -> Result<IntegerModel, Failure> {
     let model = IntegerModel::load(source)?;
     let tokenizer = source.join("tokenizer.json").is_file().then(|| IntegerModel::load_tokenizer(source)).transpose()?;
     model.save(dest, tokenizer.as_ref())?;
-    for name in [FIDELITY_FILE, MANIFEST_FILE] {
+    for name in [FIDELITY_FILE, MANIFEST_FILE].into_iter().chain(KEPT_FILES) {
         if source.join(name).is_file() {
             std::fs::copy(source.join(name), dest.join(name))?;
         }

@@ -53,7 +53,8 @@ pub struct Calibration {
 }
 
 impl Ranges {
-    fn extend(&mut self, values: &[f32], tokens: usize) {
+    /// Widens the ranges by values `channels x tokens`.
+    pub fn extend(&mut self, values: &[f32], tokens: usize) {
         let rows = values.chunks_exact(tokens);
         if self.lo.is_empty() {
             self.lo = vec![f32::INFINITY; rows.len()];
@@ -73,7 +74,8 @@ impl Ranges {
 }
 
 impl Moments {
-    fn extend(&mut self, values: &[f32], tokens: usize) {
+    /// Adds values `channels x tokens`.
+    pub fn extend(&mut self, values: &[f32], tokens: usize) {
         let channels = values.len() / tokens;
         if self.sum.is_empty() {
             self.sum = vec![0.0; channels];

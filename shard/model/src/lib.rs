@@ -13,6 +13,7 @@ pub mod fidelity;
 pub mod graph;
 pub mod import;
 pub mod infer;
+pub mod preset;
 pub mod quantise;
 pub mod store;
 pub mod tables;

@@ -21,23 +21,38 @@ pub struct TensorRef {
 
 /// Where the parts of a layer are stored; shapes as in [`DecoderLayer`].
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(missing_docs, reason = "each field is described at the same field of `DecoderLayer`")]
 pub struct DecoderLayerTensors {
+    /// Before attention.
     pub attn_norm: TensorRef,
+    /// Queries.
     pub q: TensorRef,
+    /// Keys.
     pub k: TensorRef,
+    /// Values.
     pub v: TensorRef,
+    /// Output of attention.
     pub o: TensorRef,
+    /// If the family has it.
     pub q_bias: Option<TensorRef>,
+    /// If the family has it.
     pub k_bias: Option<TensorRef>,
+    /// If the family has it.
     pub v_bias: Option<TensorRef>,
+    /// If the family has it.
     pub q_norm: Option<TensorRef>,
+    /// If the family has it.
     pub k_norm: Option<TensorRef>,
+    /// If the family has it.
     pub post_attn_norm: Option<TensorRef>,
+    /// Before the feed-forward block.
     pub ffn_norm: TensorRef,
+    /// Gate.
     pub gate: TensorRef,
+    /// Up.
     pub up: TensorRef,
+    /// Down.
     pub down: TensorRef,
+    /// If the family has it.
     pub post_ffn_norm: Option<TensorRef>,
 }
 

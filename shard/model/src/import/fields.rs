@@ -164,7 +164,7 @@ impl Fields {
             _ => false,
         };
         let top = self.prefix.is_empty();
-        match self.map.iter().find(|(name, v)| !idle(v) && !(top && HARMLESS.contains(&name.as_str()))) {
+        match self.map.iter().find(|(name, v)| !(idle(v) || top && HARMLESS.contains(&name.as_str()))) {
             Some((name, value)) => Err(self.wrong(name, value, "leaving it out, if the function does not depend on it")),
             None => Ok(()),
         }

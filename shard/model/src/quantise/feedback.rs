@@ -15,6 +15,11 @@ pub(super) struct Feedback {
 }
 
 impl Feedback {
+    /// Rounding one by one.
+    pub fn none(inputs: usize) -> Self {
+        Self { inputs, columns: Vec::new() }
+    }
+
     /// Decomposes a covariance (row-major, symmetric).
     pub fn new(covariance: &[f64], inputs: usize) -> Self {
         let mut h = covariance.to_vec();
@@ -43,6 +48,9 @@ impl Feedback {
 
     /// Rounds one row of weights to int8 in units of `step`.
     pub fn round(&self, row: &[f64], step: f64, out: &mut [i8]) {
+        if self.columns.is_empty() {
+            return super::linear::round_row(row.iter().copied(), step, out);
+        }
         let mut lost: Vec<f64> = Vec::with_capacity(self.inputs);
         for ((&w, out), column) in row.iter().zip(out).zip(self.columns.chunks_exact(self.inputs.max(1))) {
             let wanted = w + dot(&lost, column);

@@ -180,7 +180,7 @@ impl Builder<'_, '_> {
 }
 
 /// `(M, int8 rows)`: M residual units per unit of `t^`, raised where a row could leave the accumulator's window.
-fn stopped_rows(folded: &Folded, e: u8, unit: f64, (lo, hi): (i64, i64)) -> (Vec<i32>, Vec<i8>) {
+pub(super) fn stopped_rows(folded: &Folded, e: u8, unit: f64, (lo, hi): (i64, i64)) -> (Vec<i32>, Vec<i8>) {
     let limit = bounds::accumulator_limit(e);
     let mut mult: Vec<i32> = folded.step.iter().map(|step| (step * unit).ceil().clamp(1.0, 1e9) as i32).collect();
     loop {

@@ -5,6 +5,10 @@ use super::pattern::{LinearView, NormView};
 use crate::bounds::{E_RANGE, M_RANGE};
 use crate::calibrate::{Moments, Ranges};
 use rayon::prelude::*;
+use std::ops::RangeInclusive;
+
+/// Inputs up to which rounding feeds its errors back: the decomposition of their covariance takes the cube of it.
+const FEEDBACK_INPUTS: usize = 8192;
 
 /// A linear layer on integer inputs with real outputs: `y_n = sum_k weight[n][k] x_k + bias_n`.
 pub(super) struct Folded {
@@ -40,6 +44,33 @@ impl Folded {
         Self::new(linear, bias, moments, unit, |_| unit)
     }
 
+    /// Reads inputs of given real units: `unit(k)` is worth of input k's step in the output, `own(k)` its worth in the values
+    /// that the moments saw. Without moments weights are rounded one by one.
+    pub fn of(
+        weight: &[f32],
+        inputs: usize,
+        bias: Option<&[f32]>,
+        unit: impl Fn(usize) -> f64,
+        own: impl Fn(usize) -> f64,
+        moments: Option<&Moments>,
+    ) -> Self {
+        let weight: Vec<f64> = weight.iter().enumerate().map(|(i, &w)| f64::from(w) * unit(i % inputs)).collect();
+        let step: Vec<f64> = weight.chunks_exact(inputs).map(|r| r.iter().fold(0.0f64, |a, w| a.max(w.abs())) / 127.0).collect();
+        let bias = bias.map_or_else(|| vec![0.0; step.len()], |b| b.iter().map(|&b| f64::from(b)).collect());
+        let mean = moments
+            .map_or_else(|| vec![0.0; inputs], |m| m.mean().iter().enumerate().map(|(k, m)| m / own(k).max(1e-300)).collect());
+        let feedback = moments.filter(|_| inputs <= FEEDBACK_INPUTS).map_or_else(
+            || Feedback::none(inputs),
+            |m| {
+                // Moments in units of the inputs' steps.
+                let covariance = m.covariance();
+                let scaled = covariance.iter().enumerate().map(|(i, v)| v / (own(i / inputs) * own(i % inputs)).max(1e-300));
+                Feedback::new(&scaled.collect::<Vec<f64>>(), inputs)
+            },
+        );
+        Self { inputs, weight, bias, mean, feedback, step }
+    }
+
     fn new(linear: &LinearView<'_>, bias: Vec<f64>, moments: &Moments, input_unit: f64, unit: impl Fn(usize) -> f64) -> Self {
         let inputs = linear.weight.shape[1];
         let weight: Vec<f64> = linear.weight.data.iter().enumerate().map(|(i, &w)| f64::from(w) * unit(i % inputs)).collect();
@@ -55,12 +86,18 @@ impl Folded {
 
     /// Least e whose 16-bit window holds the calibrated accumulators with head-room.
     pub fn choose_e(&self, ranges: &Ranges, headroom: f64) -> u8 {
+        self.choose_e_in(E_RANGE, ranges, headroom)
+    }
+
+    /// The same among other shifts.
+    pub fn choose_e_in(&self, mut admitted: RangeInclusive<u8>, ranges: &Ranges, headroom: f64) -> u8 {
+        let last = *admitted.end();
         let rows = self.bias.iter().zip(&self.step).zip(ranges.lo.iter().zip(&ranges.hi));
         let largest = rows
             .filter(|((_, step), _)| **step > 0.0)
             .map(|((b, step), (&lo, &hi))| (f64::from(lo) - b).abs().max((f64::from(hi) - b).abs()) / step)
             .fold(0.0, f64::max);
-        E_RANGE.clone().find(|&e| largest * headroom <= 32_767.0 * 2f64.powi(i32::from(e))).unwrap_or(*E_RANGE.end())
+        admitted.find(|&e| largest * headroom <= 32_767.0 * 2f64.powi(i32::from(e))).unwrap_or(last)
     }
 
     /// Multipliers and biases at output scale `scale(n)` (steps per real unit), if all satisfy `m 2^15 + |b| <= limit`.

@@ -4,6 +4,7 @@
 //! accumulator shift e is chosen from calibration, then the output scale, then m; weights are rounded last, so that no
 //! rounding of a scale adds to their error. The result has passed the registration check.
 
+mod decoder;
 mod feedback;
 mod layer;
 mod linear;
@@ -20,6 +21,8 @@ use obelysk_protocol::circuit::descriptor::{Descriptor, EmbedSpec, Encoder, Norm
 use pattern::{NormView, PostNorm};
 use serde::Serialize;
 use thiserror::Error;
+
+pub use decoder::quantise_decoder;
 
 /// Largest number of fractional bits the embedding's residual is given.
 const EMBED_FRACTION_MAX: i32 = 20;
@@ -41,6 +44,8 @@ pub struct QuantiseOptions {
     pub headroom: f64,
     /// w: bits dropped by residuals.
     pub residual_shift: u8,
+    /// int8 matrices that hold a decoder's embedding: 1 or 2.
+    pub embed_limbs: u8,
     /// F: fractional bits of residuals to start from; lowered until no input can overflow.
     pub residual_fraction: i32,
 }
@@ -55,6 +60,7 @@ impl Default for QuantiseOptions {
             blowup_log: 2,
             headroom: 1.3,
             residual_shift: 5,
+            embed_limbs: 2,
             residual_fraction: 15,
         }
     }
@@ -79,9 +85,24 @@ pub enum QuantiseError {
         /// Allowed range.
         range: &'static str,
     },
+    /// The float model cannot be run or read.
+    #[error("calibration: {0}")]
+    Float(String),
     /// The result violates a registration fact.
     #[error("the quantised model fails the registration check: {0}")]
     Check(#[from] CheckError),
+}
+
+impl From<crate::graph::FloatError> for QuantiseError {
+    fn from(e: crate::graph::FloatError) -> Self {
+        Self::Float(e.to_string())
+    }
+}
+
+impl From<crate::import::ImportError> for QuantiseError {
+    fn from(e: crate::import::ImportError) -> Self {
+        Self::Float(e.to_string())
+    }
 }
 
 /// Scales chosen for a tensor, for reports.
@@ -146,6 +167,9 @@ fn validate(options: &QuantiseOptions) -> Result<(), QuantiseError> {
     }
     if !(1..=20).contains(&options.residual_fraction) {
         return refuse("residual_fraction", options.residual_fraction.to_string(), "1 to 20");
+    }
+    if !(1..=2).contains(&options.embed_limbs) {
+        return refuse("embed_limbs", options.embed_limbs.to_string(), "1 to 2");
     }
     for (option, log) in [("tile_k_log", options.tile_k_log), ("tile_n_log", options.tile_n_log)] {
         if let Some(log) = log.filter(|&l| l > 12) {

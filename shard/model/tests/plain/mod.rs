@@ -1,8 +1,6 @@
 //! A decoder in f64 as the published formulas have it, token by token: slow, plain, and reading `config.json` by itself, so
 //! that it shares nothing with the executor it judges.
 
-#![allow(dead_code, reason = "each test binary uses its part")]
-
 use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -197,7 +195,7 @@ impl Plain {
             return window.filter(|_| kinds[l] == "sliding_attention");
         }
         match self.config["model_type"].as_str().unwrap() {
-            "gemma2" => window.filter(|_| l % 2 == 0),
+            "gemma2" => window.filter(|_| l.is_multiple_of(2)),
             "qwen3" => window.filter(|_| self.config["use_sliding_window"] == true && l >= self.n("max_window_layers")),
             _ => window,
         }

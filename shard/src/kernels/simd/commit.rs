@@ -2,7 +2,7 @@
 
 use super::encode::{aligned, encode_row, is_small, packs};
 use super::hash::{self, BLOCK, Lane, State};
-use super::{Simd, SimdExt, combine, ext};
+use super::{Simd, SimdExt, combine, ext, int8};
 use crate::kernels::reference::{Reference, code};
 use crate::kernels::{CodeShape, CommitKernels, HostTree};
 use bytemuck::{cast_slice, cast_slice_mut};
@@ -204,18 +204,18 @@ impl CommitKernels for Simd {
     }
 
     fn combine_int8(&self, rows: &Vec<i8>, h: u32, coefficients: &[QM31]) -> SimdExt {
-        SimdExt::from_host(&combine::int8(rows, 1 << h, coefficients))
+        int8::combine(int8::Path::best(), rows, 1 << h, coefficients)
     }
 
     fn partials_base(&self, rows: &Vec<M31>, point: &[QM31]) -> Vec<QM31> {
         if 1 << point.len() < N_LANES {
             return Reference.partials_base(rows, point);
         }
-        combine::partials_base(rows, point)
+        combine::partials(rows, point)
     }
 
     fn partials_int8(&self, rows: &Vec<i8>, point: &[QM31]) -> Vec<QM31> {
-        combine::partials_int8(rows, point)
+        int8::partials(int8::Path::best(), rows, point)
     }
 
     fn outer(&self, low: &[QM31], high: &[QM31]) -> SimdExt {

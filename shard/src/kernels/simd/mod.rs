@@ -11,6 +11,7 @@ mod encode;
 mod ext;
 mod gkr;
 mod hash;
+pub(crate) mod int8;
 mod leaves;
 mod proof;
 

@@ -3,7 +3,7 @@
 use super::chip::Chip;
 use super::gkr::{Fractions, Layer, drop_low, eq};
 use super::leaves;
-use super::{Simd, SimdExt, combine, ext};
+use super::{Simd, SimdExt, ext, int8};
 use crate::kernels::proof::{Evals, ProofKernels};
 use crate::kernels::rows::place_bits;
 use obelysk_protocol::circuit::expr::Source;
@@ -187,9 +187,10 @@ impl ProofKernels for Simd {
 
     fn fold_matrix(&self, shape: MatrixShape, data: &[i8], weight: &[QM31], vars: usize) -> SimdExt {
         let rows = shape.outputs.min(weight.len());
-        let mut out = combine::int8(data, shape.inputs, &weight[..rows]);
-        out.resize(1 << vars, ZERO);
-        SimdExt::from_host(&out)
+        let mut out = int8::combine(int8::Path::best(), data, shape.inputs, &weight[..rows]);
+        out.len = 1 << vars;
+        out.packs.resize(out.len.div_ceil(N_LANES), zero());
+        out
     }
 
     fn chip(&self, c: &Circuit, log_size: usize, terms: &[(QM31, Vec<Source>)], columns: &[Column]) -> Chip {

@@ -1,5 +1,9 @@
 //! How far the integer model is from the float model, measured on text that calibration has not seen.
 
+mod decoder;
+
+pub use decoder::{DecoderFidelity, measure_decoder};
+
 use crate::graph::{FloatError, Graph, Op, Values, evaluate};
 
 use crate::import::{ImportError, TextTokenizer};
@@ -12,7 +16,7 @@ use std::collections::BTreeMap;
 use thiserror::Error;
 
 /// Built-in test text: at least 200 sentences, 1 to 256 tokens, disjoint from calibration.
-const SENTENCES: &str = include_str!("../data/sentences.txt");
+const SENTENCES: &str = include_str!("../../data/sentences.txt");
 
 /// Why fidelity could not be measured.
 #[derive(Debug, Error)]
