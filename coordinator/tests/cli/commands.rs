@@ -132,14 +132,14 @@ fn sources_that_are_no_models_are_refused() {
     let place = Place::empty();
     std::fs::create_dir(place.path("empty")).unwrap();
     std::fs::create_dir(place.path("other")).unwrap();
-    place.write("other/config.json", br#"{"architectures":["LlamaForCausalLM"],"hidden_act":"silu"}"#);
+    place.write("other/config.json", br#"{"architectures":["MambaForCausalLM"],"hidden_act":"silu"}"#);
     place.integer("damaged", 3);
     let mut bytes = place.read("damaged/segment-0001.bin");
     bytes[100] ^= 1;
     place.write("damaged/segment-0001.bin", &bytes);
     for (source, cause) in [
         ("empty", "config.json"),
-        ("other", "LlamaForCausalLM"),
+        ("other", "MambaForCausalLM"),
         ("damaged", "digest"),
         ("nowhere", "not a model source"),
         ("hf:broken", "not a model source"),
