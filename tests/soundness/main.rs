@@ -5,6 +5,9 @@
 
 mod bytes;
 mod carried;
+mod decoder_circuits;
+mod decoder_enumerate;
+mod decoder_wild;
 mod enumerate;
 mod equations;
 mod forged_attention;
