@@ -168,7 +168,9 @@ fn malformed(e: JobBytesError) -> EngineError {
 
 fn job_error(e: JobError) -> EngineError {
     match e {
-        JobError::Infer(_) | JobError::Hidden { .. } | JobError::HiddenValue(_) => EngineError::Malformed(e.to_string()),
+        JobError::Infer(_) | JobError::Hidden { .. } | JobError::HiddenValue(_) | JobError::Completion { .. } => {
+            EngineError::Malformed(e.to_string())
+        }
         JobError::Verify(_) => EngineError::Disagrees(e.to_string()),
         JobError::Register(_) => EngineError::Model(e.to_string()),
         JobError::Witness(_) | JobError::Circuit(_) | JobError::Opening(_) => EngineError::Internal(e.to_string()),

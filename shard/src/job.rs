@@ -9,10 +9,11 @@ use crate::prover::final_sumcheck::Grinder;
 use crate::prover::opening::{self, OpeningInput};
 use crate::prover::segment;
 use crate::registration::{RegisterError, code_shape, open_oracle};
-use crate::witness::{self, Trace, WitnessError};
+use crate::witness::{WitnessError, decoder, encoder};
 use obelysk_model::IntegerModel;
+use obelysk_model::infer::decoder::{self as decode, DecoderLayerTrace, HeadTrace, TokenEmbedTrace};
 use obelysk_model::infer::{self, EmbedTrace, InferError, LayerTrace};
-use obelysk_protocol::circuit::descriptor::{Descriptor, Encoder};
+use obelysk_protocol::circuit::descriptor::{Decoder, Descriptor, Encoder};
 use obelysk_protocol::circuit::segment::Circuit;
 use obelysk_protocol::circuit::{self, BuildError, PublicInput, exp_tables, segment_count};
 use obelysk_protocol::field::{M31, QM31, signed};
@@ -65,6 +66,16 @@ pub enum JobError {
     /// A hidden state with a value that no segment of this model hands on.
     #[error("the received hidden state has the value {0}, which this model cannot produce: it belongs to another job")]
     HiddenValue(i32),
+    /// The model continues with another token.
+    #[error("the completion is not the model's: after token {row} comes {found}, the claim is {claimed}")]
+    Completion {
+        /// Row of the token axis.
+        row: u32,
+        /// What the model says.
+        found: u32,
+        /// What the public input says.
+        claimed: u32,
+    },
 }
 
 /// A model ready to prove with: weights in memory, codewords memory-mapped on first use.
@@ -109,12 +120,18 @@ impl<S: HashSuite, B: Backend> LoadedModel<S, B> {
 
 /// What a segment computed, owned.
 pub enum SegmentTrace {
-    /// Segment 0.
+    /// Segment 0 of an encoder.
     Embed(Box<EmbedTrace>),
-    /// A layer.
+    /// A layer of an encoder.
     Layer(Box<LayerTrace>),
-    /// The head computes nothing.
-    Head,
+    /// The head of an encoder computes nothing.
+    Pool,
+    /// Segment 0 of a decoder.
+    TokenEmbed(Box<TokenEmbedTrace>),
+    /// A layer of a decoder.
+    DecoderLayer(Box<DecoderLayerTrace>),
+    /// The head of a decoder, with the claimed token of every checked row.
+    Head(Box<HeadTrace>, Vec<u32>),
 }
 
 impl SegmentTrace {
@@ -124,7 +141,9 @@ impl SegmentTrace {
         let u = match self {
             Self::Embed(t) => &t.norm.u,
             Self::Layer(t) => &t.ffn.norm.u,
-            Self::Head => return None,
+            Self::TokenEmbed(t) => return Some(t.x.clone()),
+            Self::DecoderLayer(t) => return Some(t.ffn.x.clone()),
+            Self::Pool | Self::Head(..) => return None,
         };
         Some(u.iter().map(|&v| i32::from(v)).collect())
     }
@@ -133,7 +152,7 @@ impl SegmentTrace {
 /// Runs one segment of the integer model. `received` is the previous segment's hidden state (empty for segment 0).
 ///
 /// # Errors
-/// [`JobError::Infer`], [`JobError::Hidden`], [`JobError::HiddenValue`].
+/// [`JobError::Infer`], [`JobError::Hidden`], [`JobError::HiddenValue`], [`JobError::Completion`].
 pub fn forward(model: &IntegerModel, input: &PublicInput, segment: usize, received: &[i32]) -> Result<SegmentTrace, JobError> {
     let expected = if segment == 0 { 0 } else { hidden_len(&model.descriptor, input) };
     if received.len() != expected {
@@ -141,7 +160,7 @@ pub fn forward(model: &IntegerModel, input: &PublicInput, segment: usize, receiv
     }
     match &model.descriptor {
         Descriptor::Encoder(d) => encode(model, d, input, segment, received),
-        Descriptor::Decoder(d) => Err(InferError::Kind(d.name.clone(), "an encoder").into()),
+        Descriptor::Decoder(d) => decode(model, d, input, segment, received),
     }
 }
 
@@ -163,8 +182,33 @@ fn encode(
             let u = narrow(received)?;
             Ok(SegmentTrace::Layer(Box::new(infer::layer(d, spec, w, &u, ids.len(), t_pad)?)))
         }
-        None => Ok(SegmentTrace::Head),
+        None => Ok(SegmentTrace::Pool),
     }
+}
+
+/// One segment of a decoder.
+fn decode(
+    model: &IntegerModel,
+    d: &Decoder,
+    input: &PublicInput,
+    segment: usize,
+    received: &[i32],
+) -> Result<SegmentTrace, JobError> {
+    let (rows, t_pad) = (input.rows(), infer::padded_length(input.tokens()));
+    let w = &model.weights.segments[segment];
+    if segment == 0 {
+        return Ok(SegmentTrace::TokenEmbed(Box::new(decode::embed(d, w, &rows, t_pad)?)));
+    }
+    if let Some(spec) = d.layers.get(segment - 1) {
+        return Ok(SegmentTrace::DecoderLayer(Box::new(decode::layer(d, spec, w, received, &rows, t_pad)?)));
+    }
+    let checked = input.checked();
+    let at: Vec<u32> = checked.iter().map(|c| c.row).collect();
+    let head = decode::head(d, w, received, &at, t_pad)?;
+    if let Some((c, &found)) = checked.iter().zip(&head.tokens).find(|(c, found)| c.target != **found) {
+        return Err(JobError::Completion { row: c.row, found, claimed: c.target });
+    }
+    Ok(SegmentTrace::Head(Box::new(head), checked.iter().map(|c| c.target).collect()))
 }
 
 /// An encoder's hidden state.
@@ -231,17 +275,28 @@ fn columns<S: HashSuite, B: Backend>(
     received: &[i32],
     trace: &SegmentTrace,
 ) -> Result<Vec<Vec<M31>>, JobError> {
+    let kind = |expected| JobError::from(InferError::Kind(model.model.descriptor.name().to_owned(), expected));
     match &model.model.descriptor {
         Descriptor::Encoder(d) => {
             let input = &narrow(received)?;
             let t = match trace {
-                SegmentTrace::Embed(t) => Trace::Embed(t),
-                SegmentTrace::Layer(t) => Trace::Layer { spec: &d.layers[segment - 1], input, trace: t },
-                SegmentTrace::Head => Trace::Head { input },
+                SegmentTrace::Embed(t) => encoder::Trace::Embed(t),
+                SegmentTrace::Layer(t) => encoder::Trace::Layer { spec: &d.layers[segment - 1], input, trace: t },
+                SegmentTrace::Pool => encoder::Trace::Head { input },
+                _ => return Err(kind("a decoder")),
             };
-            Ok(witness::columns(d, c, t)?)
+            Ok(encoder::columns(d, c, t)?)
         }
-        Descriptor::Decoder(d) => Err(InferError::Kind(d.name.clone(), "an encoder").into()),
+        Descriptor::Decoder(d) => {
+            let input = received;
+            let t = match trace {
+                SegmentTrace::TokenEmbed(t) => decoder::Trace::Embed(t),
+                SegmentTrace::DecoderLayer(t) => decoder::Trace::Layer { spec: &d.layers[segment - 1], input, trace: t },
+                SegmentTrace::Head(t, targets) => decoder::Trace::Head { input, trace: t, targets },
+                _ => return Err(kind("an encoder")),
+            };
+            Ok(decoder::columns(d, c, t)?)
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use obelysk_shard::kernels::proof::ProofKernels;
 use obelysk_shard::kernels::reference::Reference;
 use obelysk_shard::prover::final_sumcheck::Grinder;
 use obelysk_shard::prover::segment as prover;
-use obelysk_shard::witness::{self, Trace};
+use obelysk_shard::witness::encoder::{self, Trace};
 
 struct Slow;
 
@@ -37,7 +37,7 @@ fn run(ids: &[u32]) {
             }
             _ => Trace::Head { input: hidden[s - 1] },
         };
-        let columns = witness::columns(d, &c, t).unwrap();
+        let columns = encoder::columns(d, &c, t).unwrap();
         let vars = c.token_log + 4;
         let boundary = |l: usize| {
             let point: Vec<QM31> = (0..vars).map(|k| QM31::from_u32_unchecked(k as u32 + 5, l as u32, 3, 9)).collect();

@@ -1,7 +1,6 @@
 //! What a witness breaks, decided without the verifier: every lookup row against its table, every constraint row, every
 //! relation at the random points of the proof. Also recounts multiplicities of false witnesses as well as they can be.
 
-use crate::harness::Columns;
 use obelysk_protocol::circuit::expr::{Expr, Source};
 use obelysk_protocol::circuit::segment::{Circuit, Eval, Lookup, Value};
 use obelysk_protocol::field::{M31, QM31, ZERO, eq_at_index, mle_eval_base, signed, signed_ext};
@@ -9,6 +8,9 @@ use obelysk_protocol::verifier::points::Points;
 use obelysk_protocol::verifier::product::ProductProof;
 use obelysk_protocol::verifier::segment::SegmentInput;
 use obelysk_shard::witness::centred;
+
+/// Columns of one segment.
+pub type Columns = Vec<Vec<M31>>;
 
 /// Index of a column by name.
 pub fn id(c: &Circuit, name: &str) -> usize {
@@ -66,21 +68,32 @@ pub fn recount(c: &Circuit, columns: &mut Columns) {
 
 /// Names of all equations that do not hold, in circuit order, without repetition: lookups by their table.
 pub fn broken(input: &SegmentInput<'_>, points: &Points, product: &ProductProof, columns: &Columns) -> Vec<String> {
-    let c = input.circuit;
     let mut out: Vec<String> = Vec::new();
-    let mut add = |name: String| {
+    for (name, _) in failures(input, points, product, columns) {
         if !out.contains(&name) {
             out.push(name);
         }
-    };
+    }
+    out
+}
+
+/// Every equation that does not hold, with the first row where it does not; relations have no rows.
+pub fn failures(
+    input: &SegmentInput<'_>,
+    points: &Points,
+    product: &ProductProof,
+    columns: &Columns,
+) -> Vec<(String, Option<usize>)> {
+    let c = input.circuit;
+    let mut out = Vec::new();
     for l in &c.lookups {
-        if (0..1 << l.log_size).any(|row| hit(c, l, row, columns) == Some(None)) {
-            add(format!("in {}", c.tables[l.table].name));
+        if let Some(row) = (0..1 << l.log_size).find(|&row| hit(c, l, row, columns) == Some(None)) {
+            out.push((format!("in {}", c.tables[l.table].name), Some(row)));
         }
     }
     for e in &c.constraints {
-        if (0..1 << e.log_size).any(|row| cell(c, &e.expr, row, columns) != signed(0)) {
-            add(e.name.clone());
+        if let Some(row) = (0..1 << e.log_size).find(|&row| cell(c, &e.expr, row, columns) != signed(0)) {
+            out.push((e.name.clone(), Some(row)));
         }
     }
     for r in &c.relations {
@@ -99,7 +112,7 @@ pub fn broken(input: &SegmentInput<'_>, points: &Points, product: &ProductProof,
             sum -= signed_ext(*k) * v;
         }
         if sum != ZERO {
-            add(r.name.clone());
+            out.push((r.name.clone(), None));
         }
     }
     out

@@ -34,7 +34,8 @@ use obelysk_shard::prover::final_sumcheck::{self, Grinder};
 use obelysk_shard::prover::opening::{self, OpeningInput};
 use obelysk_shard::prover::{logup, product};
 use obelysk_shard::registration::{code_shape, open_oracle, register};
-use obelysk_shard::witness::{self, Trace};
+use obelysk_shard::witness;
+use obelysk_shard::witness::encoder::{Trace, uncounted};
 use std::sync::OnceLock;
 
 /// Enough queries that a far word is caught in these deterministic runs, little enough grinding to be instant.
@@ -43,8 +44,7 @@ pub const SECURITY: SecurityParams = SecurityParams { queries: 16, g_seed: 3, g_
 /// Token ids most tests prove: three tokens in four rows, so padding rows and masks exist.
 pub const IDS: [u32; 3] = [1, 2, 3];
 
-/// Columns of one segment.
-pub type Columns = Vec<Vec<M31>>;
+pub use crate::equations::Columns;
 
 /// A registered toy model with its oracles.
 pub struct Toy {
@@ -280,7 +280,7 @@ fn columns(model: &IntegerModel, trace: &ModelTrace, run: &[u32], s: usize) -> C
         }
         _ => Trace::Head { input: hidden(trace, s - 1) },
     };
-    witness::uncounted(d, &c, t).unwrap()
+    uncounted(d, &c, t).unwrap()
 }
 
 fn stack(c: &Circuit, columns: &Columns, h: usize) -> Vec<M31> {

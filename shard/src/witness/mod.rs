@@ -1,16 +1,17 @@
 //! Column values of a segment from its integer trace, then the multiplicities of every lookup.
 //!
-//! Traces keep the token as the fast axis and channels above it, so a block column is a contiguous slice.
+//! Traces keep the row as the fast axis and channels above it, so a block column is a contiguous slice.
 
-mod layer;
+mod attention;
+pub mod decoder;
+pub mod encoder;
 mod multiplicity;
 mod norm;
+mod rounding;
 
-use obelysk_model::infer::{EmbedTrace, LayerTrace};
-use obelysk_protocol::circuit::descriptor::{Encoder, LayerSpec};
 use obelysk_protocol::circuit::segment::Circuit;
-use obelysk_protocol::circuit::shape::Blocks;
 use obelysk_protocol::field::{M31, signed};
+use rayon::prelude::*;
 use std::collections::BTreeMap;
 
 pub use multiplicity::{centred, count};
@@ -35,60 +36,67 @@ pub enum WitnessError {
     },
 }
 
-/// What a segment computed.
-#[derive(Clone, Copy, Debug)]
-pub enum Trace<'a> {
-    /// Segment 0.
-    Embed(&'a EmbedTrace),
-    /// A layer and its received hidden state.
-    Layer {
-        /// The layer's parameters.
-        spec: &'a LayerSpec,
-        /// Received hidden state.
-        input: &'a [i16],
-        /// What it computed.
-        trace: &'a LayerTrace,
-    },
-    /// The head only receives.
-    Head {
-        /// Received hidden state.
-        input: &'a [i16],
-    },
-}
-
 /// Columns under construction.
-pub(crate) struct Filler<'a> {
+struct Filler<'a> {
     c: &'a Circuit,
     ids: BTreeMap<&'a str, usize>,
     columns: Vec<Vec<M31>>,
+    /// Values that fill no whole number of blocks of the circuit.
+    surplus: Option<String>,
 }
 
 impl<'a> Filler<'a> {
     fn new(c: &'a Circuit) -> Self {
         let ids = c.columns.iter().enumerate().map(|(i, col)| (col.name.as_str(), i)).collect();
-        Self { c, ids, columns: vec![Vec::new(); c.columns.len()] }
+        Self { c, ids, columns: vec![Vec::new(); c.columns.len()], surplus: None }
     }
 
     /// Sets a column; names the circuit does not have are a defect that `finish` reports as a missing column.
-    pub(crate) fn set(&mut self, name: &str, values: impl Iterator<Item = i64>) {
+    fn set(&mut self, name: &str, values: impl Iterator<Item = i64>) {
+        self.put(name, values.map(signed).collect());
+    }
+
+    fn put(&mut self, name: &str, values: Vec<M31>) {
         if let Some(&i) = self.ids.get(name) {
-            self.columns[i] = values.map(signed).collect();
+            self.columns[i] = values;
         }
     }
 
-    /// Sets one column per block from a logical array.
-    pub(crate) fn set_blocks<T: Copy + Into<i64>>(&mut self, prefix: &str, suffix: &str, blocks: Blocks, values: &[T]) {
-        let cells = 1usize << (self.c.token_log + blocks.log);
-        for (b, part) in values.chunks(cells).enumerate() {
-            self.set(&format!("{prefix}.{b}{suffix}"), part.iter().map(|&v| v.into()));
+    /// Sets the blocks `{prefix}.0{suffix}`, `{prefix}.1{suffix}`, … from the `count` cells of a logical array.
+    fn fill(&mut self, prefix: &str, suffix: &str, count: usize, value: impl Fn(usize) -> i64 + Sync) {
+        let mut from = 0;
+        for b in 0.. {
+            let Some(&i) = self.ids.get(format!("{prefix}.{b}{suffix}").as_str()) else { break };
+            let to = from + (1usize << self.c.columns[i].log_size);
+            if to > count {
+                break;
+            }
+            self.columns[i] = (from..to).into_par_iter().map(|k| signed(value(k))).collect();
+            from = to;
+        }
+        if from != count {
+            self.surplus.get_or_insert_with(|| format!("{prefix}.*{suffix}"));
         }
     }
 
-    pub(crate) fn has(&self, name: &str) -> bool {
+    /// [`Self::fill`] from a slice.
+    fn set_blocks<T: Copy + Into<i64> + Sync>(&mut self, prefix: &str, suffix: &str, values: &[T]) {
+        self.fill(prefix, suffix, values.len(), |k| values[k].into());
+    }
+
+    /// Sets the row column `{name}.row.{column}`.
+    fn set_row(&mut self, name: &str, column: &str, rows: usize, value: impl Fn(usize) -> i64) {
+        self.set(&format!("{name}.row.{column}"), (0..rows).map(value));
+    }
+
+    fn has(&self, name: &str) -> bool {
         self.ids.contains_key(name)
     }
 
     fn finish(self) -> Result<Vec<Vec<M31>>, WitnessError> {
+        if let Some(name) = self.surplus {
+            return Err(WitnessError::Column(name));
+        }
         for (i, col) in self.c.columns.iter().enumerate() {
             let multiplicity = self.c.tables.iter().any(|t| t.multiplicity as usize == i);
             if !multiplicity && self.columns[i].len() != 1 << col.log_size {
@@ -99,35 +107,10 @@ impl<'a> Filler<'a> {
     }
 }
 
-/// All columns of a segment, in the circuit's order.
-///
-/// # Errors
-/// [`WitnessError`] when circuit and trace do not belong together.
-pub fn columns(d: &Encoder, c: &Circuit, trace: Trace<'_>) -> Result<Vec<Vec<M31>>, WitnessError> {
-    let mut columns = uncounted(d, c, trace)?;
+/// Adds the multiplicity columns.
+fn counted(c: &Circuit, mut columns: Vec<Vec<M31>>) -> Result<Vec<Vec<M31>>, WitnessError> {
     for (t, m) in c.tables.iter().zip(count(c, &columns)?) {
         columns[t.multiplicity as usize] = m;
     }
     Ok(columns)
-}
-
-/// As [`columns`] with empty multiplicity columns: the trace may be a false one, whose tuples are in no table.
-///
-/// # Errors
-/// [`WitnessError::Column`] when circuit and trace do not belong together.
-pub fn uncounted(d: &Encoder, c: &Circuit, trace: Trace<'_>) -> Result<Vec<Vec<M31>>, WitnessError> {
-    let mut f = Filler::new(c);
-    let blocks = Blocks::of(d.width as usize);
-    match trace {
-        Trace::Embed(t) => {
-            f.set_blocks("embed", ".a", blocks, &t.a);
-            norm::fill(&mut f, "norm", blocks, &t.rho, &t.norm, d.embed.norm.eps);
-        }
-        Trace::Layer { spec, input, trace } => {
-            f.set_blocks("input", "", blocks, input);
-            layer::fill(&mut f, d, spec, trace);
-        }
-        Trace::Head { input } => f.set_blocks("input", "", blocks, input),
-    }
-    f.finish()
 }

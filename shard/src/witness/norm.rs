@@ -1,118 +1,111 @@
-//! Columns of a norm.
+//! Columns of a norm: of a LayerNorm, which subtracts a mean, and of an RMSNorm, per token or per (token, head).
+//!
+//! Rows are the low bits of a cell's index, so the row of cell `k` is `k` modulo the number of rows.
 
 use super::Filler;
+use crate::hidden::limb;
 use obelysk_model::infer::NormTrace;
-use obelysk_protocol::circuit::norm::{INDEX_END, NormShape, shift_powers};
-use obelysk_protocol::circuit::shape::Blocks;
+use obelysk_protocol::circuit::norm::{INDEX_END, shift_powers};
 
 /// Floor-split into `(low, high)` with `low` in `[0, 2^bits)`.
 fn split(v: i64, bits: u32) -> (i64, i64) {
     (v & ((1 << bits) - 1), v >> bits)
 }
 
-/// Fills the norm named `name`; `rho_w` are the bits dropped before it.
-pub(super) fn fill(f: &mut Filler<'_>, name: &str, blocks: Blocks, rho_w: &[i32], t: &NormTrace, eps: u64) {
-    let tokens = 1usize << f.c.token_log;
-    let z: Vec<i64> = t.x.iter().enumerate().map(|(i, &x)| i64::from(x) - i64::from(t.mu[i % tokens])).collect();
-    f.set_blocks(name, ".rho_w", blocks, rho_w);
-    let limb = |g: fn(i64) -> i64| z.iter().map(|&v| g(v)).collect::<Vec<i64>>();
-    let limbs = [limb(|v| v & 255), limb(|v| v >> 8 & 255), limb(|v| v >> 16)];
-    for (k, l) in limbs.iter().enumerate() {
-        f.set_blocks(name, &format!(".z{k}"), blocks, l);
-    }
-    f.set_blocks(name, ".xp", blocks, &t.x_scaled);
-    let remainder: Vec<i64> = z
-        .iter()
-        .enumerate()
-        .map(|(i, &v)| {
-            let (p1, p2, half) = shift_powers(usize::from(t.sigma[i % tokens]));
-            v * p2 + half - i64::from(t.x_scaled[i]) * p1
-        })
-        .collect();
-    f.set_blocks(name, ".rho", blocks, &remainder);
-    f.set_blocks(name, ".u", blocks, &t.u);
-    let mut row = Row { f, name, tokens };
-    row.fill_scale(t);
-    row.fill_mean(&limbs, blocks);
-    row.fill_squares(&limbs, t, blocks, eps);
+/// What a norm computed; its rows are those of `s`.
+#[derive(Clone, Copy)]
+pub(super) struct Normed<'a> {
+    pub(super) s: &'a [u64],
+    pub(super) sigma: &'a [u8],
+    pub(super) index: &'a [u32],
+    pub(super) recip: &'a [i32],
+    pub(super) x_scaled: &'a [i32],
+    pub(super) u: &'a [i16],
 }
 
-struct Row<'f, 'a> {
-    f: &'f mut Filler<'a>,
-    name: &'f str,
-    tokens: usize,
+/// Fills the LayerNorm named `name`; `rho_w` are the bits dropped before it.
+pub(super) fn layer_norm(f: &mut Filler<'_>, name: &str, rho_w: &[i32], t: &NormTrace, eps: u64) {
+    let rows = t.mu.len();
+    let z: Vec<i32> = t.x.iter().enumerate().map(|(i, &x)| x - t.mu[i % rows]).collect();
+    f.set_blocks(name, ".rho_w", rho_w);
+    for l in 0..3 {
+        f.fill(name, &format!(".z{l}"), z.len(), |k| limb(z[k], l, 3).into());
+    }
+    f.set_row(name, "mu0", rows, |i| split(t.mu[i].into(), 16).0);
+    f.set_row(name, "mu1", rows, |i| split(t.mu[i].into(), 16).1);
+    fill_mean(f, name, &z, rows);
+    let t = Normed { s: &t.s, sigma: &t.sigma, index: &t.index, recip: &t.recip, x_scaled: &t.x_scaled, u: &t.u };
+    fill(f, name, (&z, 3), t, eps);
 }
 
-impl Row<'_, '_> {
-    fn set(&mut self, column: &str, value: impl Fn(usize) -> i64) {
-        let name = format!("{}.row.{column}", self.name);
-        self.f.set(&name, (0..self.tokens).map(value));
-    }
+/// Fills what every norm of `z`, given in `limbs`, has.
+pub(super) fn fill(f: &mut Filler<'_>, name: &str, (z, limbs): (&[i32], usize), t: Normed<'_>, eps: u64) {
+    let rows = t.s.len();
+    f.set_blocks(name, ".xp", t.x_scaled);
+    f.fill(name, ".rho", z.len(), |k| {
+        let (p1, p2, half) = shift_powers(t.sigma[k % rows].into());
+        i64::from(z[k]) * p2 + half - i64::from(t.x_scaled[k]) * p1
+    });
+    f.set_blocks(name, ".u", t.u);
+    fill_scale(f, name, t);
+    fill_squares(f, name, (z, limbs), t.s, eps);
+}
 
-    /// mu, sigma and what follows from them.
-    fn fill_scale(&mut self, t: &NormTrace) {
-        self.set("mu0", |i| split(i64::from(t.mu[i]), 16).0);
-        self.set("mu1", |i| split(i64::from(t.mu[i]), 16).1);
-        let powers = |i: usize| shift_powers(usize::from(t.sigma[i]));
-        self.set("sigma", |i| i64::from(t.sigma[i]));
-        self.set("p1", |i| powers(i).0);
-        self.set("p2", |i| powers(i).1);
-        self.set("half", |i| powers(i).2);
-        self.set("index", |i| i64::from(t.index[i]));
-        self.set("recip", |i| i64::from(t.recip[i]));
-        let mut s = 0usize;
-        while self.f.has(&format!("{}.row.o{s}", self.name)) {
-            self.set(&format!("o{s}"), |i| i64::from(usize::from(t.sigma[i]) == s));
-            s += 1;
-        }
-        let excess = |i: usize| {
-            let sigma = u32::from(t.sigma[i]);
-            if sigma == 0 { 0 } else { (t.s[i] >> (2 * sigma - 2)) as i64 - INDEX_END }
-        };
-        self.set("q0", |i| split(excess(i), 16).0);
-        self.set("q1", |i| split(excess(i), 16).1);
+/// sigma and what follows from it.
+fn fill_scale(f: &mut Filler<'_>, name: &str, t: Normed<'_>) {
+    let rows = t.s.len();
+    let powers = |i: usize| shift_powers(t.sigma[i].into());
+    f.set_row(name, "sigma", rows, |i| t.sigma[i].into());
+    f.set_row(name, "p1", rows, |i| powers(i).0);
+    f.set_row(name, "p2", rows, |i| powers(i).1);
+    f.set_row(name, "half", rows, |i| powers(i).2);
+    f.set_row(name, "index", rows, |i| t.index[i].into());
+    f.set_row(name, "recip", rows, |i| t.recip[i].into());
+    for s in (0..).take_while(|s| f.has(&format!("{name}.row.o{s}"))).collect::<Vec<usize>>() {
+        f.set_row(name, &format!("o{s}"), rows, |i| i64::from(usize::from(t.sigma[i]) == s));
     }
+    let excess = |i: usize| {
+        let sigma = u32::from(t.sigma[i]);
+        if sigma == 0 { 0 } else { (t.s[i] >> (2 * sigma - 2)) as i64 - INDEX_END }
+    };
+    f.set_row(name, "q0", rows, |i| split(excess(i), 16).0);
+    f.set_row(name, "q1", rows, |i| split(excess(i), 16).1);
+}
 
-    /// Sums of one limb, or of a product of two, over all channels of a token.
-    fn sums(&self, value: impl Fn(usize) -> i64, cells: usize) -> Vec<i64> {
-        let mut out = vec![0i64; self.tokens];
-        for i in 0..cells {
-            out[i & (self.tokens - 1)] += value(i);
-        }
-        out
+fn fill_mean(f: &mut Filler<'_>, name: &str, z: &[i32], rows: usize) {
+    let d = (z.len() / rows) as i64;
+    let mut sums = vec![[0i64; 3]; rows];
+    for (k, &v) in z.iter().enumerate() {
+        (0..3).for_each(|l| sums[k % rows][l] += i64::from(limb(v, l, 3)));
     }
+    f.set_row(name, "val", rows, |i| sums[i][0] + (sums[i][1] << 8) + (sums[i][2] << 16) + d / 2);
+    // S0 + floor(d/2) + 2^8 k0 = val, S1 - k0 = 2^8 k1, S2 = -k1 (`circuit::norm::mean`).
+    f.set_row(name, "k0", rows, |i| sums[i][1] + (sums[i][2] << 8));
+    f.set_row(name, "k1", rows, |i| -sums[i][2]);
+}
 
-    fn fill_mean(&mut self, limbs: &[Vec<i64>; 3], blocks: Blocks) {
-        let d = (blocks.count << blocks.log) as i64;
-        let cells = limbs[0].len();
-        let [s0, s1, s2] = [0, 1, 2].map(|l: usize| self.sums(|i| limbs[l][i], cells));
-        let value = |i: usize| s0[i] + (s1[i] << 8) + (s2[i] << 16) + d / 2;
-        self.set("val", value);
-        // S0 + floor(d/2) + 2^8 k0 = val, S1 - k0 = 2^8 k1, S2 = -k1 (`circuit::norm::mean`).
-        self.set("k0", |i| s1[i] + (s2[i] << 8));
-        self.set("k1", |i| -s2[i]);
+/// Digits of S and the carries of its chain: line k sums the products of limbs `x + y = k`.
+fn fill_squares(f: &mut Filler<'_>, name: &str, (z, limbs): (&[i32], usize), s: &[u64], eps: u64) {
+    let rows = s.len();
+    for k in (0..).take_while(|k| f.has(&format!("{name}.row.g{k}"))).collect::<Vec<usize>>() {
+        // A norm narrower than its digits has zeros above.
+        f.set_row(name, &format!("g{k}"), rows, |i| s[i].checked_shr(2 * k as u32).unwrap_or(0) as i64 & 3);
     }
-
-    fn fill_squares(&mut self, limbs: &[Vec<i64>; 3], t: &NormTrace, blocks: Blocks, eps: u64) {
-        let cells = limbs[0].len();
-        let shape = NormShape::new(blocks.count << blocks.log, eps);
-        for k in 0..shape.digits {
-            self.set(&format!("g{k}"), |i| (t.s[i] >> (2 * k)) as i64 & 3);
+    let last = 2 * limbs - 2;
+    let mut lines = vec![vec![0i64; rows]; last];
+    for (k, &v) in z.iter().enumerate() {
+        for x in 0..limbs {
+            for y in x..limbs.min(last - x) {
+                let product = i64::from(limb(v, x, limbs)) * i64::from(limb(v, y, limbs));
+                lines[x + y][k % rows] += if x == y { product } else { 2 * product };
+            }
         }
-        let product = |a: usize, b: usize| self.sums(|i| limbs[a][i] * limbs[b][i], cells);
-        let (s00, s01, s02, s11, s12) = (product(0, 0), product(0, 1), product(0, 2), product(1, 1), product(1, 2));
-        let lines: [Vec<i64>; 4] = [
-            s00,
-            s01.iter().map(|v| 2 * v).collect(),
-            s02.iter().zip(&s11).map(|(a, b)| 2 * a + b).collect(),
-            s12.iter().map(|v| 2 * v).collect(),
-        ];
-        let mut carry = vec![0i64; self.tokens];
-        for (k, line) in lines.iter().enumerate() {
-            let byte = (eps >> (8 * k) & 255) as i64;
-            carry = carry.iter().zip(line).map(|(c, l)| (l + c + byte) >> 8).collect();
-            self.set(&format!("c{k}l"), |i| split(carry[i], 16).0);
-            self.set(&format!("c{k}h"), |i| split(carry[i], 16).1);
-        }
+    }
+    let mut carry = vec![0i64; rows];
+    for (k, line) in lines.iter().enumerate() {
+        let byte = (eps >> (8 * k) & 255) as i64;
+        carry = carry.iter().zip(line).map(|(c, l)| (l + c + byte) >> 8).collect();
+        f.set_row(name, &format!("c{k}l"), rows, |i| split(carry[i], 16).0);
+        f.set_row(name, &format!("c{k}h"), rows, |i| split(carry[i], 16).1);
     }
 }

@@ -14,9 +14,9 @@ use super::{LIMBS, Stream, normed, received};
 use std::sync::Arc;
 
 /// A logit of a token that does not exist: below every real one.
-const ABSENT: i32 = -(1 << 24);
+pub const ABSENT: i32 = -(1 << 24);
 /// `best - logit - [j < token]` lies in `[0, 2^26)`: `|best|, |logit| < 2^23` or the logit is absent.
-const GAP_LOG: usize = 13;
+pub const GAP_LOG: usize = 13;
 
 /// Real rows of the head's token axis, and log2 of the padded count.
 pub(super) fn rows(input: &PublicInput) -> (usize, usize) {

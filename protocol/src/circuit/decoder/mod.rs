@@ -10,6 +10,8 @@ mod gated;
 mod head;
 mod rotation;
 
+pub use head::{ABSENT, GAP_LOG};
+
 use super::attention::ExpTables;
 use super::builder::{BuildError, Builder, Window};
 use super::descriptor::{Branch, Decoder, DecoderLayer, Requant};
