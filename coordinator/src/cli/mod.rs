@@ -7,12 +7,14 @@ mod bench;
 mod cluster;
 mod demo;
 mod exit;
+mod generate;
 mod home;
 mod inspect;
 mod join;
 mod manifest;
 mod model;
 mod output;
+mod pocket;
 mod prove;
 mod register;
 mod serve;
@@ -47,6 +49,7 @@ fn run(out: &Out, cli: Cli) -> Result<(), Failure> {
         Command::Demo(args) => demo::run(out, &home, &args),
         Command::Model(command) => model::run(out, &home, command),
         Command::Prove(args) => prove::run(out, &home, &args),
+        Command::Generate(args) => generate::run(out, &home, &args),
         Command::Bench(args) => bench::run(out, &home, &args),
         Command::Verify(args) => verify::run(out, &home, &args),
         Command::Inspect(args) => inspect::run(out, &home, &args),

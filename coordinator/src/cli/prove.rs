@@ -3,6 +3,7 @@
 use super::args::ProveArgs;
 use super::cluster;
 use super::exit::{Code, Coded as _, Failure};
+use super::generate::{Asked, generate, pairs, tell};
 use super::home::{Home, write_whole};
 use super::output::{Out, hex, size};
 use obelysk_coordinator::JobResult;
@@ -11,7 +12,7 @@ use obelysk_model::IntegerModel;
 use obelysk_model::infer::InferError;
 use obelysk_node::job_bytes::JobSpec;
 use obelysk_node::{ModelFolder, NodeBackend, NodeSuite, usage};
-use obelysk_protocol::circuit::descriptor::MAX_TOKENS;
+use obelysk_protocol::circuit::descriptor::{Descriptor, MAX_TOKENS};
 use obelysk_protocol::circuit::segment_count;
 use obelysk_protocol::verifier::aggregate::verify_bytes;
 use obelysk_protocol::verifier::proof::MODE_FORKED;
@@ -50,14 +51,19 @@ pub struct Proved {
 /// Runs `prove`.
 pub fn run(out: &Out, home: &Home, args: &ProveArgs) -> Result<(), Failure> {
     let model = home.open(&args.model)?;
-    let ids = match (&args.text, &args.ids) {
-        (Some(text), _) => tokens(&model, text)?,
-        (None, Some(ids)) => ids.clone(),
-        (None, None) => return Err(Failure::input("give --text or --ids")),
+    let (ids, sequences, refused) = match model.registered.descriptor {
+        Descriptor::Encoder(_) => (text_ids(&model, args)?, Vec::new(), Vec::new()),
+        Descriptor::Decoder(_) if args.text.is_some() => {
+            return Err(Failure::input("this model is a decoder: give --prompt instead of --text"));
+        }
+        Descriptor::Decoder(_) => {
+            let made = generate(out, &model, &Asked::from(args))?;
+            (made.ids, made.sequences, made.refused)
+        }
     };
-    check_ids(&model, &ids)?;
-    let spec = JobSpec { model: model.id, mode: MODE_FORKED, ids, sequences: Vec::new() };
+    let spec = JobSpec { model: model.id, mode: MODE_FORKED, ids, sequences };
     admit::<NodeSuite>(&model.registered, &spec)?;
+    let told = tell(&model, &spec.ids, &spec.sequences);
     let proved = match &args.coordinator {
         Some(address) => at_coordinator(out, &model, &spec, address)?,
         None if args.nodes == 0 => here(out, &model, &spec)?,
@@ -68,7 +74,9 @@ pub fn run(out: &Out, home: &Home, args: &ProveArgs) -> Result<(), Failure> {
         "seconds": proved.seconds, "core_seconds": proved.core_seconds, "peak_memory_bytes": proved.peak_memory_bytes,
         "proof_bytes": proved.proof.len(), "nodes": proved.nodes, "phases": proved.phases,
         "tokens": spec.ids.len(), "model_id": hex(&model.id), "proof": args.out,
+        "ids": spec.ids, "sequences": pairs(&spec.sequences), "texts": told, "refused": refused,
     }));
+    super::generate::print(out, &told);
     out.field("proof", args.out.display());
     print(out, &spec, &proved);
     out.field("check it", format_args!("obelysk verify {} --model {}", args.out.display(), args.model));
@@ -88,6 +96,17 @@ pub fn print(out: &Out, spec: &JobSpec, proved: &Proved) {
         let cores = phase.core_seconds.map(|s| format!(", {s:.2} s processor")).unwrap_or_default();
         out.field(&format!("  {}", phase.name), format_args!("{:.2} s{cores}", phase.seconds));
     }
+}
+
+/// An encoder's input.
+fn text_ids(model: &ModelFolder, args: &ProveArgs) -> Result<Vec<u32>, Failure> {
+    let ids = match (&args.text, &args.ids) {
+        (Some(text), _) => tokens(model, text)?,
+        (None, Some(ids)) => ids.clone(),
+        (None, None) => return Err(Failure::input("this model is an encoder: give --text or --ids, it completes no prompts")),
+    };
+    check_ids(model, &ids)?;
+    Ok(ids)
 }
 
 /// Token ids of a text by the model's tokenizer.

@@ -2,11 +2,12 @@
 
 use super::args::VerifyArgs;
 use super::exit::{Code, Failure};
+use super::generate::{pairs, tell};
 use super::home::{Home, read_bounded};
 use super::output::{Out, hex, size};
+use obelysk_model::IntegerModel;
 use obelysk_model::infer;
 use obelysk_node::{ModelFolder, NodeSuite};
-use obelysk_protocol::verifier::VerifyError;
 use obelysk_protocol::verifier::aggregate::{Accepted, verify_bytes};
 use obelysk_protocol::verifier::bytes::Reader;
 use obelysk_protocol::verifier::proof::Header;
@@ -23,6 +24,7 @@ pub fn run(out: &Out, home: &Home, args: &VerifyArgs) -> Result<(), Failure> {
     let outcome = verify_bytes::<NodeSuite>(&model.registered, &bytes);
     let seconds = started.elapsed().as_secs_f64();
     let mode = Header::read(&mut Reader::new(&bytes)).ok().map(|header| header.mode);
+    let outcome = outcome.map_err(anyhow::Error::from).and_then(|accepted| asked(&model, args, &accepted).map(|()| accepted));
     json(out, &model, (&bytes, mode), (&outcome, seconds));
     match outcome {
         Ok(accepted) => {
@@ -32,16 +34,43 @@ pub fn run(out: &Out, home: &Home, args: &VerifyArgs) -> Result<(), Failure> {
         }
         Err(reason) => {
             out.line(format_args!("{}: {reason}", console::style("rejected").red().bold()));
-            Err(Failure { code: Code::Rejected, error: reason.into() })
+            Err(Failure { code: Code::Rejected, error: reason })
         }
     }
+}
+
+/// Whether the first sequence is the one the caller expects.
+fn asked(model: &ModelFolder, args: &VerifyArgs, accepted: &Accepted) -> anyhow::Result<()> {
+    if args.prompt.is_none() && args.completion.is_none() {
+        return Ok(());
+    }
+    let Some(first) = accepted.sequences.first() else {
+        anyhow::bail!("the proof is of an encoder's text, it has no completion")
+    };
+    let (prompt, rest) = accepted.ids.split_at(first.prompt as usize);
+    if let Some(text) = &args.prompt
+        && prompts_differ(model, text, prompt)?
+    {
+        anyhow::bail!("the proof is valid, but its prompt is another text than the one given");
+    }
+    let completion = rest.get(..first.completion as usize).unwrap_or(&[]);
+    if let Some(text) = &args.completion {
+        let tokenizer = IntegerModel::load_tokenizer(&model.path)?;
+        let told = [tokenizer.decode(completion, false)?, tokenizer.decode(completion, true)?];
+        anyhow::ensure!(told.contains(text), "the proof is valid, but its completion is another text than the one given");
+    }
+    Ok(())
+}
+
+fn prompts_differ(model: &ModelFolder, text: &str, ids: &[u32]) -> anyhow::Result<bool> {
+    Ok(IntegerModel::load_tokenizer(&model.path)?.encode(text)? != ids)
 }
 
 fn json(
     out: &Out,
     model: &ModelFolder,
     (bytes, mode): (&[u8], Option<u8>),
-    (outcome, seconds): (&Result<Accepted, VerifyError>, f64),
+    (outcome, seconds): (&anyhow::Result<Accepted>, f64),
 ) {
     let accepted = outcome.as_ref().ok();
     out.json(&serde_json::json!({
@@ -53,7 +82,8 @@ fn json(
         "mode": mode,
         "reason": outcome.as_ref().err().map(ToString::to_string),
         "ids": accepted.map(|a| &a.ids),
-        "sequences": accepted.map(|a| a.sequences.iter().map(|s| [s.prompt, s.completion]).collect::<Vec<_>>()),
+        "sequences": accepted.map(|a| pairs(&a.sequences)),
+        "texts": accepted.map(|a| tell(model, &a.ids, &a.sequences)),
         "digest": accepted.map(|a| hex(&a.digest)),
         "embedding": accepted.and_then(|a| embedding(model, a)),
     }));
@@ -74,6 +104,7 @@ pub fn print(out: &Out, model: &ModelFolder, accepted: &Accepted, (bytes, second
         let first: Vec<String> = vector.iter().take(8).map(|v| format!("{v:+.5}")).collect();
         out.field("embedding", format_args!("[{}, …]", first.join(", ")));
     }
+    super::generate::print(out, &tell(model, &accepted.ids, &accepted.sequences));
     out.field("proof size", size(bytes as u64));
     out.field("verified in", format_args!("{:.3} s on one thread", seconds));
 }

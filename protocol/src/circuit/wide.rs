@@ -107,7 +107,7 @@ mod tests {
         let (reach, units) = (1i64 << (30 - e), 1i64 << (e - 8));
         let t_reach = 1i64 << (38 - e);
         let signed = |v: i64| if v.rem_euclid(p) > p / 2 { v.rem_euclid(p) - p } else { v.rem_euclid(p) };
-        let inverse = 1i64 << (31 - (e - 8)) % 31;
+        let inverse = 1i64 << ((31 - (e - 8)) % 31);
         let mut out = Vec::new();
         for d in 0..units {
             // t - h = (A_1 + d) / 2^(e-8) mod p.

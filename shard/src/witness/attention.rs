@@ -3,15 +3,25 @@
 use super::Filler;
 use obelysk_protocol::circuit::attention::ExpTables;
 use obelysk_protocol::field::{M31, signed};
+use rayon::prelude::*;
 
 /// One block of heads.
 pub(super) struct Scores<'a> {
-    /// What the exponential's index is taken from, `[head][key][query]`.
+    /// What the exponential's index is taken from, `[key][head][query]`.
     pub(super) values: &'a [i32],
     /// Lambda, `[head][query]`.
     pub(super) lambda: &'a [i32],
     /// g.
     pub(super) shift: u32,
+}
+
+/// `[head][key][query]` of each block of `heads` as `[key][head][query]`: the order of score rows.
+pub(super) fn by_key(values: &[i32], heads: usize, rows: usize) -> Vec<i32> {
+    let block = |values: &[i32]| {
+        let line = |k: usize| (k % heads * rows + k / heads) * rows;
+        (0..heads * rows).flat_map(|k| values[line(k)..line(k) + rows].to_vec()).collect::<Vec<_>>()
+    };
+    values.par_chunks(heads * rows * rows).flat_map_iter(block).collect()
 }
 
 impl Scores<'_> {
@@ -24,7 +34,7 @@ impl Scores<'_> {
         for j in 0..rows {
             for h in 0..heads {
                 for (i, &(first, end)) in f.c.visible.iter().enumerate() {
-                    let value = i64::from(self.values[(h * rows + j) * rows + i]);
+                    let value = i64::from(self.values[(j * heads + h) * rows + i]);
                     let lambda = i64::from(self.lambda[h * rows + i]);
                     let cell = if (first as usize..end as usize).contains(&j) {
                         cell(lambda, value, self.shift, tables)

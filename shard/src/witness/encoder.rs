@@ -1,6 +1,6 @@
 //! Columns of an encoder's segments.
 
-use super::attention::Scores;
+use super::attention::{Scores, by_key};
 use super::norm::layer_norm;
 use super::rounding::rounded;
 use super::{Filler, WitnessError, counted};
@@ -88,9 +88,10 @@ pub(super) fn mix_rest(acc: i32) -> i64 {
 fn attention(f: &mut Filler<'_>, d: &Encoder, spec: &LayerSpec, t: &LayerTrace) {
     let blocks = Blocks::of(d.width as usize);
     let rows = 1usize << f.c.token_log;
-    let lambdas = rows * ((1usize << blocks.log) / d.head_dim as usize);
-    let tables = exp_tables();
-    for (b, (values, lambda)) in t.scores.chunks(lambdas * rows).zip(t.lambda.chunks(lambdas)).enumerate() {
+    let heads = (1usize << blocks.log) / d.head_dim as usize;
+    let (lambdas, tables) = (rows * heads, exp_tables());
+    let scores = by_key(&t.scores, heads, rows);
+    for (b, (values, lambda)) in scores.chunks(lambdas * rows).zip(t.lambda.chunks(lambdas)).enumerate() {
         let scores = Scores { values, lambda, shift: spec.score_shift.into() };
         scores.fill(f, &format!("score.{b}"), &format!("softmax.{b}"), &tables);
     }

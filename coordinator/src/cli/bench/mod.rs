@@ -11,8 +11,9 @@ use super::exit::{Code, Coded as _, Failure};
 use super::home::Home;
 use super::output::{Out, size};
 use fit::{quadratic, through};
+use obelysk_model::infer::decoder::generate;
 use obelysk_node::{NodeBackend, NodeSuite, usage};
-use obelysk_protocol::circuit::{PublicInput, build, exp_tables, segment_count};
+use obelysk_protocol::circuit::{PublicInput, Sequence, build, exp_tables, segment_count};
 use obelysk_protocol::verifier::aggregate::verify_bytes;
 use obelysk_shard::ceilings::{self, Ceilings, Work};
 use obelysk_shard::job::LoadedModel;
@@ -55,6 +56,8 @@ struct Row {
     proof_bytes: usize,
     peak_memory_bytes: u64,
     security_bits: f64,
+    /// Weights times tokens over processor time.
+    parameter_tokens_per_core_second: f64,
     phases: Vec<PhaseRow>,
 }
 
@@ -90,10 +93,7 @@ fn on_threads<T: Send>(n: usize, f: impl FnOnce() -> T + Send) -> Result<T, Fail
 }
 
 fn measure(out: &Out, model: &Model, ceilings: &Ceilings, tokens: usize, threads: usize) -> Result<Row, Failure> {
-    let d = &model.registered.descriptor;
-    // Ids spread over the vocabulary; values do not change the amount of work.
-    let ids: Vec<u32> = (0..tokens as u32).map(|i| (1000 + i * 37) % d.vocab()).collect();
-    let input = PublicInput::text(ids);
+    let input = input(model, tokens)?;
     let spinner = out.spinner(format!("proving {tokens} tokens on {threads} threads"));
     let cpu = usage::cpu_time();
     let start = Instant::now();
@@ -127,8 +127,20 @@ fn measure(out: &Out, model: &Model, ceilings: &Ceilings, tokens: usize, threads
         proof_bytes: bytes.len(),
         peak_memory_bytes: usage::peak_memory_bytes(),
         security_bits: accepted.security_bits,
+        parameter_tokens_per_core_second: (model.model.weights.cells() * tokens) as f64 / core_seconds,
         phases: with_ceiling.chain(apart).collect(),
     })
+}
+
+/// Ids spread over the vocabulary, whose values do not change the amount of work; a decoder continues them by one token.
+fn input(model: &Model, tokens: usize) -> Result<PublicInput, Failure> {
+    let d = &model.registered.descriptor;
+    let mut ids: Vec<u32> = (0..tokens as u32).map(|i| (1000 + i * 37) % d.vocab()).collect();
+    let Some(decoder) = d.decoder() else { return Ok(PublicInput::text(ids)) };
+    let completion = generate(decoder, &model.model.weights, &ids, 1, &[])?;
+    let sequences = vec![Sequence { prompt: tokens as u32, completion: completion.len() as u32 }];
+    ids.extend(completion);
+    Ok(PublicInput { ids, sequences, output: Vec::new() })
 }
 
 /// Work of all segments by phase, in the order of [`PHASES`].
@@ -193,6 +205,10 @@ fn print_row(out: &Out, r: &Row) {
     }
     out.field("proving", format_args!("{:.0}% of the ceilings ({:.2} core-s of work)", r.fraction * 100.0, r.work_seconds));
     out.field("whole proof", format_args!("{:.2} s wall, {:.2} core-s", r.seconds, r.core_seconds));
+    out.field(
+        "throughput",
+        format_args!("{:.1} M parameters x tokens per second and core", r.parameter_tokens_per_core_second / 1e6),
+    );
     out.field("verification", format_args!("{:.3} s on one core", r.verify_seconds));
     out.field("proof", format_args!("{}, {:.1} bits", size(r.proof_bytes as u64), r.security_bits));
     out.field("peak memory", size(r.peak_memory_bytes));

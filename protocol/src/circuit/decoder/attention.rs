@@ -50,7 +50,7 @@ pub(super) fn build(b: &mut Builder, d: &Decoder, l: &DecoderLayer, u: &Factor, 
     let v = values(b, d, l, u, s);
     let scores = scores(b, d, l, s, (&q, &k), exp);
     let mixed = mix(b, d, (s, l.o.limbs), &scores, &v);
-    let inputs = s.group * kv_odd << (s.part_log + hl);
+    let inputs = (s.group * kv_odd) << (s.part_log + hl);
     // One list of accumulators per limb: the sum over parts.
     let mut accs = vec![Vec::new(); usize::from(l.o.limbs)];
     for (p, limbs) in mixed.iter().enumerate() {

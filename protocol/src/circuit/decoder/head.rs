@@ -103,14 +103,15 @@ fn largest(b: &mut Builder, d: &Decoder, input: &PublicInput, logits: Blocks, t:
         gaps[0].push(columns[0]);
         gaps[1].push(columns[1]);
     }
-    let vars = logits.log + logits.hi();
-    let own = b.selection(vars, targets.iter().zip(0..).map(|(&t, s)| (s, t)).collect());
+    // Summed over (s, j): a sum over j alone would multiply two functions of the same row.
+    let vars = n + logits.hi();
+    let own = b.selection(vars, targets.iter().zip(0u32..).map(|(&t, s)| (s, s | t << ns)).collect());
     let values = gaps
         .into_iter()
         .enumerate()
         .map(|(k, cols)| {
             let gap = Logical { blocks: cols, lo: n, hi: logits.hi() };
-            let claim = b.claim(&format!("gap.{k}"), gap.at(&join(&[rho(0, ns), kappa(0, vars)])));
+            let claim = b.claim(&format!("gap.{k}"), gap.at(&kappa(0, vars)));
             let acc = b.product(&format!("gap.{k}"), vars, vec![own.clone(), claim]);
             (1i64 << (k * GAP_LOG), Value::Accumulator(acc))
         })

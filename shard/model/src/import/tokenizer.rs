@@ -38,8 +38,29 @@ impl TextTokenizer {
     /// # Errors
     /// Whatever the tokenizer refuses.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, ImportError> {
-        let encoding = self.inner.encode(text, true).map_err(|e| ImportError::Tokenizer(e.to_string()))?;
+        self.ids(text, true)
+    }
+
+    /// Token ids of `text` and of nothing else: special tokens only where the text itself has them, as a rendered chat does.
+    ///
+    /// # Errors
+    /// Whatever the tokenizer refuses.
+    pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>, ImportError> {
+        self.ids(text, false)
+    }
+
+    fn ids(&self, text: &str, special: bool) -> Result<Vec<u32>, ImportError> {
+        let encoding = self.inner.encode(text, special).map_err(|e| ImportError::Tokenizer(e.to_string()))?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Text of token ids. Ids that the tokenizer does not know have none; special tokens are written out if `special`.
+    /// Bytes that are not yet a whole letter become U+FFFD.
+    ///
+    /// # Errors
+    /// Whatever the tokenizer refuses.
+    pub fn decode(&self, ids: &[u32], special: bool) -> Result<String, ImportError> {
+        self.inner.decode(ids, !special).map_err(|e| ImportError::Tokenizer(e.to_string()))
     }
 
     /// The file's bytes, to be stored beside a quantised model.

@@ -5,7 +5,7 @@ use crate::toy::{self, Prng, Shape};
 use obelysk_protocol::circuit::descriptor::NormSpec;
 
 fn run_reference(model: &IntegerModel, ids: &[u32], t_pad: usize) -> ModelTrace {
-    let (d, w) = (crate::toy::encoder(&model), &model.weights.segments);
+    let (d, w) = (crate::toy::encoder(model), &model.weights.segments);
     let embed = reference::embed(d, &w[0], ids, t_pad).unwrap();
     let mut u = embed.norm.u.clone();
     let mut layers = Vec::new();

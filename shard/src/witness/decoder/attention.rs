@@ -2,7 +2,7 @@
 //! the blocks: one per group member and odd part of the key head.
 
 use super::super::Filler;
-use super::super::attention::Scores;
+use super::super::attention::{Scores, by_key};
 use super::super::encoder::mix_rest;
 use super::super::norm::{self, Normed};
 use super::super::rounding::rounded;
@@ -83,9 +83,10 @@ fn of_block<T: Copy>(values: &[T], cells: usize, (block, blocks): (usize, usize)
 /// Scores of every group member, in blocks of low key heads.
 fn scores(f: &mut Filler<'_>, d: &Decoder, spec: &DecoderLayer, t: &DecoderLayerTrace) {
     let rows = 1usize << f.c.token_log;
-    let lambdas = rows << d.kv_low_log();
-    let tables = exp_tables();
-    for (r, (raw, lambda)) in parts(&t.scores, d.group()).zip(parts(&t.lambda, d.group())).enumerate() {
+    let heads = 1usize << d.kv_low_log();
+    let (lambdas, tables) = (rows * heads, exp_tables());
+    let scores = by_key(&t.scores, heads, rows);
+    for (r, (raw, lambda)) in parts(&scores, d.group()).zip(parts(&t.lambda, d.group())).enumerate() {
         let capped = spec.score_cap.as_ref().map(|cap| cap_columns(f, &format!("score.{r}"), cap, raw));
         let values = capped.as_deref().unwrap_or(raw);
         for (i, (values, lambda)) in values.chunks(lambdas * rows).zip(lambda.chunks(lambdas)).enumerate() {

@@ -270,7 +270,7 @@ fn accumulated(parts: &[Matrix], spec: Accumulated, x: &[i16], t: usize) -> Accu
         let t_hat = clip(&total, spec.e).map(|v| v as i16).collect();
         return AccumulatedTrace { acc: vec![total], t_hat };
     }
-    let mut acc = vec![Vec::with_capacity(total.len() / 2); 2];
+    let mut acc = [(); 2].map(|()| Vec::with_capacity(total.len() / 2));
     let mut t_hat = Vec::with_capacity(total.len() / 2);
     let half = 1i64 << (spec.e - 1);
     for row in total.chunks_exact(columns) {
@@ -280,7 +280,7 @@ fn accumulated(parts: &[Matrix], spec: Accumulated, x: &[i16], t: usize) -> Accu
         let sum = low.iter().zip(high).map(|(&low, &high)| i64::from(low) + (i64::from(high) << 8));
         t_hat.extend(sum.map(|sum| ((sum + half) >> spec.e).clamp(-32_768, 32_767) as i16));
     }
-    AccumulatedTrace { acc, t_hat }
+    AccumulatedTrace { acc: acc.into(), t_hat }
 }
 
 fn branch(b: &Branch, x: &[i32], t_hat: &[i16], t: usize) -> BranchTrace {

@@ -202,7 +202,7 @@ impl Builder<'_> {
         let reach = |f: &Folded, e: u8, n: usize| (f.step[n] * 2f64.powi(15 + i32::from(e)) + f.bias[n].abs()).max(1e-9);
         let mut out = (vec![1.0; fq.outputs()], vec![1.0; fk.outputs()]);
         let (log, group, kv) = (d.pair_log(), d.group(), d.kv_heads as usize);
-        let (q_size, k_size) = (group * kv << log, kv << log);
+        let (q_size, k_size) = ((group * kv) << log, kv << log);
         for part in 0..d.delta() {
             for head in 0..kv {
                 for c in 0..1usize << log {

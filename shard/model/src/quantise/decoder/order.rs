@@ -6,7 +6,7 @@ use obelysk_protocol::circuit::descriptor::Decoder;
 /// `group` query heads per key head (1 for keys and values).
 pub(super) fn proof_order(d: &Decoder, parts: usize, log: usize, group: usize) -> Vec<usize> {
     let kv = d.kv_heads as usize;
-    let size = group * kv << log;
+    let size = (group * kv) << log;
     let mut out = vec![0; parts * size];
     for part in 0..parts {
         for r in 0..group {
