@@ -6,7 +6,7 @@ use obelysk_protocol::circuit::attention::ExpTables;
 use obelysk_protocol::circuit::descriptor::{Decoder, DecoderLayer, Descriptor};
 use obelysk_protocol::circuit::expr::{Expr, Source};
 use obelysk_protocol::circuit::rotary::reach;
-use obelysk_protocol::circuit::segment::{Circuit, Factor, Value};
+use obelysk_protocol::circuit::segment::{Circuit, Coord, Factor, Value, log2_ceil};
 use obelysk_protocol::circuit::{self, BuildError, PublicInput, Sequence, exp_tables, segment_count};
 use std::collections::BTreeSet;
 use std::sync::OnceLock;
@@ -59,6 +59,18 @@ fn columns_of(e: &Expr) -> BTreeSet<u32> {
     e.sources().into_iter().filter_map(|s| if let Source::Col(c) = s { Some(c) } else { None }).collect()
 }
 
+/// Variables of rho that a factor depends on.
+fn rho_of(c: &Circuit, f: &Factor) -> BTreeSet<usize> {
+    let named = |coords: &[Coord]| coords.iter().filter_map(|k| if let Coord::Rho(k) = k { Some(*k) } else { None }).collect();
+    match f {
+        Factor::Claim(i) => named(&[c.claims[*i].lo.clone(), c.claims[*i].hi.clone()].concat()),
+        Factor::Weight(m) => (c.token_log..c.token_log + log2_ceil(c.matrices[*m].outputs)).collect(),
+        Factor::Eq { coords, .. } => named(coords),
+        Factor::OneHot(_) => (0..c.token_log).collect(),
+        Factor::RealTokens => BTreeSet::new(),
+    }
+}
+
 /// Nothing is committed, claimed or summed that nothing reads.
 fn audit(c: &Circuit, about: &str) {
     let names: BTreeSet<&str> = c.columns.iter().map(|c| c.name.as_str()).collect();
@@ -76,6 +88,10 @@ fn audit(c: &Circuit, about: &str) {
         assert!(multiplicity || n >= 2, "{about}: column {} is in {n} equations", col.name);
     }
     for (i, p) in c.products.iter().enumerate() {
+        // A product of two functions of one variable of rho would not be the extension of what it is on the cube.
+        let mut seen = BTreeSet::new();
+        let once = p.factors.iter().flat_map(|f| rho_of(c, f)).all(|k| seen.insert(k));
+        assert!(once, "{about}: two factors of product {} depend on one variable", p.name);
         let read = c.relations.iter().any(|r| r.values.iter().any(|v| v.1 == Value::Accumulator(i)));
         assert!(read, "{about}: product {} is in no relation", p.name);
     }
@@ -130,7 +146,7 @@ fn verdict(toy: &DecoderToy, change: Change) -> BuildError {
     let input = input(&[(3, 2), (1, 1)]);
     assert!(build(&d, &input).is_ok());
     change(&mut d);
-    build(&d, &input).expect_err("a circuit that must be refused")
+    build(&d, &input).map(|_| ()).expect_err("a circuit that must be refused")
 }
 
 #[test]
@@ -173,7 +189,8 @@ fn a_rotation_that_can_exceed_its_limit_is_refused() {
     }
     // The exact reach is a true limit.
     let mut d = descriptor(&plain());
-    for r in [&mut d.layers[0].q, &mut d.layers[0].k] {
+    let l = layer(&mut d);
+    for r in [&mut l.q, &mut l.k] {
         r.limit = reach(r).pairs.iter().max().copied().unwrap_or(0) as i32;
     }
     assert!(build(&d, &input(&[(2, 1)])).is_ok());
@@ -195,7 +212,7 @@ fn numbers_outside_their_ranges_are_refused() {
         |d| layer(d).v.lo = -2049,
         |d| layer(d).score_shift = 1,
         |d| layer(d).score_cap.as_mut().unwrap().table[5] = 1 << 20,
-        |d| layer(d).score_cap.as_mut().unwrap().e = 1,
+        |d| layer(d).score_cap.as_mut().unwrap().e = 14,
     ];
     for change in shapes {
         let error = verdict(&FULL, change);
@@ -207,6 +224,15 @@ fn numbers_outside_their_ranges_are_refused() {
         let error = verdict(&plain(), change);
         assert!(matches!(&error, BuildError::Shape { .. }), "{error}");
     }
+    // What a cap's rounding represents is less than what queries and keys can reach.
+    let error = verdict(&FULL, |d| {
+        let l = layer(d);
+        for r in [&mut l.q, &mut l.k] {
+            r.rotary.gain.fill(16_600);
+            (r.rotary.shift, r.limit) = (14, 32_767);
+        }
+    });
+    assert!(matches!(&error, BuildError::Shape { reason, .. } if reason.contains("a score can reach")), "{error}");
     // Scores that wrap although every rotated value fits its own window.
     let error = verdict(&plain(), |d| {
         let l = layer(d);

@@ -132,12 +132,8 @@ fn forging_a_rotated_value_is_refused() {
         for (queries, delta) in [(true, 1), (true, -1), (false, 1), (false, -1)] {
             let mut t = case.honest.clone();
             let x = &mut t.layers[0];
-            if queries {
-                &mut x.q.rot
-            } else {
-                &mut x.k.rot
-            }
-            [3 * ROWS + 2] += delta;
+            let rot = if queries { &mut x.q.rot } else { &mut x.k.rot };
+            rot[3 * ROWS + 2] += delta;
             redo(case, &mut t, 0, Stage::Turned);
             refused(case, &forger(case, &t), &[&table], 1, VerifyError::Lookups);
         }
@@ -150,7 +146,8 @@ fn forging_swapped_halves_is_refused() {
     for case in [plain(), full()] {
         let table = format!("1 in r{}", case.layer(0).q.rotary.shift);
         let mut t = case.honest.clone();
-        for rot in [&mut t.layers[0].q.rot, &mut t.layers[0].k.rot] {
+        let x = &mut t.layers[0];
+        for rot in [&mut x.q.rot, &mut x.k.rot] {
             let half = rot.len() / 2;
             rot.rotate_left(half);
         }

@@ -109,7 +109,7 @@ fn forging_a_second_witness_of_two_limbs_is_refused() {
     let e = case.layer(0).o.e;
     let unit = 1i64 << (e - 8);
     let honest = forger(case, &case.honest);
-    let mut attempt = |changes: [i64; 4], fits: &dyn Fn(i64, i64, i64) -> bool, broken: &[&str], reason: VerifyError| {
+    let attempt = |changes: [i64; 4], fits: &dyn Fn(i64, i64, i64) -> bool, broken: &[&str], reason: VerifyError| {
         let mut f = honest.clone();
         let (row, names) = wide_cell(&f, fits);
         for (name, delta) in names.iter().zip(changes) {

@@ -228,7 +228,7 @@ impl Forger {
         let boundaries: Vec<QM31> = (0..s.circuits.len() - 1)
             .flat_map(|l| self.boundary(l, limbs, &boundary_point::<Blake2s>(&seed, &s, registered, l)))
             .collect();
-        let (mut segments, mut broken) = (Vec::new(), Vec::new());
+        let (mut segments, mut broken) = (Vec::<SegmentProof>::new(), Vec::new());
         for (l, oracle) in values.iter().enumerate() {
             if l > end {
                 segments.push(if limbs == 1 { honest_proof().segments[l].clone() } else { segments[l - 1].clone() });
