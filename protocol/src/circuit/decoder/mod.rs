@@ -1,7 +1,7 @@
 //! Segments of a pre-norm decoder. Boundaries are the residual stream, 24 bit in three limbs.
 //!
 //! A receiving segment's copy of the limbs needs no range checks: it equals, limb by limb, columns that the sending segment
-//! bounds (`docs/soundness.md`, "Boundaries").
+//! bounds (`docs/soundness.md`, "Decoders").
 
 mod attention;
 mod branch;
