@@ -11,17 +11,17 @@ use obelysk_protocol::circuit::table::TableColumn;
 const P: i64 = (1 << 31) - 1;
 
 /// The representative in `(-p/2, p/2]`.
-fn centred(v: i128) -> i64 {
+pub fn centred(v: i128) -> i64 {
     let v = v.rem_euclid(i128::from(P)) as i64;
     if v > P / 2 { v - P } else { v }
 }
 
 /// `2^-k` mod p.
-fn inverse_power(k: u32) -> i128 {
+pub fn inverse_power(k: u32) -> i128 {
     1i128 << ((31 - k % 31) % 31)
 }
 
-fn samples(rng: &mut Prng, bound: i64, n: usize) -> Vec<i64> {
+pub fn samples(rng: &mut Prng, bound: i64, n: usize) -> Vec<i64> {
     let mut out = vec![0, 1, -1, bound, -bound, bound - 1, 1 - bound];
     out.extend((0..n).map(|_| (rng.next_u64() % (2 * bound as u64 + 1)) as i64 - bound));
     out

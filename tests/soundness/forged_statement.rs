@@ -172,7 +172,8 @@ fn the_digest_names_the_whole_proof() {
 fn headers_with_oversize_counts_are_refused_without_allocation() {
     let bytes = honest_proof().write();
     let ids_at = 4 + 4 + 2 + 32;
-    for (at, name) in [(ids_at, "ids"), (ids_at + 4 + 12, "output"), (ids_at + 4 + 12 + 4 + 96, "roots")] {
+    let cuts_at = ids_at + 4 + 12;
+    for (at, name) in [(ids_at, "ids"), (cuts_at, "sequences"), (cuts_at + 4, "output"), (cuts_at + 8 + 96, "roots")] {
         let mut forged = bytes.clone();
         forged[at..at + 4].copy_from_slice(&u32::MAX.to_le_bytes());
         assert!(Header::read(&mut Reader::new(&forged)).is_err(), "{name}");

@@ -8,7 +8,7 @@ use obelysk_model::toy::encoder;
 use obelysk_model::{IntegerModel, toy};
 use obelysk_protocol::PROTOCOL_VERSION;
 use obelysk_protocol::circuit::segment::Circuit;
-use obelysk_protocol::circuit::{self, PublicInput, exp_tables, segment_count};
+use obelysk_protocol::circuit::{self, PublicInput, Sequence, exp_tables, segment_count};
 use obelysk_protocol::field::{M31, QM31, mle_eval_base, signed};
 use obelysk_protocol::transcript::{Blake2s, Digest, HashSuite, Seed, Transcript};
 use obelysk_protocol::verifier::VerifyError;
@@ -131,7 +131,10 @@ impl<S: HashSuite> Grinder<S> for Honest {
 /// A statement and a witness, true or not.
 #[derive(Clone)]
 pub struct Forger {
+    pub toy: &'static Toy,
     pub ids: Vec<u32>,
+    /// A decoder's cuts.
+    pub sequences: Vec<Sequence>,
     pub output: Vec<i64>,
     pub mode: u8,
     pub circuits: Vec<Circuit>,
@@ -168,7 +171,8 @@ impl Forger {
         let circuits: Vec<_> = (0..segment_count(d)).map(|s| circuit::build(d, &exp_tables(), &input, s).unwrap()).collect();
         let committed = vec![None; circuits.len()];
         let (ids, output) = (input.ids, input.output);
-        let mut f = Self { ids, output, mode: MODE_FORKED, circuits, columns, committed, from_receiver: false };
+        let (toy, mode, sequences) = (toy(), MODE_FORKED, Vec::new());
+        let mut f = Self { toy, ids, sequences, output, mode, circuits, columns, committed, from_receiver: false };
         (0..f.circuits.len()).for_each(|s| f.recount(s));
         f
     }
@@ -200,39 +204,45 @@ impl Forger {
     }
 
     fn statement(&self) -> Statement {
-        let input = PublicInput { ids: self.ids.clone(), sequences: Vec::new(), output: self.output.clone() };
-        let model_id = toy().registered.model_id::<Blake2s>();
+        let input = PublicInput { ids: self.ids.clone(), sequences: self.sequences.clone(), output: self.output.clone() };
+        let model_id = self.toy.registered.model_id::<Blake2s>();
         Statement { input, circuits: self.circuits.clone(), mode: self.mode, model_id }
     }
 
     /// Proves segments up to `end` with the steps a test gives for each; later ones, which the verifier should not
     /// reach, are taken from the honest proof.
     pub fn prove_with<'s>(&self, end: usize, steps: &dyn Fn(usize) -> &'s dyn Steps) -> Forged {
-        let (s, registered) = (self.statement(), &toy().registered);
+        let (s, registered) = (self.statement(), &self.toy.registered);
+        let limbs = registered.descriptor.boundary_limbs();
         let code = code_shape(&registered.descriptor);
         let mut values = Vec::new();
         for (l, c) in s.circuits.iter().enumerate() {
             let columns = self.committed[l].as_ref().unwrap_or(&self.columns[l]);
-            values.push(CommittedValues::commit::<Blake2s>(&Reference, code, stack(c, columns, code.h as usize)));
+            // A decoder has no proof to take later segments from; nobody looks at their roots either.
+            if l <= end || limbs == 1 {
+                values.push(CommittedValues::commit::<Blake2s>(&Reference, code, stack(c, columns, code.h as usize)));
+            }
         }
-        let roots: Vec<Digest> = values.iter().map(CommittedValues::root).collect();
+        let mut roots: Vec<Digest> = values.iter().map(CommittedValues::root).collect();
+        roots.resize(s.circuits.len(), [0; 32]);
         let mut main = main_transcript::<Blake2s>(registered, &s);
         absorb_roots(&mut main, &roots);
         let seed_nonce = Honest.grind(&mut main, u32::from(registered.security.g_seed));
         let seed = Seed(main.digest());
-        let boundaries: Vec<QM31> =
-            (0..s.circuits.len() - 1).map(|l| self.boundary(l, &boundary_point::<Blake2s>(&seed, &s, registered, l))).collect();
-        let (mut segments, mut broken) = (Vec::new(), Vec::new());
-        for (l, oracle) in values.iter().enumerate() {
+        let boundaries: Vec<QM31> = (0..s.circuits.len() - 1)
+            .flat_map(|l| self.boundary(l, limbs, &boundary_point::<Blake2s>(&seed, &s, registered, l)))
+            .collect();
+        let (mut segments, mut broken) = (Vec::<SegmentProof>::new(), Vec::new());
+        for l in 0..s.circuits.len() {
             if l > end {
-                segments.push(honest_proof().segments[l].clone());
+                segments.push(if limbs == 1 { honest_proof().segments[l].clone() } else { segments[l - 1].clone() });
                 continue;
             }
-            let input = segment_input::<Blake2s>(registered, &s, &seed, l, neighbours(&boundaries, 1, l));
+            let input = segment_input::<Blake2s>(registered, &s, &seed, l, neighbours(&boundaries, limbs, l));
             let mut t = segment_fork::<Blake2s>(&seed, &s, l);
-            let (claims, open, mut found) = claims(&mut t, &input, &self.columns[l], l, steps(l));
+            let (claims, open, mut found) = claims(&mut t, &input, &self.columns[l], (self.toy, l), steps(l));
             broken.append(&mut found);
-            segments.push(SegmentProof { claims, opening: opened(&mut t, input.circuit, l, oracle, open) });
+            segments.push(SegmentProof { claims, opening: opened(&mut t, input.circuit, (self.toy, l), &values[l], open) });
         }
         let header = Header {
             version: PROTOCOL_VERSION,
@@ -240,7 +250,7 @@ impl Forger {
             mode: self.mode,
             model_id: s.model_id,
             ids: self.ids.clone(),
-            sequences: Vec::new(),
+            sequences: self.sequences.clone(),
             output: self.output.clone(),
             roots,
             seed_nonce,
@@ -249,21 +259,25 @@ impl Forger {
         Forged { proof: Proof { header, segments }, broken }
     }
 
-    /// Value of the hidden state that segment `l` hands on, from its own columns.
-    fn boundary(&self, l: usize, point: &[QM31]) -> QM31 {
+    /// Value of the hidden state that segment `l` hands on, limb by limb, from its own columns.
+    fn boundary(&self, l: usize, limbs: usize, point: &[QM31]) -> Vec<QM31> {
         let l = l + usize::from(self.from_receiver);
         let c = &self.circuits[l];
-        let sent = if l == 0 { "norm" } else { "norm2" };
-        let name = |b: usize| if self.from_receiver { format!("input.{b}") } else { format!("{sent}.{b}.u") };
-        let mut cells = Vec::new();
-        for b in 0.. {
-            match c.columns.iter().position(|x| x.name == name(b)) {
-                Some(id) => cells.extend_from_slice(&self.columns[l][id]),
-                None => break,
-            }
-        }
-        cells.resize(1 << point.len(), signed(0));
-        mle_eval_base(&cells, point)
+        let name = |b: usize, limb: usize| match (self.from_receiver, limbs, l) {
+            (true, 1, _) => format!("input.{b}"),
+            (true, ..) => format!("input.{b}.{limb}"),
+            (_, 1, 0) => format!("norm.{b}.u"),
+            (_, 1, _) => format!("norm2.{b}.u"),
+            (.., 0) => format!("x.{b}.{limb}"),
+            _ => format!("ffn.x.{b}.{limb}"),
+        };
+        let value = |limb: usize| {
+            let column = |b: usize| c.columns.iter().position(|x| x.name == name(b, limb));
+            let mut cells: Vec<M31> = (0..).map_while(column).flat_map(|id| self.columns[l][id].clone()).collect();
+            cells.resize(1 << point.len(), signed(0));
+            mle_eval_base(&cells, point)
+        };
+        (0..limbs).map(value).collect()
     }
 }
 
@@ -296,11 +310,11 @@ fn claims(
     t: &mut Transcript<Blake2s>,
     input: &SegmentInput<'_>,
     columns: &Columns,
-    l: usize,
+    (toy, l): (&Toy, usize),
     steps: &dyn Steps,
 ) -> (ClaimsProof, OpeningClaims, Vec<String>) {
     let c = input.circuit;
-    let matrices: Vec<&[i8]> = toy().model.weights.segments[l].matrices.iter().map(|m| m.data.as_slice()).collect();
+    let matrices: Vec<&[i8]> = toy.model.weights.segments[l].matrices.iter().map(|m| m.data.as_slice()).collect();
     let at = open_fork(t, input);
     let (logup, leaf) = steps.logup(t, c, columns, at);
     let mut points = Points {
@@ -323,11 +337,10 @@ fn claims(
 fn opened(
     t: &mut Transcript<Blake2s>,
     c: &Circuit,
-    l: usize,
+    (toy, l): (&Toy, usize),
     values: &CommittedValues<Reference>,
     claims: OpeningClaims,
 ) -> OpeningProof {
-    let toy = toy();
     let oracles = oracle_claims(&toy.registered, c, l, values.root(), claims);
     let inputs: Vec<OpeningInput<'_, Reference>> = oracles
         .into_iter()

@@ -5,6 +5,14 @@
 
 mod bytes;
 mod carried;
+mod decoder_circuits;
+mod decoder_enumerate;
+mod decoder_forged_attention;
+mod decoder_forged_head;
+mod decoder_forged_layer;
+mod decoder_forged_statement;
+mod decoder_forger;
+mod decoder_wild;
 mod enumerate;
 mod equations;
 mod forged_attention;

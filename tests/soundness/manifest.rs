@@ -2,6 +2,7 @@
 //! without an entry fails. Tampered proofs are refused as values and as bytes.
 
 use crate::harness::{honest_proof, toy, verdict};
+use obelysk_protocol::circuit::Sequence;
 use obelysk_protocol::field::{M31, ONE, QM31};
 use obelysk_protocol::transcript::Blake2s;
 use obelysk_protocol::verifier::aggregate::{verify, verify_reduced};
@@ -10,6 +11,7 @@ use obelysk_protocol::verifier::proof::Proof;
 /// Where the structs of a proof are declared.
 const SOURCES: &[(&str, &str)] = &[
     ("proof.rs", include_str!("../../protocol/src/verifier/proof.rs")),
+    ("circuit/input.rs", include_str!("../../protocol/src/circuit/input.rs")),
     ("segment.rs", include_str!("../../protocol/src/verifier/segment.rs")),
     ("product.rs", include_str!("../../protocol/src/verifier/product.rs")),
     ("logup.rs", include_str!("../../protocol/src/verifier/logup.rs")),
@@ -20,6 +22,7 @@ const SOURCES: &[(&str, &str)] = &[
 /// Structs whose fields are proof bytes.
 const STRUCTS: &[&str] = &[
     "Header",
+    "Sequence",
     "SegmentProof",
     "Proof",
     "ClaimsProof",
@@ -45,6 +48,9 @@ const TAMPERED: &[(&str, &str, Tamper)] = &[
     ("Header", "mode", |p| p.header.mode = 0),
     ("Header", "model_id", |p| p.header.model_id[31] ^= 1),
     ("Header", "ids", |p| p.header.ids[0] += 1),
+    ("Header", "sequences", |p| p.header.sequences.push(Sequence { prompt: 1, completion: 1 })),
+    ("Sequence", "prompt", |p| p.header.sequences.push(Sequence { prompt: 2, completion: 1 })),
+    ("Sequence", "completion", |p| p.header.sequences.push(Sequence { prompt: 1, completion: 2 })),
     ("Header", "output", |p| p.header.output[0] += 1),
     ("Header", "roots", |p| p.header.roots[3][0] ^= 1),
     ("Header", "seed_nonce", |p| p.header.seed_nonce ^= 1 << 40),

@@ -9,20 +9,20 @@ use obelysk_protocol::circuit::descriptor::{Requant, Residual};
 use obelysk_protocol::circuit::norm::shift_powers;
 
 /// `sum_k W[n][k] x[k][t]`, channels above tokens.
-fn product(m: &Matrix, x: &[i64], t_pad: usize) -> Vec<i64> {
+pub fn product(m: &Matrix, x: &[i64], t_pad: usize) -> Vec<i64> {
     let cell = |n: usize, t: usize| (0..m.inputs).map(|k| i64::from(m.row(n)[k]) * x[k * t_pad + t]).sum();
     (0..m.outputs).flat_map(|n| (0..t_pad).map(move |t| (n, t))).map(|(n, t)| cell(n, t)).collect()
 }
 
-fn clipped(acc: i64, e: u8) -> i64 {
+pub fn clipped(acc: i64, e: u8) -> i64 {
     ((acc + (1 << (e - 1))) >> e).clamp(-(1 << 15), (1 << 15) - 1)
 }
 
-fn wide<T: Copy + Into<i64>>(v: &[T]) -> Vec<i64> {
+pub fn wide<T: Copy + Into<i64>>(v: &[T]) -> Vec<i64> {
     v.iter().map(|&x| x.into()).collect()
 }
 
-fn stop(m: &Matrix, e: u8, x: &[i64], t_pad: usize) -> StopTrace {
+pub fn stop(m: &Matrix, e: u8, x: &[i64], t_pad: usize) -> StopTrace {
     let acc = product(m, x, t_pad);
     StopTrace { t_hat: acc.iter().map(|&a| clipped(a, e) as i16).collect(), acc: acc.iter().map(|&a| a as i32).collect() }
 }
