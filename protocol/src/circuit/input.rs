@@ -84,12 +84,14 @@ impl PublicInput {
         let mut out = Vec::new();
         let (mut row, mut at) = (0u32, 0usize);
         for s in &self.sequences {
+            // Saturating: a malformed statement is refused where it is read, and must not panic before that.
+            let first = row.saturating_add(s.prompt).saturating_sub(1);
             for k in 0..s.completion {
-                let target = self.ids.get(at + (s.prompt + k) as usize).copied().unwrap_or(0);
-                out.push(Checked { row: row + s.prompt - 1 + k, target });
+                let target = self.ids.get(at + s.prompt as usize + k as usize).copied().unwrap_or(0);
+                out.push(Checked { row: first.saturating_add(k), target });
             }
-            row += s.prompt + s.completion - 1;
-            at += (s.prompt + s.completion) as usize;
+            row = first.saturating_add(s.completion);
+            at += s.prompt as usize + s.completion as usize;
         }
         out
     }
@@ -108,6 +110,13 @@ mod tests {
         assert_eq!(rows, [(5, 0, 0), (6, 1, 0), (7, 2, 0), (9, 0, 3)]);
         let checked: Vec<_> = input.checked().iter().map(|c| (c.row, c.target)).collect();
         assert_eq!(checked, [(1, 7), (2, 8), (3, 4)]);
+    }
+
+    #[test]
+    fn empty_prompts_do_not_panic() {
+        let sequences = vec![Sequence { prompt: 0, completion: 1 }, Sequence { prompt: 0, completion: 0 }];
+        let input = PublicInput { ids: vec![7], sequences, output: Vec::new() };
+        assert_eq!((input.tokens(), input.checked().len()), (0, 1));
     }
 
     #[test]
