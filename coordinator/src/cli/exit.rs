@@ -3,7 +3,7 @@
 /// Why a command did not succeed, as the process says it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Code {
-    /// The proof was read and is not accepted.
+    /// The proof was read and is not accepted; `model validate`: a check failed.
     Rejected = 1,
     /// Bad usage, input text, or files.
     Input = 2,
@@ -14,7 +14,7 @@ pub enum Code {
 }
 
 /// Shown below the help of every command.
-pub const EXIT_CODES: &str = "Exit codes: 0 done (verify: accepted), 1 proof rejected, 2 bad usage, input or files, \
+pub const EXIT_CODES: &str = "Exit codes: 0 done (verify: accepted), 1 proof rejected (model validate: a check failed), 2 bad usage, input or files, \
 3 cluster or network failed, 4 internal error.";
 
 /// An error with its exit code. Errors of libraries are of input or files unless said otherwise.

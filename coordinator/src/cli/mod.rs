@@ -18,6 +18,7 @@ mod pocket;
 mod prove;
 mod register;
 mod serve;
+mod validate;
 mod verify;
 
 use args::{Cli, Command, CoordinatorCommand, NodeCommand};

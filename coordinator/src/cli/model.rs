@@ -1,12 +1,11 @@
-//! `obelysk model fetch | quantise | register | show`.
+//! `obelysk model fetch | validate | quantise | register | show`.
 
-use super::args::ModelCommand;
+use super::args::{ModelCommand, SourceArgs};
 use super::exit::Failure;
 use super::home::Home;
 use super::manifest::FIDELITY_FILE;
 use super::output::{Out, hex, size};
-use super::register;
-use obelysk_model::fetch::Source;
+use super::{register, validate};
 use obelysk_node::{ModelFolder, NodeSuite};
 use obelysk_protocol::circuit::segment_count;
 use obelysk_protocol::verifier::aggregate::Statement;
@@ -19,7 +18,8 @@ use std::path::Path;
 /// Runs a model command.
 pub fn run(out: &Out, home: &Home, command: ModelCommand) -> Result<(), Failure> {
     match command {
-        ModelCommand::Fetch { source, out: dest } => fetch(out, home, &source, dest.as_deref()),
+        ModelCommand::Fetch { from, out: dest } => fetch(out, home, &from, dest.as_deref()),
+        ModelCommand::Validate { from, tokens, rate } => validate::run(out, home, &from, tokens, rate),
         ModelCommand::Quantise { source, out: dest, name } => quantise(out, home, (&source, &name), &dest),
         ModelCommand::Register { source, name, replace } => {
             let folder = register::local_folder(out, home, &source)?;
@@ -32,13 +32,22 @@ pub fn run(out: &Out, home: &Home, command: ModelCommand) -> Result<(), Failure>
     }
 }
 
-fn fetch(out: &Out, home: &Home, text: &str, dest: Option<&Path>) -> Result<(), Failure> {
-    let source = Source::parse(text)?;
+fn fetch(out: &Out, home: &Home, from: &SourceArgs, dest: Option<&Path>) -> Result<(), Failure> {
+    let (source, preset) = register::source(from)?;
+    if let Some(preset) = preset.as_ref().filter(|p| p.gated) {
+        out.note(&format!("{} is gated: its licence ({}) must be accepted on its page", preset.repository, preset.licence));
+    }
     let dest = dest.map_or_else(|| register::cached(home, &source), Path::to_owned);
-    let files = register::fetch_into(out, &source, text, &dest)?;
-    out.json(&json!({ "source": text, "folder": dest, "files": files }));
+    let record = register::fetch_into(out, &source, &dest)?;
+    out.json(&json!({
+        "source": record.source, "revision": record.revision, "folder": dest, "files": record.files,
+        "preset": preset.map(|p| p.name),
+    }));
     out.field("folder", dest.display());
-    for file in &files {
+    if let Some(revision) = &record.revision {
+        out.field("revision", revision);
+    }
+    for file in &record.files {
         out.line(format_args!("  {} {:>12}  {}", file.sha256, size(file.size), file.name));
     }
     Ok(())

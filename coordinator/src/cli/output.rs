@@ -63,6 +63,15 @@ impl Out {
         bar
     }
 
+    /// A bar of bytes with the time left; hidden when stderr is not a terminal.
+    pub fn bytes(&self, what: String) -> ProgressBar {
+        let bar = ProgressBar::new(0).with_prefix(what);
+        let template = "{spinner} {prefix} [{bar:30}] {binary_bytes}/{binary_total_bytes} left {eta}  {msg}";
+        bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
+        bar.enable_steady_tick(Duration::from_millis(200));
+        bar
+    }
+
     /// A spinner for work of unknown length.
     pub fn spinner(&self, what: impl Into<String>) -> ProgressBar {
         let bar = ProgressBar::new_spinner().with_message(what.into());

@@ -1,16 +1,18 @@
 //! From a source to a registered model: fetch, quantise, commit, each step on its own and with its progress.
 
-use super::exit::Failure;
+use super::args::SourceArgs;
+use super::exit::{Code, Failure};
 use super::home::Home;
 use super::manifest::{FIDELITY_FILE, MANIFEST_FILE, Manifest, Texts};
 use super::output::Out;
 use obelysk_model::IntegerModel;
 use obelysk_model::calibrate::{self, calibrate};
-use obelysk_model::fetch::{FileDigest, Source, fetch};
+use obelysk_model::fetch::{FetchError, Hub, Progress, Record, Source, fetch};
 use obelysk_model::fidelity;
 use obelysk_model::graph::Graph;
 use obelysk_model::graph::decoder::DecoderGraph;
 use obelysk_model::import::{Config, Imported, import};
+use obelysk_model::preset::{self, Preset};
 use obelysk_model::quantise::{QuantiseOptions, quantise, quantise_decoder};
 use obelysk_node::model_folder::{ModelFolder, REGISTERED_FILE};
 use obelysk_node::{NodeBackend, NodeSuite};
@@ -26,22 +28,46 @@ const TEST_PIECES: usize = 44;
 /// Files of the source that generation reads: chat template, special tokens.
 const KEPT_FILES: [&str; 3] = ["tokenizer_config.json", "generation_config.json", "chat_template.jinja"];
 
+/// A source and, if it was given by its name, the preset.
+pub fn source(from: &SourceArgs) -> Result<(Source, Option<Preset>), Failure> {
+    if let Some(name) = &from.preset {
+        let preset = preset::named(name)?;
+        let revision = Some(preset.revision.clone()).filter(|r| r != "main");
+        return Ok((Source::Hub { repository: preset.repository.clone(), revision }, Some(preset)));
+    }
+    Ok((Source::parse(from.source.as_deref().unwrap_or_default())?, None))
+}
+
 /// Where a fetched source is kept.
 pub fn cached(home: &Home, source: &Source) -> PathBuf {
     let name = match source {
         Source::Folder(folder) => format!("folder-{}", folder.file_name().unwrap_or_default().to_string_lossy()),
         Source::Pypi(package) => format!("pypi-{package}"),
-        Source::Hub(name) => format!("hf-{}", name.replace('/', "--")),
+        Source::Hub { repository, revision } => {
+            let revision = revision.as_ref().map(|r| format!("@{r}")).unwrap_or_default();
+            format!("hf-{repository}{revision}").replace('/', "--")
+        }
     };
     home.cache().join(name)
 }
 
 /// Fetches into a new folder.
-pub fn fetch_into(out: &Out, source: &Source, text: &str, dest: &Path) -> Result<Vec<FileDigest>, Failure> {
-    let spinner = out.spinner(format!("fetching {text}"));
-    let files = fetch(source, dest);
-    spinner.finish_and_clear();
-    Ok(files?)
+pub fn fetch_into(out: &Out, source: &Source, dest: &Path) -> Result<Record, Failure> {
+    let bar = out.bytes(format!("fetching {}", source.label()));
+    let mut progress = |p: Progress<'_>| {
+        bar.set_length(p.total);
+        bar.set_position(p.done);
+        bar.set_message(p.file.to_owned());
+    };
+    let record = fetch(source, dest, &Hub::from_env(), &mut progress);
+    bar.finish_and_clear();
+    record.map_err(|error| {
+        let code = match error {
+            FetchError::Network { .. } | FetchError::Interrupted { .. } => Code::Cluster,
+            _ => Code::Input,
+        };
+        Failure { code, error: error.into() }
+    })
 }
 
 /// A folder with the source's files: itself, or a download kept in the cache.
@@ -52,7 +78,7 @@ pub fn local_folder(out: &Out, home: &Home, text: &str) -> Result<PathBuf, Failu
     }
     let dest = cached(home, &source);
     if !dest.exists() {
-        fetch_into(out, &source, text, &dest)?;
+        fetch_into(out, &source, &dest)?;
     }
     Ok(dest)
 }

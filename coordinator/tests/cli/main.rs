@@ -2,5 +2,6 @@
 
 mod commands;
 mod determinism;
+mod models;
 mod nodes;
 mod toy;

@@ -7,6 +7,7 @@
 
 pub mod bounds;
 pub mod calibrate;
+pub mod chat;
 pub mod check;
 pub mod fetch;
 pub mod fidelity;
@@ -19,6 +20,7 @@ pub mod store;
 pub mod tables;
 pub mod tiny;
 pub mod toy;
+pub mod validate;
 pub mod weights;
 
 pub use weights::{IntegerModel, Matrix, SegmentWeights, Weights};

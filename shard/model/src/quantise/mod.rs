@@ -4,7 +4,7 @@
 //! accumulator shift e is chosen from calibration, then the output scale, then m; weights are rounded last, so that no
 //! rounding of a scale adds to their error. The result has passed the registration check.
 
-mod decoder;
+pub(crate) mod decoder;
 mod feedback;
 mod layer;
 mod linear;

@@ -157,7 +157,7 @@ fn stream_norm(eps: f64, width: usize, fraction: i32) -> NormSpec {
     NormSpec { eps: eps.clamp(bounds::NORM_EPS_MIN, bounds::NORM_EPS_MAX) }
 }
 
-fn dimensions(c: &DecoderConfig, options: &QuantiseOptions) -> Decoder {
+pub(crate) fn dimensions(c: &DecoderConfig, options: &QuantiseOptions) -> Decoder {
     let mut d = Decoder {
         name: options.name.clone(),
         vocab: c.vocab as u32,
