@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::sync::Arc;
 
+use obelysk_model::recent::Recent;
 use obelysk_node::engine::{CheckError, Checker, Pieces, Verdict, WorkKind};
 use obelysk_node::job_bytes::{Boundaries, Challenge, CommitBlob, JobSpec, OpenJob, claims_from_bytes, hidden_from_bytes};
-use obelysk_node::recent::Recent;
 use obelysk_protocol::circuit::descriptor::Descriptor;
 use obelysk_protocol::circuit::{PublicInput, segment_count};
 use obelysk_protocol::field::QM31;

@@ -16,6 +16,9 @@ pub struct NodeConfig {
     /// CPU threads offered; 0 means all of this machine.
     #[serde(default)]
     pub threads: u32,
+    /// Memory for the weights of a model, half of it for tiles; a segment that is larger is kept all the same.
+    #[serde(default = "default_weight_bytes")]
+    pub weight_bytes: u64,
     /// Memory for input blobs kept between work items.
     #[serde(default = "default_cache_bytes")]
     pub cache_bytes: u64,
@@ -29,6 +32,10 @@ pub struct NodeConfig {
 
 fn default_name() -> String {
     "node".to_owned()
+}
+
+const fn default_weight_bytes() -> u64 {
+    obelysk_model::source::WEIGHT_BYTES as u64
 }
 
 /// A gigabyte holds the boundary activations of a long prompt through a model of hidden size 8192.
@@ -49,6 +56,7 @@ impl NodeConfig {
             coordinator: coordinator.into(),
             name: name.into(),
             threads: 0,
+            weight_bytes: default_weight_bytes(),
             cache_bytes: default_cache_bytes(),
             max_blob_bytes: default_max_blob_bytes(),
             give_up_after_s: 0,

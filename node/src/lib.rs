@@ -11,7 +11,6 @@ pub mod error;
 pub mod job_bytes;
 pub mod model_folder;
 pub mod prover_engine;
-pub mod recent;
 pub mod transport;
 pub mod usage;
 pub mod worker;

@@ -2,8 +2,9 @@
 //!
 //! Verifying needs `registered.obr` alone. Nothing here is trusted: files are read whole, decoded by their readers and checked.
 
-use obelysk_model::IntegerModel;
+use obelysk_model::source::WEIGHT_BYTES;
 use obelysk_model::store::StoreError;
+use obelysk_model::{StoredModel, WeightSource as _};
 use obelysk_protocol::transcript::{Digest, HashSuite};
 use obelysk_protocol::verifier::registered::{Registered, RegisteredError};
 use obelysk_shard::job::{Backend, LoadedModel};
@@ -73,16 +74,26 @@ impl ModelFolder {
         Ok(Self { path, registered, id })
     }
 
-    /// Loads and checks the weights.
+    /// [`Self::load_within`] the default bound.
+    ///
+    /// # Errors
+    /// [`ModelFolderError`].
+    pub fn load<S: HashSuite, B: Backend>(&self) -> Result<LoadedModel<S, B>, ModelFolderError> {
+        self.load_within(WEIGHT_BYTES)
+    }
+
+    /// Checks the weights, reading them once, and keeps at most `bytes` of them: half as they are, half in tiles. One
+    /// segment is kept even if it has more.
     ///
     /// # Errors
     /// [`ModelFolderError`]; files that are damaged say so by their digest.
-    pub fn load<S: HashSuite, B: Backend>(&self) -> Result<LoadedModel<S, B>, ModelFolderError> {
-        let model =
-            IntegerModel::load(&self.path).map_err(|source| ModelFolderError::Weights { path: self.path.clone(), source })?;
-        if model.descriptor != self.registered.descriptor {
+    pub fn load_within<S: HashSuite, B: Backend>(&self, bytes: usize) -> Result<LoadedModel<S, B>, ModelFolderError> {
+        let weights = |source| ModelFolderError::Weights { path: self.path.clone(), source };
+        let model = StoredModel::open(&self.path, bytes / 2).map_err(weights)?;
+        if *model.descriptor() != self.registered.descriptor {
             return Err(ModelFolderError::Mixed { path: self.path.clone() });
         }
-        Ok(LoadedModel::new(self.registered.clone(), model, self.path.clone()))
+        model.check().map_err(weights)?;
+        Ok(LoadedModel::within(self.registered.clone(), model, self.path.clone(), bytes / 2))
     }
 }

@@ -9,8 +9,9 @@ use crate::job_bytes::{
     hidden_to_bytes,
 };
 use crate::model_folder::ModelFolder;
-use crate::recent::{Key, Recent};
 use crate::usage;
+use obelysk_model::recent::{Key, Recent};
+use obelysk_model::source::WEIGHT_BYTES;
 use obelysk_protocol::circuit::{PublicInput, segment_count};
 use obelysk_protocol::transcript::{Digest, HashSuite};
 use obelysk_protocol::verifier::aggregate::check_input;
@@ -30,6 +31,7 @@ const STATEMENTS: usize = 4;
 pub struct ProverEngine<S: HashSuite, B: Backend> {
     backend: B,
     folders: BTreeMap<Digest, ModelFolder>,
+    weight_bytes: usize,
     loaded: Recent<LoadedModel<S, B>>,
     committed: Recent<Committed<B>>,
     statements: Recent<OpenJob>,
@@ -41,13 +43,23 @@ impl<S: HashSuite, B: Backend> ProverEngine<S, B> {
     pub fn new(backend: B, folders: impl IntoIterator<Item = ModelFolder>) -> Self {
         let folders = folders.into_iter().map(|folder| (folder.id, folder)).collect();
         let (loaded, statements) = (Recent::new(MODELS), Recent::new(STATEMENTS));
-        Self { backend, folders, loaded, committed: Recent::new(COMMITTED_BYTES), statements }
+        let committed = Recent::new(COMMITTED_BYTES);
+        Self { backend, folders, weight_bytes: WEIGHT_BYTES, loaded, committed, statements }
+    }
+
+    /// Keeps at most `bytes` of a model's weights in memory, see [`ModelFolder::load_within`].
+    #[must_use]
+    pub fn with_weight_bytes(mut self, bytes: usize) -> Self {
+        self.weight_bytes = bytes;
+        self
     }
 
     fn model(&self, id: &Digest) -> Result<Arc<LoadedModel<S, B>>, EngineError> {
         let hex = || id.iter().map(|b| format!("{b:02x}")).collect();
         let folder = self.folders.get(id).ok_or_else(|| EngineError::UnknownModel(hex()))?;
-        self.loaded.get_or(*id, || folder.load().map(|model| (model, 1)).map_err(|e| EngineError::Model(e.to_string())))
+        self.loaded.get_or(*id, || {
+            folder.load_within(self.weight_bytes).map(|model| (model, 1)).map_err(|e| EngineError::Model(e.to_string()))
+        })
     }
 }
 
@@ -74,7 +86,7 @@ impl<S: HashSuite, B: Backend + 'static> Engine for ProverEngine<S, B> {
         let item = Item::read(&model, request, inputs)?;
         let blob = match request.kind {
             WorkKind::Forward => {
-                let trace = job::forward(&model.model, &item.input, item.segment, &item.before).map_err(job_error)?;
+                let trace = job::forward(&*model.model, &item.input, item.segment, &item.before).map_err(job_error)?;
                 hidden_to_bytes(&model.registered.descriptor, &trace.hidden().unwrap_or_default())
             }
             WorkKind::Commit => commit_blob(&item, &*self.committed(&item)?).encode(),
@@ -172,7 +184,7 @@ fn job_error(e: JobError) -> EngineError {
             EngineError::Malformed(e.to_string())
         }
         JobError::Verify(_) => EngineError::Disagrees(e.to_string()),
-        JobError::Register(_) => EngineError::Model(e.to_string()),
+        JobError::Register(_) | JobError::Store(_) => EngineError::Model(e.to_string()),
         JobError::Witness(_) | JobError::Circuit(_) | JobError::Opening(_) => EngineError::Internal(e.to_string()),
     }
 }

@@ -1,6 +1,7 @@
 //! Proves with a quantised model folder in one process and prints where the time goes:
 //! `profile MODEL_FOLDER WORK_FOLDER TOKENS [REPEAT]`.
-use obelysk_model::IntegerModel;
+use obelysk_model::source::WEIGHT_BYTES;
+use obelysk_model::{StoredModel, WeightSource as _};
 use obelysk_protocol::circuit::PublicInput;
 use obelysk_protocol::transcript::Blake2s;
 use obelysk_protocol::verifier::aggregate::verify_bytes;
@@ -18,9 +19,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let tokens: u32 = tokens.parse()?;
     let repeat: usize = args.get(4).map_or(Ok(1), |r| r.parse())?;
     let k = Simd::default();
-    let model = IntegerModel::load(Path::new(model))?;
+    let model = StoredModel::open(Path::new(model), WEIGHT_BYTES)?;
     let start = Instant::now();
-    let security = SecurityParams::standard(model.descriptor.blowup_log());
+    let security = SecurityParams::standard(model.descriptor().blowup_log());
     let registered = register::<Blake2s, _>(&k, &model, security, [0; 32], Path::new(work), &|_| ())?;
     println!("register {:.3} s", start.elapsed().as_secs_f64());
     let loaded = LoadedModel::<Blake2s, _>::new(registered.clone(), model, work.into());

@@ -10,12 +10,15 @@ use crate::prover::opening::{self, OpeningInput};
 use crate::prover::segment;
 use crate::registration::{RegisterError, code_shape, open_oracle};
 use crate::witness::{WitnessError, decoder, encoder};
-use obelysk_model::IntegerModel;
 use obelysk_model::infer::decoder::{self as decode, DecoderLayerTrace, HeadTrace, TokenEmbedTrace};
 use obelysk_model::infer::{self, EmbedTrace, InferError, LayerTrace};
+use obelysk_model::recent::Recent;
+use obelysk_model::source::WEIGHT_BYTES;
+use obelysk_model::store::StoreError;
+use obelysk_model::{SegmentWeights, WeightSource};
 use obelysk_protocol::circuit::descriptor::{Decoder, Descriptor, Encoder};
 use obelysk_protocol::circuit::segment::Circuit;
-use obelysk_protocol::circuit::{self, BuildError, PublicInput, exp_tables, segment_count};
+use obelysk_protocol::circuit::{self, BuildError, PublicInput, exp_tables};
 use obelysk_protocol::field::{M31, QM31, signed};
 use obelysk_protocol::transcript::{Digest, HashSuite, Seed, Transcript};
 use obelysk_protocol::verifier::VerifyError;
@@ -28,7 +31,7 @@ use obelysk_protocol::verifier::registered::Registered;
 use obelysk_protocol::verifier::segment::ClaimsProof;
 use rayon::prelude::*;
 use std::path::PathBuf;
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 
 /// All kernels a prover needs.
 pub trait Backend: CommitKernels + ProofKernels {}
@@ -49,6 +52,9 @@ pub enum JobError {
     /// Registered weights are missing or wrong.
     #[error(transparent)]
     Register(#[from] RegisterError),
+    /// The segment's weights cannot be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// The claims to open are not this statement's.
     #[error(transparent)]
     Verify(#[from] VerifyError),
@@ -78,43 +84,44 @@ pub enum JobError {
     },
 }
 
-/// A model ready to prove with: weights in memory, codewords memory-mapped on first use.
+/// A model ready to prove with. Weights, and the same in tiles beside their codewords, are read when a segment needs them and
+/// kept within a bound.
 pub struct LoadedModel<S: HashSuite, B: Backend> {
     /// What the verifier knows.
     pub registered: Registered,
     /// Its id.
     pub id: Digest,
     /// Weights.
-    pub model: IntegerModel,
+    pub model: Box<dyn WeightSource>,
     dir: PathBuf,
-    oracles: Vec<OnceLock<Option<RegisteredOracle<B>>>>,
+    oracles: Recent<Option<RegisteredOracle<B>>, usize>,
     opening: Mutex<()>,
     suite: std::marker::PhantomData<S>,
 }
 
 impl<S: HashSuite, B: Backend> LoadedModel<S, B> {
-    /// Takes a registered model whose codewords lie in `dir`.
+    /// Takes a registered model whose codewords lie in `dir`, and keeps [`WEIGHT_BYTES`] of tiles.
     #[must_use]
-    pub fn new(registered: Registered, model: IntegerModel, dir: PathBuf) -> Self {
-        let oracles = (0..segment_count(&registered.descriptor)).map(|_| OnceLock::new()).collect();
+    pub fn new(registered: Registered, model: impl WeightSource + 'static, dir: PathBuf) -> Self {
+        Self::within(registered, model, dir, WEIGHT_BYTES)
+    }
+
+    /// As [`Self::new`]; `bytes` bounds the tiles kept, those of the segment used last always stay.
+    #[must_use]
+    pub fn within(registered: Registered, model: impl WeightSource + 'static, dir: PathBuf, bytes: usize) -> Self {
         let id = registered.model_id::<S>();
-        Self { registered, id, model, dir, oracles, opening: Mutex::new(()), suite: std::marker::PhantomData }
+        let (model, oracles, suite) = (Box::new(model), Recent::new(bytes), std::marker::PhantomData);
+        Self { registered, id, model, dir, oracles, opening: Mutex::new(()), suite }
     }
 
-    fn oracle(&self, k: &B, segment: usize) -> Result<Option<&RegisteredOracle<B>>, JobError> {
-        let slot = &self.oracles[segment];
-        if slot.get().is_none() {
-            // One opener at a time; the lock is only for the first use.
-            let _guard = self.opening.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            if slot.get().is_none() {
-                let _ = slot.set(open_oracle::<S, B>(k, &self.model, &self.registered, &self.dir, segment)?);
-            }
-        }
-        Ok(slot.get().and_then(Option::as_ref))
-    }
-
-    fn matrices(&self, segment: usize) -> Vec<&[i8]> {
-        self.model.weights.segments[segment].matrices.iter().map(|m| m.data.as_slice()).collect()
+    fn oracle(&self, k: &B, segment: usize) -> Result<Arc<Option<RegisteredOracle<B>>>, JobError> {
+        // One opener at a time: a second one would read the same weights once more.
+        let _guard = self.opening.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        self.oracles.get_or(segment, || {
+            let oracle = open_oracle::<S, B>(k, &*self.model, &self.registered, &self.dir, segment)?;
+            let bytes = oracle.as_ref().map_or(0, |o| o.rows() << self.registered.descriptor.row_log());
+            Ok((oracle, bytes))
+        })
     }
 }
 
@@ -153,27 +160,32 @@ impl SegmentTrace {
 ///
 /// # Errors
 /// [`JobError::Infer`], [`JobError::Hidden`], [`JobError::HiddenValue`], [`JobError::Completion`].
-pub fn forward(model: &IntegerModel, input: &PublicInput, segment: usize, received: &[i32]) -> Result<SegmentTrace, JobError> {
-    let expected = if segment == 0 { 0 } else { hidden_len(&model.descriptor, input) };
+pub fn forward(
+    model: &dyn WeightSource,
+    input: &PublicInput,
+    segment: usize,
+    received: &[i32],
+) -> Result<SegmentTrace, JobError> {
+    let expected = if segment == 0 { 0 } else { hidden_len(model.descriptor(), input) };
     if received.len() != expected {
         return Err(JobError::Hidden { found: received.len(), expected });
     }
-    match &model.descriptor {
-        Descriptor::Encoder(d) => encode(model, d, input, segment, received),
-        Descriptor::Decoder(d) => decode(model, d, input, segment, received),
+    let w = &*model.segment(segment)?;
+    match model.descriptor() {
+        Descriptor::Encoder(d) => encode(w, d, input, segment, received),
+        Descriptor::Decoder(d) => decode(w, d, input, segment, received),
     }
 }
 
 /// One segment of an encoder.
 fn encode(
-    model: &IntegerModel,
+    w: &SegmentWeights,
     d: &Encoder,
     input: &PublicInput,
     segment: usize,
     received: &[i32],
 ) -> Result<SegmentTrace, JobError> {
     let (ids, t_pad) = (&input.ids, infer::padded_length(input.tokens()));
-    let w = &model.weights.segments[segment];
     if segment == 0 {
         return Ok(SegmentTrace::Embed(Box::new(infer::embed(d, w, ids, t_pad)?)));
     }
@@ -188,14 +200,13 @@ fn encode(
 
 /// One segment of a decoder.
 fn decode(
-    model: &IntegerModel,
+    w: &SegmentWeights,
     d: &Decoder,
     input: &PublicInput,
     segment: usize,
     received: &[i32],
 ) -> Result<SegmentTrace, JobError> {
     let (rows, t_pad) = (input.rows(), infer::padded_length(input.tokens()));
-    let w = &model.weights.segments[segment];
     if segment == 0 {
         return Ok(SegmentTrace::TokenEmbed(Box::new(decode::embed(d, w, &rows, t_pad)?)));
     }
@@ -256,11 +267,11 @@ pub fn commit<S: HashSuite, B: Backend>(
     segment: usize,
     received: &[i32],
 ) -> Result<Committed<B>, JobError> {
-    let trace = tracing::info_span!("forward").in_scope(|| forward(&model.model, input, segment, received))?;
-    let c = circuit::build(&model.model.descriptor, &exp_tables(), input, segment)?;
+    let trace = tracing::info_span!("forward").in_scope(|| forward(&*model.model, input, segment, received))?;
+    let c = circuit::build(&model.registered.descriptor, &exp_tables(), input, segment)?;
     let columns = tracing::info_span!("witness").in_scope(|| columns(model, &c, segment, received, &trace))?;
     let _span = tracing::info_span!("encode").entered();
-    let (code, stacked) = (code_shape(&model.model.descriptor), stack(&c, model, &columns));
+    let (code, stacked) = (code_shape(&model.registered.descriptor), stack(&c, model, &columns));
     let bytes = 4 * stacked.len() * (2 + (1 << code.blowup_log)) + (64 << code.log_n());
     let values = CommittedValues::commit::<S>(k, code, stacked);
     let columns = columns.par_iter().map(|v| ProofKernels::column(k, v)).collect();
@@ -275,8 +286,8 @@ fn columns<S: HashSuite, B: Backend>(
     received: &[i32],
     trace: &SegmentTrace,
 ) -> Result<Vec<Vec<M31>>, JobError> {
-    let kind = |expected| JobError::from(InferError::Kind(model.model.descriptor.name().to_owned(), expected));
-    match &model.model.descriptor {
+    let kind = |expected| JobError::from(InferError::Kind(model.registered.descriptor.name().to_owned(), expected));
+    match &model.registered.descriptor {
         Descriptor::Encoder(d) => {
             let input = &narrow(received)?;
             let t = match trace {
@@ -302,7 +313,7 @@ fn columns<S: HashSuite, B: Backend>(
 
 /// Columns stacked into whole rows of `2^h`.
 fn stack<S: HashSuite, B: Backend>(c: &Circuit, model: &LoadedModel<S, B>, columns: &[Vec<M31>]) -> Vec<M31> {
-    let h = usize::from(model.model.descriptor.row_log());
+    let h = usize::from(model.registered.descriptor.row_log());
     let (offsets, _) = c.stack();
     let mut out = vec![signed(0); value_rows(c, h) << h];
     for (col, at) in columns.iter().zip(offsets) {
@@ -346,7 +357,8 @@ pub fn prove<S: HashSuite, B: Backend>(
     let boundaries = boundaries(model, s, seed, segment, committed);
     let input = segment_input::<S>(&model.registered, s, seed, segment, (&boundaries.0, &boundaries.1));
     let mut t = segment_fork::<S>(seed, s, segment);
-    let matrices = model.matrices(segment);
+    let weights = model.model.segment(segment)?;
+    let matrices: Vec<&[i8]> = weights.matrices.iter().map(|m| m.data.as_slice()).collect();
     let (proof, _) = segment::prove(&mut t, k, &input, &committed.columns, &matrices, &BackendGrinder(k))?;
     Ok(SegmentClaims { boundaries, proof })
 }
@@ -387,7 +399,7 @@ pub fn open<S: HashSuite, B: Backend>(
         .into_iter()
         .filter_map(|o| {
             let oracle: &dyn Oracle<B> = match &o.claim {
-                Claim::Tiles { .. } => weights?,
+                Claim::Tiles { .. } => weights.as_ref().as_ref()?,
                 Claim::Point { .. } => &committed.values,
             };
             Some(OpeningInput { oracle, claim: o.claim, partials: None })

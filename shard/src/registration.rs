@@ -5,8 +5,9 @@
 
 use crate::kernels::{CodeShape, CommitKernels};
 use crate::prover::commitment::{Oracle as _, RegisteredOracle, RegistrationError};
-use obelysk_model::check::{CheckError, check};
-use obelysk_model::{IntegerModel, Matrix};
+use obelysk_model::check::{CheckError, Checker};
+use obelysk_model::store::StoreError;
+use obelysk_model::{Matrix, WeightSource};
 use obelysk_protocol::circuit::descriptor::{Descriptor, MAX_TOKENS};
 use obelysk_protocol::circuit::{self, BuildError, PublicInput, Sequence, exp_tables, segment_count};
 use obelysk_protocol::transcript::{Digest, HashSuite};
@@ -39,12 +40,43 @@ pub enum RegisterError {
         /// What happened.
         source: RegistrationError,
     },
+    /// The model's own files.
+    #[error("the integer model: {0}")]
+    Store(#[from] StoreError),
     /// Weights on disk are not those that were registered.
     #[error("segment {segment}: the weights here do not give the registered root: fetch or register the model again")]
     Weights {
         /// Which segment.
         segment: usize,
     },
+}
+
+/// Whether the words of a segment's weights are kept on disk, or only their tree. Proofs are the same bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Codewords {
+    /// Kept while a segment's take at most this many bytes.
+    UpTo(u64),
+    /// Always kept.
+    Kept,
+    /// Recomputed from the weights, at the positions a proof opens.
+    Recomputed,
+}
+
+impl Default for Codewords {
+    /// Two gibibytes: the words of 128 MiB of weights at rate 1/4.
+    fn default() -> Self {
+        Self::UpTo(2 << 30)
+    }
+}
+
+impl Codewords {
+    fn keeps(self, bytes: usize) -> bool {
+        match self {
+            Self::UpTo(most) => bytes as u64 <= most,
+            Self::Kept => true,
+            Self::Recomputed => false,
+        }
+    }
 }
 
 /// The code of a model's oracles.
@@ -57,7 +89,9 @@ pub fn code_shape(d: &Descriptor) -> CodeShape {
 #[must_use]
 pub fn weight_stack(d: &Descriptor, matrices: &[Matrix]) -> Vec<i8> {
     let (a, b) = (usize::from(d.tile_k_log()), usize::from(d.tile_n_log()));
-    let mut out = Vec::new();
+    let row = 1usize << d.row_log();
+    let weights: usize = matrices.iter().map(|m| m.data.len()).sum();
+    let mut out = Vec::with_capacity(weights.next_multiple_of(row));
     for m in matrices {
         for nt in 0..m.outputs >> b {
             for kt in 0..m.inputs >> a {
@@ -68,7 +102,6 @@ pub fn weight_stack(d: &Descriptor, matrices: &[Matrix]) -> Vec<i8> {
             }
         }
     }
-    let row = 1usize << d.row_log();
     out.resize(out.len().next_multiple_of(row), 0);
     out
 }
@@ -112,32 +145,56 @@ fn check_provable(d: &Descriptor) -> Result<(), RegisterError> {
 
 /// Commits all segments' weights into `dir`; `progress` is told how many segments are done.
 ///
+/// Segments are read, checked and committed one after the other, so no more than one of them is in memory here.
+///
 /// # Errors
 /// [`RegisterError`].
 pub fn register<S: HashSuite, B: CommitKernels>(
     backend: &B,
-    model: &IntegerModel,
+    model: &dyn WeightSource,
     security: SecurityParams,
     manifest: Digest,
     dir: &Path,
     progress: &dyn Fn(usize),
 ) -> Result<Registered, RegisterError> {
-    check(&model.descriptor, &model.weights)?;
-    check_provable(&model.descriptor)?;
+    register_with::<S, B>(backend, model, security, manifest, (dir, Codewords::default()), progress)
+}
+
+/// As [`register`], choosing whether words are kept.
+///
+/// # Errors
+/// [`RegisterError`].
+pub fn register_with<S: HashSuite, B: CommitKernels>(
+    backend: &B,
+    model: &dyn WeightSource,
+    security: SecurityParams,
+    manifest: Digest,
+    (dir, codewords): (&Path, Codewords),
+    progress: &dyn Fn(usize),
+) -> Result<Registered, RegisterError> {
+    let d = model.descriptor();
+    let mut checker = Checker::new(d)?;
+    check_provable(d)?;
     let mut roots = Vec::new();
-    for (segment, w) in model.weights.segments.iter().enumerate() {
-        let stack = weight_stack(&model.descriptor, &w.matrices);
+    for segment in 0..segment_count(d) {
+        let stack = {
+            let w = model.segment(segment)?;
+            checker.segment(&w)?;
+            weight_stack(d, &w.matrices)
+        };
         roots.push(if stack.is_empty() {
             None
         } else {
             let path = oracle_path(dir, segment);
-            let oracle = RegisteredOracle::<B>::register::<S>(backend, code_shape(&model.descriptor), stack, &path)
+            let code = code_shape(d);
+            let keep = codewords.keeps(RegisteredOracle::<B>::leaf_bytes(code, stack.len() >> code.h));
+            let oracle = RegisteredOracle::<B>::register::<S>(backend, code, stack, &path, keep)
                 .map_err(|source| RegisterError::Oracle { segment, source })?;
             Some(oracle.root())
         });
         progress(segment + 1);
     }
-    Ok(Registered { descriptor: model.descriptor.clone(), roots, security, manifest })
+    Ok(Registered { descriptor: d.clone(), roots, security, manifest })
 }
 
 /// Opens a segment's committed weights.
@@ -146,17 +203,15 @@ pub fn register<S: HashSuite, B: CommitKernels>(
 /// [`RegisterError::Oracle`] when the file is missing or is another's.
 pub fn open_oracle<S: HashSuite, B: CommitKernels>(
     backend: &B,
-    model: &IntegerModel,
+    model: &dyn WeightSource,
     registered: &Registered,
     dir: &Path,
     segment: usize,
 ) -> Result<Option<RegisteredOracle<B>>, RegisterError> {
-    let (Some(root), Some(w)) = (registered.roots.get(segment).copied().flatten(), model.weights.segments.get(segment)) else {
-        return Ok(None);
-    };
-    let stack = weight_stack(&model.descriptor, &w.matrices);
+    let Some(root) = registered.roots.get(segment).copied().flatten() else { return Ok(None) };
+    let stack = weight_stack(model.descriptor(), &model.segment(segment)?.matrices);
     let path = oracle_path(dir, segment);
-    RegisteredOracle::open::<S>(backend, code_shape(&model.descriptor), stack, &path, &root)
+    RegisteredOracle::open::<S>(backend, code_shape(model.descriptor()), stack, &path, &root)
         .map(Some)
         .map_err(|source| RegisterError::Oracle { segment, source })
 }

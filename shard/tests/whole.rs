@@ -1,6 +1,6 @@
 //! A whole toy proof in one process: registered, proved, written, read, verified.
 
-use obelysk_model::toy;
+use obelysk_model::{StoredModel, toy};
 use obelysk_protocol::circuit::PublicInput;
 use obelysk_protocol::transcript::{Blake2s, HashSuite, Poseidon252};
 use obelysk_protocol::verifier::aggregate::verify_reduced;
@@ -9,7 +9,7 @@ use obelysk_shard::job::{Backend, LoadedModel};
 use obelysk_shard::kernels::reference::Reference;
 use obelysk_shard::kernels::simd::Simd;
 use obelysk_shard::local::prove;
-use obelysk_shard::registration::register;
+use obelysk_shard::registration::{Codewords, register, register_with};
 
 const TOY_SECURITY: SecurityParams = SecurityParams { queries: 12, g_seed: 3, g_fold: 2, g_query: 4 };
 
@@ -23,6 +23,21 @@ fn whole<S: HashSuite, B: Backend>(k: &B, ids: &[u32]) -> Vec<u8> {
     let accepted = verify_reduced::<S>(&registered, &bytes).unwrap();
     assert_eq!(accepted.ids, ids);
     bytes
+}
+
+#[test]
+fn weights_read_from_a_folder_and_words_recomputed_give_the_same_proof() {
+    let (k, ids) = (Simd::default(), &[3, 1, 4, 1, 5]);
+    let expected = whole::<Blake2s, _>(&k, ids);
+    let (source, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    toy::model(5).save(source.path(), None).unwrap();
+    // A bound of nothing: every segment is read anew whenever it is needed.
+    let stored = StoredModel::open(source.path(), 0).unwrap();
+    let place = (dir.path(), Codewords::Recomputed);
+    let registered = register_with::<Blake2s, _>(&k, &stored, TOY_SECURITY, [7; 32], place, &|_| ()).unwrap();
+    let loaded = LoadedModel::<Blake2s, _>::within(registered, stored, dir.path().to_path_buf(), 0);
+    let (proof, _) = prove(&k, &loaded, &PublicInput::text(ids.to_vec())).unwrap();
+    assert!(proof.write() == expected);
 }
 
 #[test]

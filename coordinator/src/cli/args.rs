@@ -110,6 +110,17 @@ pub struct SourceArgs {
     pub preset: Option<String>,
 }
 
+/// What is kept of encoded weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum KeepWords {
+    /// All of it, for segments that take at most 2 GiB.
+    Auto,
+    /// All of it.
+    Kept,
+    /// Hashes.
+    Recomputed,
+}
+
 /// Commands on models.
 #[derive(Debug, Subcommand)]
 pub enum ModelCommand {
@@ -159,6 +170,9 @@ pub enum ModelCommand {
         /// Replace another model of that name.
         #[arg(long)]
         replace: bool,
+        /// Keep the encoded weights on disk, or only their hashes and encode again what a proof opens.
+        #[arg(long, value_enum, default_value_t = KeepWords::Auto)]
+        codewords: KeepWords,
     },
     /// Show a registered model: id, dimensions, roots, security, fidelity. Without a model: list all.
     #[command(after_help = EXIT_CODES)]

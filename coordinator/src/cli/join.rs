@@ -28,7 +28,9 @@ pub fn run(out: &Out, home: &Home, args: JoinArgs) -> Result<(), Failure> {
     }
     out.field("node", &config.name);
     models.iter().for_each(|m| out.field("offers", format_args!("{} {}", m.registered.descriptor.name(), hex(&m.id))));
-    let engine = Arc::new(ProverEngine::<NodeSuite, _>::new(NodeBackend::default(), models));
+    let weight_bytes = usize::try_from(config.weight_bytes).unwrap_or(usize::MAX);
+    let engine = ProverEngine::<NodeSuite, _>::new(NodeBackend::default(), models).with_weight_bytes(weight_bytes);
+    let engine = Arc::new(engine);
     let exit = runtime()?.block_on(Node::run(config, engine)).map_err(|error| {
         let code =
             if matches!(error, NodeError::Address { .. } | NodeError::Config { .. }) { Code::Input } else { Code::Cluster };

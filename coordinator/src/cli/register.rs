@@ -5,7 +5,6 @@ use super::exit::{Code, Failure};
 use super::home::Home;
 use super::manifest::{FIDELITY_FILE, MANIFEST_FILE, Manifest, Texts};
 use super::output::Out;
-use obelysk_model::IntegerModel;
 use obelysk_model::calibrate::{self, calibrate};
 use obelysk_model::fetch::{FetchError, Hub, Progress, Record, Source, fetch};
 use obelysk_model::fidelity;
@@ -14,9 +13,11 @@ use obelysk_model::graph::decoder::DecoderGraph;
 use obelysk_model::import::{Config, Imported, import};
 use obelysk_model::preset::{self, Preset};
 use obelysk_model::quantise::{QuantiseOptions, quantise, quantise_decoder};
+use obelysk_model::{IntegerModel, StoredModel, WeightSource as _, store};
 use obelysk_node::model_folder::{ModelFolder, REGISTERED_FILE};
 use obelysk_node::{NodeBackend, NodeSuite};
 use obelysk_protocol::verifier::registered::SecurityParams;
+use obelysk_shard::registration::{self, Codewords};
 use std::path::{Path, PathBuf};
 
 /// Tokens of a piece of calibration or test text.
@@ -148,22 +149,33 @@ fn decoder(out: &Out, source: &Path, imported: &Imported, options: &QuantiseOpti
 
 /// Registers what lies in `source`, a float or an integer model, under `name`.
 pub fn register(out: &Out, home: &Home, source: &Path, name: &str, replace: bool) -> Result<ModelFolder, Failure> {
+    register_with(out, home, source, (name, replace), Codewords::default())
+}
+
+/// As [`register`], choosing what is kept of the encoded weights.
+pub fn register_with(
+    out: &Out,
+    home: &Home,
+    source: &Path,
+    (name, replace): (&str, bool),
+    codewords: Codewords,
+) -> Result<ModelFolder, Failure> {
     home.model(name)?;
     home.install(name, replace, |dest| {
-        let model = if source.join("descriptor.bin").is_file() {
-            copy_integer(source, dest)?
+        if source.join("descriptor.bin").is_file() {
+            copy_integer(source, dest)?;
         } else {
             quantise_into(out, source, name, dest)?;
-            IntegerModel::load(dest)?
-        };
-        commit(out, &model, dest)
+        }
+        commit(out, &StoredModel::open(dest, 0)?, dest, codewords)
     })
 }
 
-fn copy_integer(source: &Path, dest: &Path) -> Result<IntegerModel, Failure> {
-    let model = IntegerModel::load(source)?;
-    let tokenizer = source.join("tokenizer.json").is_file().then(|| IntegerModel::load_tokenizer(source)).transpose()?;
-    model.save(dest, tokenizer.as_ref())?;
+fn copy_integer(source: &Path, dest: &Path) -> Result<(), Failure> {
+    store::copy(source, dest)?;
+    if source.join("tokenizer.json").is_file() {
+        std::fs::write(dest.join("tokenizer.json"), IntegerModel::load_tokenizer(source)?.bytes())?;
+    }
     for name in [FIDELITY_FILE, MANIFEST_FILE].into_iter().chain(KEPT_FILES) {
         if source.join(name).is_file() {
             std::fs::copy(source.join(name), dest.join(name))?;
@@ -172,20 +184,20 @@ fn copy_integer(source: &Path, dest: &Path) -> Result<IntegerModel, Failure> {
     if !dest.join(MANIFEST_FILE).is_file() {
         std::fs::write(dest.join(MANIFEST_FILE), Manifest::integer(dest)?.bytes()?)?;
     }
-    Ok(model)
+    Ok(())
 }
 
-fn commit(out: &Out, model: &IntegerModel, dest: &Path) -> Result<(), Failure> {
+fn commit(out: &Out, model: &StoredModel, dest: &Path, codewords: Codewords) -> Result<(), Failure> {
     let manifest = blake3::hash(&std::fs::read(dest.join(MANIFEST_FILE))?);
-    let security = SecurityParams::standard(model.descriptor.blowup_log());
-    let bar = out.bar(model.weights.segments.len(), "committing weights");
+    let security = SecurityParams::standard(model.descriptor().blowup_log());
+    let bar = out.bar(model.segments(), "committing weights");
     let progress = |done: usize| bar.set_position(done as u64);
-    let registered = obelysk_shard::registration::register::<NodeSuite, _>(
+    let registered = registration::register_with::<NodeSuite, _>(
         &NodeBackend::default(),
         model,
         security,
         manifest.into(),
-        dest,
+        (dest, codewords),
         &progress,
     );
     bar.finish_and_clear();

@@ -6,7 +6,7 @@
 mod decoder;
 
 use crate::bounds::{self, E_RANGE, EMBED_SUM_MAX, M_RANGE, RESIDUAL_SHIFT_MAX};
-use crate::weights::{EmbedAxis, Matrix, Weights, layer_shapes, slot};
+use crate::weights::{EmbedAxis, Matrix, SegmentWeights, Weights, layer_shapes, slot};
 use obelysk_protocol::circuit::descriptor::{Descriptor, Encoder, LayerSpec, NormSpec, Requant, Residual};
 use obelysk_protocol::circuit::encode::{ACTIVATION_ROWS, MAX_CHANNELS, MAX_LAYERS, MAX_NAME};
 use thiserror::Error;
@@ -84,20 +84,57 @@ type Checked = Result<(), CheckError>;
 /// # Errors
 /// The first violation found; see [`CheckError`].
 pub fn check(d: &Descriptor, weights: &Weights) -> Checked {
-    match d {
-        Descriptor::Encoder(e) => encoder(e, weights),
-        Descriptor::Decoder(d) => decoder::check(d, weights),
+    let mut checker = Checker::new(d)?;
+    length("segments", weights.segments.len(), d.layer_count() + 2)?;
+    weights.segments.iter().try_for_each(|w| checker.segment(w))
+}
+
+/// [`check`] of a model whose segments come one after the other, so that no more than one need be in memory.
+#[derive(Debug)]
+pub struct Checker<'a> {
+    descriptor: &'a Descriptor,
+    next: usize,
+    /// Reach of a decoder's residual stream after the segments so far, per channel.
+    stream: Vec<i64>,
+}
+
+impl<'a> Checker<'a> {
+    /// Checks what can be said without weights.
+    ///
+    /// # Errors
+    /// See [`CheckError`].
+    pub fn new(descriptor: &'a Descriptor) -> Result<Self, CheckError> {
+        match descriptor {
+            Descriptor::Encoder(d) => encoder(d)?,
+            Descriptor::Decoder(d) => decoder::start(d)?,
+        }
+        Ok(Self { descriptor, next: 0, stream: Vec::new() })
+    }
+
+    /// Checks the next segment. A model is good when all `layers + 2` of them are.
+    ///
+    /// # Errors
+    /// See [`CheckError`]; also for a segment too many.
+    pub fn segment(&mut self, w: &SegmentWeights) -> Checked {
+        let index = self.next;
+        self.next += 1;
+        let count = self.descriptor.layer_count() + 2;
+        if index >= count {
+            return length("segments", self.next, count);
+        }
+        match self.descriptor {
+            Descriptor::Encoder(d) if index == 0 => embedding(d, w),
+            Descriptor::Encoder(d) => match d.layers.get(index - 1) {
+                Some(spec) => layer(d, spec, &w.matrices, index - 1),
+                None => length("head matrices", w.matrices.len(), 0),
+            },
+            Descriptor::Decoder(d) => decoder::segment(d, index, w, &mut self.stream),
+        }
     }
 }
 
-fn encoder(d: &Encoder, weights: &Weights) -> Checked {
+fn encoder(d: &Encoder) -> Checked {
     dimensions(d)?;
-    length("segments", weights.segments.len(), d.layers.len() + 2)?;
-    embedding(d, weights)?;
-    for (l, spec) in d.layers.iter().enumerate() {
-        layer(d, spec, &weights.segments[l + 1].matrices, l)?;
-    }
-    length("head matrices", weights.segments[d.layers.len() + 1].matrices.len(), 0)?;
     for (at, bits) in [("output gain", &d.output.gain_bits), ("output bias", &d.output.bias_bits)] {
         length(at, bits.len(), d.width as usize)?;
         if let Some(&bad) = bits.iter().find(|&&b| !f32::from_bits(b).is_finite()) {
@@ -143,10 +180,10 @@ fn dimensions(d: &Encoder) -> Checked {
     Ok(())
 }
 
-fn embedding(d: &Encoder, weights: &Weights) -> Checked {
+fn embedding(d: &Encoder, w: &SegmentWeights) -> Checked {
     let at = "embedding";
-    length(at, weights.segments[0].matrices.len(), 1)?;
-    let m = &weights.segments[0].matrices[0];
+    length(at, w.matrices.len(), 1)?;
+    let m = &w.matrices[0];
     let axis = EmbedAxis::new(d);
     matrix(at, m, "embed", axis.rows, d.width as usize)?;
     let (vocab, positions) = (d.vocab as usize, axis.positions + d.positions as usize);

@@ -16,6 +16,8 @@ pub mod import;
 pub mod infer;
 pub mod preset;
 pub mod quantise;
+pub mod recent;
+pub mod source;
 pub mod store;
 pub mod tables;
 pub mod tiny;
@@ -23,4 +25,5 @@ pub mod toy;
 pub mod validate;
 pub mod weights;
 
+pub use source::{StoredModel, WeightSource};
 pub use weights::{IntegerModel, Matrix, SegmentWeights, Weights};

@@ -6,13 +6,14 @@
 use crate::check::{CheckError, check};
 use crate::import::{ImportError, TextTokenizer};
 use crate::weights::{IntegerModel, Matrix, SegmentWeights, Weights};
+use obelysk_protocol::circuit::descriptor::Descriptor;
 use obelysk_protocol::circuit::encode::{DecodeError, decode, encode};
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 const MAGIC: [u8; 4] = *b"OBKS";
 const VERSION: u16 = 1;
-const DIGEST: usize = 32;
+pub(crate) const DIGEST: usize = 32;
 /// Longest matrix name.
 const MAX_NAME: usize = 64;
 /// Most matrices of a segment.
@@ -40,6 +41,14 @@ pub enum StoreError {
         /// What is wrong.
         reason: &'static str,
     },
+    /// A segment that the model does not have.
+    #[error("the model has {segments} segments, {index} was asked for: this belongs to another model")]
+    Index {
+        /// Asked for.
+        index: usize,
+        /// Segments of the model.
+        segments: usize,
+    },
     /// The tokenizer does not load.
     #[error(transparent)]
     Tokenizer(#[from] ImportError),
@@ -55,7 +64,7 @@ impl IntegerModel {
     /// Files that cannot be written.
     pub fn save(&self, folder: &Path, tokenizer: Option<&TextTokenizer>) -> Result<(), StoreError> {
         std::fs::create_dir_all(folder).map_err(|source| StoreError::File { path: folder.into(), source })?;
-        write(&folder.join("descriptor.bin"), &encode(&self.descriptor))?;
+        write(&descriptor_path(folder), &encode(&self.descriptor))?;
         for (i, segment) in self.weights.segments.iter().enumerate() {
             write(&segment_path(folder, i), &encode_segment(segment))?;
         }
@@ -67,14 +76,9 @@ impl IntegerModel {
     /// # Errors
     /// See [`StoreError`].
     pub fn load(folder: &Path) -> Result<Self, StoreError> {
-        let descriptor = decode(&read(&folder.join("descriptor.bin"))?)?;
-        let mut segments = Vec::new();
-        for i in 0..descriptor.layer_count() + 2 {
-            let path = segment_path(folder, i);
-            let segment = decode_segment(&read(&path)?);
-            segments.push(segment.map_err(|reason| StoreError::Segment { path, reason })?);
-        }
-        let weights = Weights { segments };
+        let descriptor = read_descriptor(folder)?;
+        let segments = (0..descriptor.layer_count() + 2).map(|i| Ok(read_segment(folder, i)?.0));
+        let weights = Weights { segments: segments.collect::<Result<_, StoreError>>()? };
         check(&descriptor, &weights)?;
         Ok(Self { descriptor, weights })
     }
@@ -88,7 +92,38 @@ impl IntegerModel {
     }
 }
 
-fn segment_path(folder: &Path, i: usize) -> PathBuf {
+/// Copies a stored model's descriptor and segments as they are; whoever opens the copy checks it.
+///
+/// # Errors
+/// A descriptor that does not decode, files that cannot be read or written.
+pub fn copy(from: &Path, to: &Path) -> Result<(), StoreError> {
+    let segments = read_descriptor(from)?.layer_count() + 2;
+    for path in std::iter::once(descriptor_path(from)).chain((0..segments).map(|i| segment_path(from, i))) {
+        let name = path.file_name().unwrap_or_default();
+        std::fs::copy(&path, to.join(name)).map_err(|source| StoreError::File { path, source })?;
+    }
+    Ok(())
+}
+
+fn descriptor_path(folder: &Path) -> PathBuf {
+    folder.join("descriptor.bin")
+}
+
+pub(crate) fn read_descriptor(folder: &Path) -> Result<Descriptor, StoreError> {
+    Ok(decode(&read(&descriptor_path(folder))?)?)
+}
+
+/// A segment and the digest its file ends with, which was found to be right.
+pub(crate) fn read_segment(folder: &Path, i: usize) -> Result<(SegmentWeights, [u8; DIGEST]), StoreError> {
+    let path = segment_path(folder, i);
+    let bytes = read(&path)?;
+    match decode_segment(&bytes) {
+        Ok(segment) => Ok((segment, *bytes.last_chunk().unwrap_or(&[0; DIGEST]))),
+        Err(reason) => Err(StoreError::Segment { path, reason }),
+    }
+}
+
+pub(crate) fn segment_path(folder: &Path, i: usize) -> PathBuf {
     folder.join(format!("segment-{i:04}.bin"))
 }
 

@@ -72,8 +72,11 @@ pub trait CommitKernels: Send + Sync {
     fn words_tree<S: HashSuite>(&self, words: &Self::Words, code: CodeShape) -> Self::Tree;
     /// Symbols at `positions`, leaf after leaf.
     fn words_at(&self, words: &Self::Words, code: CodeShape, positions: &[usize]) -> Vec<M31>;
-    /// Encodes int8 rows straight into `leaves`: `2^(h+b)` leaves of `R` little-endian `u32` symbols, position-major.
-    fn encode_int8<S: HashSuite>(&self, rows: &Self::Int8, code: CodeShape, leaves: &mut [u8]) -> Self::Tree;
+    /// The tree over the words of int8 rows. With `leaves` given it is filled too: `2^(h+b)` leaves of `R` little-endian
+    /// `u32` symbols, position-major.
+    fn encode_int8<S: HashSuite>(&self, rows: &Self::Int8, code: CodeShape, leaves: Option<&mut [u8]>) -> Self::Tree;
+    /// Symbols of the words of int8 rows at `positions`, leaf after leaf, without encoding whole rows.
+    fn symbols_int8(&self, rows: &Self::Int8, code: CodeShape, positions: &[usize]) -> Vec<M31>;
     /// Nodes of a tree by `(level, index)`, leaves at level 0.
     fn nodes(&self, tree: &Self::Tree, wanted: &[(u32, usize)]) -> Vec<Digest>;
     /// All nodes of a tree, level by level from the leaves; the last one is the root.

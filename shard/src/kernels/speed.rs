@@ -50,8 +50,13 @@ fn speed_of_kernels() {
         let (t, _) = time(|| simd.words_tree::<Blake2s>(&few, code));
         report("tree, 16 rows (code cells)", 16 * cells, "cells", t);
         let mut leaves = vec![0u8; 4 * rows * cells];
-        let (t, _) = time(|| simd.encode_int8::<Blake2s>(&bytes, code, &mut leaves));
+        let (t, _) = time(|| simd.encode_int8::<Blake2s>(&bytes, code, Some(&mut leaves)));
         report("register int8 (code cells)", rows * cells, "cells", t);
+        let (t, _) = time(|| simd.encode_int8::<Blake2s>(&bytes, code, None));
+        report("register int8, tree only", rows * cells, "cells", t);
+        let positions: Vec<usize> = (0..120).map(|i| i * 2161).collect();
+        let (t, _) = time(|| simd.symbols_int8(&bytes, code, &positions));
+        report("120 leaves of int8 rows", rows * n, "weights", t);
         let c = rng.felts(rows);
         let (t, f) = time(|| simd.combine_base(&values, 16, &c));
         report("combine base rows", rows * n, "cells", t);
@@ -89,7 +94,7 @@ fn speed_of_an_opening() {
     let values = rng.rows(100, 16);
     let path = std::env::temp_dir().join(format!("obelysk-speed-{}.obk", std::process::id()));
     let start = Instant::now();
-    let registered = RegisteredOracle::register::<Blake2s>(&simd, code, weights, &path).unwrap();
+    let registered = RegisteredOracle::register::<Blake2s>(&simd, code, weights, &path, true).unwrap();
     println!("register 110 rows                  {:>9.2} ms", start.elapsed().as_secs_f64() * 1e3);
     let (t, fresh) = time(|| CommittedValues::commit::<Blake2s>(&simd, code, values.clone()));
     println!("commit 100 rows                    {:>9.2} ms", t * 1e3);

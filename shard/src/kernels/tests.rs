@@ -63,9 +63,11 @@ fn int8_words_are_equal_position_major() {
         let mut rng = Rng(77 + rows as u64);
         let values: Vec<i8> = (0..rows << code.h).map(|_| rng.next() as i8).collect();
         let mut leaves = vec![vec![0u8; (4 * rows) << code.log_n()]; 2];
-        let reference = Reference.encode_int8::<Blake2s>(&values, code, &mut leaves[0]);
-        let fast = threads(2, || simd.encode_int8::<Blake2s>(&values, code, &mut leaves[1]));
+        let reference = Reference.encode_int8::<Blake2s>(&values, code, Some(&mut leaves[0]));
+        let fast = threads(2, || simd.encode_int8::<Blake2s>(&values, code, Some(&mut leaves[1])));
         assert!(leaves[0] == leaves[1] && fast == reference, "{code:?} {rows}");
+        assert!(simd.encode_int8::<Blake2s>(&values, code, None) == reference, "{code:?} {rows}");
+        assert!(Reference.encode_int8::<Blake2s>(&values, code, None) == reference, "{code:?} {rows}");
     }
 }
 

@@ -107,57 +107,73 @@ const MAGIC: [u8; 8] = *b"obkorcl1";
 /// Bytes before the leaves; a multiple of 64 so that leaves stay aligned.
 const HEADER: usize = 64;
 
-fn header<S: HashSuite>(code: CodeShape, rows: usize) -> [u8; HEADER] {
+fn header<S: HashSuite>(code: CodeShape, rows: usize, keep: bool) -> [u8; HEADER] {
     let mut out = [0u8; HEADER];
     out[..8].copy_from_slice(&MAGIC);
     out[8] = S::ID;
+    out[LEAVES_AT] = u8::from(!keep);
     out[12..16].copy_from_slice(&code.h.to_le_bytes());
     out[16..20].copy_from_slice(&code.blowup_log.to_le_bytes());
     out[24..32].copy_from_slice(&(rows as u64).to_le_bytes());
     out
 }
 
-/// Registered int8 rows: the rows in memory, words and tree in a memory-mapped file.
+/// Where a header says whether the leaves follow it.
+const LEAVES_AT: usize = 9;
+
+/// Registered int8 rows: the rows in memory, the tree and, if they are kept, the words in a memory-mapped file.
 ///
-/// File: header, then `2^(h+b)` leaves of `R` little-endian `u32`, then all tree nodes level by level from the leaves.
+/// File: header, then `2^(h+b)` leaves of `R` little-endian `u32` unless they are to be recomputed, then all tree nodes level
+/// by level from the leaves. Words are `4·2^b` times as large as their rows; recomputing the leaves of an opening is one pass
+/// over the rows for every four of them.
 pub struct RegisteredOracle<B: CommitKernels> {
     code: CodeShape,
     rows: usize,
+    /// Bytes of the leaves in the file; zero when they are recomputed.
+    kept: usize,
     values: B::Int8,
     file: Mmap,
     root: Digest,
 }
 
 impl<B: CommitKernels> RegisteredOracle<B> {
-    fn leaf_bytes(code: CodeShape, rows: usize) -> usize {
+    /// Bytes of the leaves of `rows` rows.
+    #[must_use]
+    pub fn leaf_bytes(code: CodeShape, rows: usize) -> usize {
         (rows * 4) << code.log_n()
     }
 
-    /// Encodes int8 rows into a new file and returns the oracle.
+    /// Encodes int8 rows into a new file, with their words if they are to be kept, and returns the oracle.
     ///
     /// # Errors
     /// [`RegistrationError::Io`] if the file cannot be written.
     ///
     /// # Panics
     /// If `values` is empty or no multiple of `2^h`.
-    pub fn register<S: HashSuite>(backend: &B, code: CodeShape, values: Vec<i8>, path: &Path) -> Result<Self, RegistrationError> {
+    pub fn register<S: HashSuite>(
+        backend: &B,
+        code: CodeShape,
+        values: Vec<i8>,
+        path: &Path,
+        keep: bool,
+    ) -> Result<Self, RegistrationError> {
         let rows = values.len() >> code.h;
         assert!(rows > 0 && values.len() == rows << code.h, "stacked weights are not whole rows");
-        let leaf_bytes = Self::leaf_bytes(code, rows);
+        let kept = if keep { Self::leaf_bytes(code, rows) } else { 0 };
         let values = backend.int8(values);
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path)?;
-        file.set_len((HEADER + leaf_bytes + 32 * ((2 << code.log_n()) - 1)) as u64)?;
+        file.set_len((HEADER + kept + 32 * ((2 << code.log_n()) - 1)) as u64)?;
         let mut map = map_mut(&file)?;
         let (head, body) = map.split_at_mut(HEADER);
-        let (leaves, nodes) = body.split_at_mut(leaf_bytes);
-        let tree = backend.encode_int8::<S>(&values, code, leaves);
+        let (leaves, nodes) = body.split_at_mut(kept);
+        let tree = backend.encode_int8::<S>(&values, code, keep.then_some(leaves));
         for (out, node) in nodes.chunks_exact_mut(32).zip(backend.all_nodes(&tree)) {
             out.copy_from_slice(&node);
         }
         // The header goes last: a file cut short by a crash is not taken for a finished one.
-        head.copy_from_slice(&header::<S>(code, rows));
+        head.copy_from_slice(&header::<S>(code, rows, keep));
         map.flush()?;
-        Ok(Self { code, rows, values, root: backend.root(&tree), file: map.make_read_only()? })
+        Ok(Self { code, rows, kept, values, root: backend.root(&tree), file: map.make_read_only()? })
     }
 
     /// Opens a file written by [`Self::register`] for the same rows.
@@ -173,14 +189,17 @@ impl<B: CommitKernels> RegisteredOracle<B> {
     ) -> Result<Self, RegistrationError> {
         let rows = values.len() >> code.h;
         let file = map(&File::open(path)?)?;
-        let expected = HEADER + Self::leaf_bytes(code, rows) + 32 * ((2 << code.log_n()) - 1);
-        if rows == 0 || values.len() != rows << code.h || file.len() != expected || file[..HEADER] != header::<S>(code, rows) {
+        let keep = file.get(LEAVES_AT) == Some(&0);
+        let kept = if keep { Self::leaf_bytes(code, rows) } else { 0 };
+        let expected = HEADER + kept + 32 * ((2 << code.log_n()) - 1);
+        let whole_rows = rows > 0 && values.len() == rows << code.h;
+        if !whole_rows || file.len() != expected || file[..HEADER] != header::<S>(code, rows, keep) {
             return Err(RegistrationError::Shape);
         }
         if &file[expected - 32..] != root.as_slice() {
             return Err(RegistrationError::Root);
         }
-        Ok(Self { code, rows, values: backend.int8(values), file, root: *root })
+        Ok(Self { code, rows, kept, values: backend.int8(values), file, root: *root })
     }
 
     /// The int8 rows.
@@ -219,14 +238,17 @@ impl<B: CommitKernels> Oracle<B> for RegisteredOracle<B> {
         backend.combine_int8(&self.values, self.code.h, coefficients)
     }
 
-    fn leaves(&self, _backend: &B, positions: &[usize]) -> Vec<M31> {
+    fn leaves(&self, backend: &B, positions: &[usize]) -> Vec<M31> {
+        if self.kept == 0 {
+            return backend.symbols_int8(&self.values, self.code, positions);
+        }
         let symbol = |b: &[u8]| M31::from_u32_unchecked(u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
         let leaf = |&i: &usize| self.file[HEADER + i * self.rows * 4..][..self.rows * 4].chunks_exact(4).map(symbol);
         positions.iter().flat_map(leaf).collect()
     }
 
     fn nodes(&self, _backend: &B, wanted: &[(u32, usize)]) -> Vec<Digest> {
-        let start = HEADER + Self::leaf_bytes(self.code, self.rows);
+        let start = HEADER + self.kept;
         let node = |&(level, index): &(u32, usize)| {
             let mut out = [0u8; 32];
             out.copy_from_slice(&self.file[start + 32 * flat_index(self.code.log_n(), level, index)..][..32]);

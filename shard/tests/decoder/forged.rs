@@ -55,7 +55,7 @@ impl<'a> Forger<'a> {
     /// The witness of `run` offered for `claimed`: the ids that are read must be the same for it to be a true one but for the
     /// last tokens.
     fn new(place: &'a Place<Blake2s, Simd>, ran: &PublicInput, claimed: PublicInput) -> Self {
-        let model = &place.loaded.model;
+        let model = &place.model;
         let statement = Statement::new::<Blake2s>(&place.registered, claimed, MODE_FORKED).unwrap();
         let trace = run(model, ran).unwrap();
         let targets: Vec<u32> = statement.input.checked().iter().map(|c| c.target).collect();
@@ -126,7 +126,7 @@ impl<'a> Forger<'a> {
         let (s, registered, k) = (&self.statement, &self.place.registered, Simd::default());
         let input = segment_input::<Blake2s>(registered, s, seed, l, neighbours(boundaries, 3, l));
         let mut t = segment_fork::<Blake2s>(seed, s, l);
-        let weights = &self.place.loaded.model.weights.segments[l];
+        let weights = &self.place.model.weights.segments[l];
         let matrices: Vec<&[i8]> = weights.matrices.iter().map(|m| m.data.as_slice()).collect();
         let base: Vec<_> = self.columns[l].iter().map(|v| obelysk_shard::kernels::proof::ProofKernels::column(&k, v)).collect();
         let (claims, open) = segment::prove(&mut t, &k, &input, &base, &matrices, &Grind).unwrap();
@@ -142,7 +142,7 @@ impl<'a> Forger<'a> {
         claims: Vec<obelysk_protocol::verifier::opening::OracleClaim>,
     ) -> OpeningProof {
         let (k, place) = (Simd::default(), self.place);
-        let weights = open_oracle::<Blake2s, _>(&k, &place.loaded.model, &place.registered, place.dir.path(), l).unwrap();
+        let weights = open_oracle::<Blake2s, _>(&k, &place.model, &place.registered, place.dir.path(), l).unwrap();
         let inputs: Vec<OpeningInput<'_, Simd>> = claims
             .into_iter()
             .map(|o| {
@@ -183,7 +183,7 @@ fn with_last(input: &PublicInput, id: u32) -> PublicInput {
 #[test]
 fn the_forger_s_true_proof_is_accepted() {
     let place = place(|_| ());
-    let input = input(&place.loaded.model, CUTS[3], 1);
+    let input = input(&place.model, CUTS[3], 1);
     let proof = Forger::new(&place, &input, input.clone()).prove();
     verify::<Blake2s>(&place.registered, &proof).unwrap();
     assert_eq!(proof, obelysk_shard::local::prove(&Simd::default(), &place.loaded, &input).unwrap().0);
@@ -192,7 +192,7 @@ fn the_forger_s_true_proof_is_accepted() {
 #[test]
 fn no_other_last_token_is_accepted() {
     let place = place(|_| ());
-    let input = input(&place.loaded.model, CUTS[2], 1);
+    let input = input(&place.model, CUTS[2], 1);
     let best = *input.ids.last().unwrap();
     for id in (0..21).filter(|&id| id != best) {
         Forger::new(&place, &input, with_last(&input, id)).refused(&format!("{id} for {best}"));
@@ -203,10 +203,10 @@ fn no_other_last_token_is_accepted() {
 #[test]
 fn a_smaller_maximum_is_refused() {
     let place = place(|_| ());
-    let input = input(&place.loaded.model, CUTS[0], 1);
+    let input = input(&place.model, CUTS[0], 1);
     let claimed = (*input.ids.last().unwrap() + 1) % 21;
     let mut f = Forger::new(&place, &input, with_last(&input, claimed));
-    let d = toy::decoder_of(&place.loaded.model);
+    let d = toy::decoder_of(&place.model);
     let logit = |j: u32| i64::from(d.head.mult[j as usize]) * i64::from(f.trace.head.linear.t_hat[j as usize]);
     let (best, gaps) = (logit(claimed), (0..21).map(|j| logit(claimed) - logit(j) - i64::from(j < claimed)));
     let gaps: Vec<i64> = gaps.collect();
@@ -240,7 +240,7 @@ fn the_larger_of_two_equal_logits_is_refused() {
     });
     let (first, second) = (best.min(twin) as u32, best.max(twin) as u32);
     let truth = with_last(&text, first);
-    assert_eq!(input(&place.loaded.model, CUTS[0], 1), truth);
+    assert_eq!(input(&place.model, CUTS[0], 1), truth);
     verify::<Blake2s>(&place.registered, &Forger::new(&place, &truth, truth.clone()).prove()).unwrap();
     Forger::new(&place, &truth, with_last(&truth, second)).refused("the larger of two");
 }
@@ -249,7 +249,7 @@ fn the_larger_of_two_equal_logits_is_refused() {
 #[test]
 fn a_forced_token_in_the_middle_is_refused() {
     let place = place(|_| ());
-    let model = &place.loaded.model;
+    let model = &place.model;
     let truth = input(model, &[(1, 3)], 2);
     let forced = (truth.ids[1] + 1) % 21;
     let rest = obelysk_model::infer::decoder::generate(toy::decoder_of(model), &model.weights, &[truth.ids[0], forced], 2, &[]);

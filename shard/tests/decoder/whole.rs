@@ -19,6 +19,7 @@ pub const TOY_SECURITY: SecurityParams = SecurityParams { queries: 12, g_seed: 3
 
 /// A registered model, in a folder that must outlive it.
 pub struct Place<S: HashSuite, B: Backend> {
+    pub model: IntegerModel,
     pub registered: Registered,
     pub loaded: LoadedModel<S, B>,
     pub dir: TempDir,
@@ -28,7 +29,8 @@ impl<S: HashSuite, B: Backend> Place<S, B> {
     pub fn new(k: &B, model: IntegerModel) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let registered = register::<S, B>(k, &model, TOY_SECURITY, [7; 32], dir.path(), &|_| ()).unwrap();
-        Self { loaded: LoadedModel::new(registered.clone(), model, dir.path().to_path_buf()), registered, dir }
+        let loaded = LoadedModel::new(registered.clone(), model.clone(), dir.path().to_path_buf());
+        Self { model, registered, loaded, dir }
     }
 
     /// Proves and verifies.
@@ -59,7 +61,7 @@ fn a_proof_of_every_number_of_rows_verifies() {
     let k = Simd::default();
     let place = Place::<Blake2s, _>::new(&k, toy::decoder(&toys()[5]));
     for cuts in CUTS {
-        place.whole(&k, &input(&place.loaded.model, cuts, 3));
+        place.whole(&k, &input(&place.model, cuts, 3));
     }
 }
 
@@ -82,7 +84,7 @@ fn both_backends_and_any_number_of_threads_write_the_same_proof() {
 fn a_completion_that_is_not_the_model_s_is_not_proved() {
     let k = Simd::default();
     let place = Place::<Blake2s, _>::new(&k, toy::decoder(&toys()[0]));
-    let mut input = input(&place.loaded.model, CUTS[3], 0);
+    let mut input = input(&place.model, CUTS[3], 0);
     let last = input.ids.last_mut().unwrap();
     let found = std::mem::replace(last, (*last + 1) % 21);
     let claimed = *last;

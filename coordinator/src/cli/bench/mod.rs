@@ -127,7 +127,7 @@ fn measure(out: &Out, model: &Model, ceilings: &Ceilings, tokens: usize, threads
         proof_bytes: bytes.len(),
         peak_memory_bytes: usage::peak_memory_bytes(),
         security_bits: accepted.security_bits,
-        parameter_tokens_per_core_second: (model.model.weights.cells() * tokens) as f64 / core_seconds,
+        parameter_tokens_per_core_second: (model.model.cells()? * tokens) as f64 / core_seconds,
         phases: with_ceiling.chain(apart).collect(),
     })
 }
@@ -137,7 +137,7 @@ fn input(model: &Model, tokens: usize) -> Result<PublicInput, Failure> {
     let d = &model.registered.descriptor;
     let mut ids: Vec<u32> = (0..tokens as u32).map(|i| (1000 + i * 37) % d.vocab()).collect();
     let Some(decoder) = d.decoder() else { return Ok(PublicInput::text(ids)) };
-    let completion = generate(decoder, &model.model.weights, &ids, 1, &[])?;
+    let completion = generate(decoder, &model.model.all()?, &ids, 1, &[])?;
     let sequences = vec![Sequence { prompt: tokens as u32, completion: completion.len() as u32 }];
     ids.extend(completion);
     Ok(PublicInput { ids, sequences, output: Vec::new() })

@@ -6,7 +6,7 @@
 use super::{CheckError, Checked, exponent, length, matrix, norm, parameter, requant};
 use crate::bounds::{self, P};
 use crate::tables::{CAP_MAX, GATE_MAX, NORM_L2};
-use crate::weights::{DecoderSlots, Matrix, SegmentWeights, Weights, decoder_segment_shapes};
+use crate::weights::{DecoderSlots, Matrix, SegmentWeights, decoder_segment_shapes};
 use obelysk_protocol::circuit::descriptor::{Accumulated, Branch, Decoder, DecoderLayer, Requant, Rotated};
 use obelysk_protocol::circuit::encode::{ACTIVATION_ROWS, MAX_CHANNELS, MAX_LAYERS, MAX_NAME, MAX_VOCAB};
 use obelysk_protocol::circuit::linear::r1_bound;
@@ -34,16 +34,22 @@ const VALUE: (i64, i64) = (-2048, 2047);
 /// Smallest and largest value.
 type Span = (i64, i64);
 
-/// Verifies every fact that the proof system assumes about a registered decoder.
-pub(super) fn check(d: &Decoder, weights: &Weights) -> Checked {
+/// Facts that need no weights.
+pub(super) fn start(d: &Decoder) -> Checked {
     dimensions(d)?;
-    length("segments", weights.segments.len(), d.layers.len() + 2)?;
-    length("frequencies", d.frequencies.len(), d.head_dim as usize / 2)?;
-    let mut stream = embedding(d, &weights.segments[0])?;
-    for (l, spec) in d.layers.iter().enumerate() {
-        layer(d, spec, &weights.segments[l + 1], l, &mut stream)?;
+    length("frequencies", d.frequencies.len(), d.head_dim as usize / 2)
+}
+
+/// Facts of segment `index`; `stream` is the reach of the residual stream before it, and after.
+pub(super) fn segment(d: &Decoder, index: usize, w: &SegmentWeights, stream: &mut Vec<i64>) -> Checked {
+    if index == 0 {
+        *stream = embedding(d, w)?;
+        return Ok(());
     }
-    head(d, &weights.segments[d.layers.len() + 1])
+    match d.layers.get(index - 1) {
+        Some(spec) => layer(d, spec, w, index - 1, stream),
+        None => head(d, w),
+    }
 }
 
 fn dimensions(d: &Decoder) -> Checked {

@@ -125,7 +125,7 @@ impl Collection<'_> {
     /// Whether an earlier run finished the file; it is checked again.
     fn present(&mut self, name: &str) -> Result<bool, FetchError> {
         let path = self.staging.model().join(name);
-        path.is_file().then(|| self.check(name, &path)).unwrap_or(Ok(false))
+        if path.is_file() { self.check(name, &path) } else { Ok(false) }
     }
 
     /// Takes the file from the hub's own cache, if it is there and right.

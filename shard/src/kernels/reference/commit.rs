@@ -52,14 +52,21 @@ impl CommitKernels for Reference {
         positions.iter().flat_map(|&i| leaf_at(&words.0, 1 << shape.log_n(), i)).collect()
     }
 
-    fn encode_int8<S: HashSuite>(&self, rows: &Vec<i8>, shape: CodeShape, leaves: &mut [u8]) -> HostTree {
+    fn encode_int8<S: HashSuite>(&self, rows: &Vec<i8>, shape: CodeShape, leaves: Option<&mut [u8]>) -> HostTree {
         let words = self.encode_base(&rows.iter().map(|&v| signed(i64::from(v))).collect(), shape);
-        let positions: Vec<usize> = (0..1 << shape.log_n()).collect();
-        let symbols = self.words_at(&words, shape, &positions);
-        for (out, v) in leaves.chunks_exact_mut(4).zip(symbols) {
-            out.copy_from_slice(&v.0.to_le_bytes());
+        if let Some(leaves) = leaves {
+            let positions: Vec<usize> = (0..1 << shape.log_n()).collect();
+            let symbols = self.words_at(&words, shape, &positions);
+            for (out, v) in leaves.chunks_exact_mut(4).zip(symbols) {
+                out.copy_from_slice(&v.0.to_le_bytes());
+            }
         }
         self.words_tree::<S>(&words, shape)
+    }
+
+    fn symbols_int8(&self, rows: &Vec<i8>, shape: CodeShape, positions: &[usize]) -> Vec<M31> {
+        let words = self.encode_base(&rows.iter().map(|&v| signed(i64::from(v))).collect(), shape);
+        self.words_at(&words, shape, positions)
     }
 
     fn nodes(&self, tree: &HostTree, wanted: &[(u32, usize)]) -> Vec<Digest> {

@@ -74,17 +74,31 @@ fn lane_of(pack: PackedM31) -> Lane {
     Lane(bytemuck::cast(pack))
 }
 
-/// Hashes one batch of encoded rows into the states and writes it position-major.
-fn absorb_batch(scratch: &[PackedM31], per_word: usize, first: usize, rows: usize, states: &mut [State], leaves: &mut [u8]) {
+/// Hashes one batch of encoded rows into the states.
+fn absorb_batch(scratch: &[PackedM31], per_word: usize, first: usize, rows: usize, states: &mut [State]) {
+    let end = first + scratch.len() / per_word;
+    states.par_iter_mut().with_min_len(GROUPS).enumerate().for_each(|(group, state)| {
+        hash::compress(state, &block_of(scratch, per_word, group), 4 * end, end == rows);
+    });
+}
+
+/// A block's words at 16 positions.
+fn block_of(scratch: &[PackedM31], per_word: usize, group: usize) -> [Lane; BLOCK] {
+    let mut block = [hash::ZERO; BLOCK];
+    for (lane, word) in block.iter_mut().zip(scratch.chunks_exact(per_word)) {
+        *lane = lane_of(word[group]);
+    }
+    block
+}
+
+/// As [`absorb_batch`], and writes the batch position-major.
+fn keep_batch(scratch: &[PackedM31], per_word: usize, first: usize, rows: usize, states: &mut [State], leaves: &mut [u8]) {
     let count = scratch.len() / per_word;
     let last = first + count == rows;
     let leaf = 4 * rows;
     states.par_iter_mut().zip(leaves.par_chunks_mut(N_LANES * leaf)).with_min_len(GROUPS).enumerate().for_each(
         |(group, (state, leaves))| {
-            let mut block = [hash::ZERO; BLOCK];
-            for (lane, word) in block.iter_mut().zip(scratch.chunks_exact(per_word)) {
-                *lane = lane_of(word[group]);
-            }
+            let block = block_of(scratch, per_word, group);
             hash::compress(state, &block, 4 * (first + count), last);
             for (symbols, out) in hash::transpose(block).iter().zip(leaves.chunks_exact_mut(leaf)) {
                 out[4 * first..4 * (first + count)].copy_from_slice(&cast_slice::<u32, u8>(&symbols.0)[..4 * count]);
@@ -159,7 +173,7 @@ impl CommitKernels for Simd {
         positions.iter().flat_map(|&i| word(i)).collect()
     }
 
-    fn encode_int8<S: HashSuite>(&self, rows: &Vec<i8>, shape: CodeShape, leaves: &mut [u8]) -> HostTree {
+    fn encode_int8<S: HashSuite>(&self, rows: &Vec<i8>, shape: CodeShape, mut leaves: Option<&mut [u8]>) -> HostTree {
         if !is_blake::<S>() || is_small(shape) {
             return Reference.encode_int8::<S>(rows, shape, leaves);
         }
@@ -179,9 +193,16 @@ impl CommitKernels for Simd {
                     encode_row(&tables, shape, src, dst);
                 },
             );
-            absorb_batch(scratch, per_word, batch * BATCH, count, &mut states, leaves);
+            match &mut leaves {
+                Some(leaves) => keep_batch(scratch, per_word, batch * BATCH, count, &mut states, leaves),
+                None => absorb_batch(scratch, per_word, batch * BATCH, count, &mut states),
+            }
         }
         tree::<S>(states.into_iter().flat_map(hash::digests).collect())
+    }
+
+    fn symbols_int8(&self, rows: &Vec<i8>, shape: CodeShape, positions: &[usize]) -> Vec<M31> {
+        int8::symbols(int8::Path::best(), rows, shape, positions)
     }
 
     fn nodes(&self, tree: &HostTree, wanted: &[(u32, usize)]) -> Vec<Digest> {

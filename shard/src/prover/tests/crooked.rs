@@ -112,8 +112,11 @@ impl CommitKernels for Crooked {
     fn words_at(&self, words: &BaseWords, code: CodeShape, positions: &[usize]) -> Vec<M31> {
         Reference.words_at(words, code, positions)
     }
-    fn encode_int8<S: HashSuite>(&self, rows: &Vec<i8>, code: CodeShape, leaves: &mut [u8]) -> HostTree {
+    fn encode_int8<S: HashSuite>(&self, rows: &Vec<i8>, code: CodeShape, leaves: Option<&mut [u8]>) -> HostTree {
         Reference.encode_int8::<S>(rows, code, leaves)
+    }
+    fn symbols_int8(&self, rows: &Vec<i8>, code: CodeShape, positions: &[usize]) -> Vec<M31> {
+        Reference.symbols_int8(rows, code, positions)
     }
     fn nodes(&self, tree: &HostTree, wanted: &[(u32, usize)]) -> Vec<Digest> {
         Reference.nodes(tree, wanted)

@@ -6,7 +6,7 @@
 //!
 //! What is unsafe here, and why the loops are plain, is as in the kernel for AVX-512.
 
-use super::{Kernel, Pack, centred, reduced};
+use super::{Kernel, Pack, centred, padded, reduced};
 use bytemuck::{cast, cast_slice, pod_read_unaligned};
 use std::arch::x86_64::*;
 
@@ -23,6 +23,16 @@ const STRIDE: usize = GROUPS + 1;
 /// Registers of positions whose digits stay in the first-level cache: 256 terms a lane.
 const RUN: usize = 128;
 
+/// What one load reads.
+type Register = [i8; WIDTH];
+
+/// Packed weights and sums of a task's columns.
+#[derive(Default)]
+pub(crate) struct Scratch {
+    packed: Vec<[__m256i; STRIDE]>,
+    sums: Vec<[[i64; 8]; 4]>,
+}
+
 /// Proof that the processor has the instructions.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Avx2(());
@@ -38,14 +48,15 @@ impl Avx2 {
 impl Kernel for Avx2 {
     type Rows = [i32; DIGITS];
     type Positions = [__m256i; DIGITS];
+    type Scratch = Scratch;
 
     fn rows(self, coefficients: &[[u32; 4]]) -> Vec<Self::Rows> {
         coefficients.chunks(GROUP).map(row_digits).collect()
     }
 
-    fn combine(self, rows: &[&[i8]], digits: &[Self::Rows], out: &mut [Pack]) {
+    fn combine(self, scratch: &mut Scratch, rows: &[&[i8]], digits: &[Self::Rows], out: &mut [Pack]) {
         // SAFETY: an Avx2 exists only where the feature was detected.
-        unsafe { combine(rows, digits, out) }
+        unsafe { combine(scratch, rows, digits, out) }
     }
 
     fn positions(self, e: &[Pack]) -> Vec<Self::Positions> {
@@ -81,17 +92,10 @@ fn position_digits(e: &Pack) -> [__m256i; DIGITS] {
     std::array::from_fn(|k| cast(e[k / 2].map(|v| digit(v, k))))
 }
 
-/// 16 weights from `at` on, zeros past the end, widened.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn load(row: &[i8], at: usize) -> __m256i {
-    if let Some(full) = row.get(at..at + WIDTH) {
-        return _mm256_cvtepi8_epi16(pod_read_unaligned(cast_slice(full)));
-    }
-    let mut bytes = [0i8; WIDTH];
-    let rest = row.get(at..).unwrap_or(&[]);
-    bytes[..rest.len()].copy_from_slice(rest);
-    _mm256_cvtepi8_epi16(cast(bytes))
+fn load(weights: &Register) -> __m256i {
+    _mm256_cvtepi8_epi16(pod_read_unaligned(cast_slice(weights)))
 }
 
 /// `out[2·strip + j][g]`: group `g` of rows at 8 columns of the strip, two rows of a column side by side. Half `l` of
@@ -100,26 +104,36 @@ fn load(row: &[i8], at: usize) -> __m256i {
 #[target_feature(enable = "avx2")]
 fn pack(rows: &[&[i8]], out: &mut [[__m256i; STRIDE]]) {
     for (g, group) in rows.chunks(GROUP).enumerate() {
-        let mut row: [&[i8]; GROUP] = [&[]; GROUP];
-        row[..group.len()].copy_from_slice(group);
-        for (strip, out) in out.chunks_exact_mut(2).enumerate() {
-            let (a, b) = (load(row[0], strip * WIDTH), load(row[1], strip * WIDTH));
-            out[0][g] = _mm256_unpacklo_epi16(a, b);
-            out[1][g] = _mm256_unpackhi_epi16(a, b);
-        }
+        let (a, a_rest) = group[0].as_chunks();
+        // A row that is not there may be any: its digits are zero.
+        let (b, b_rest) = group.get(1).unwrap_or(&group[0]).as_chunks();
+        let (whole, rest) = out.split_at_mut(2 * a.len());
+        pack_group(a, b, g, whole);
+        pack_group(&[padded(a_rest)], &[padded(b_rest)], g, rest);
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn pack_group(a: &[Register], b: &[Register], g: usize, out: &mut [[__m256i; STRIDE]]) {
+    for ((out, a), b) in out.chunks_exact_mut(2).zip(a).zip(b) {
+        let (a, b) = (load(a), load(b));
+        out[0][g] = _mm256_unpacklo_epi16(a, b);
+        out[1][g] = _mm256_unpackhi_epi16(a, b);
     }
 }
 
 #[target_feature(enable = "avx2")]
-fn combine(rows: &[&[i8]], digits: &[[i32; DIGITS]], out: &mut [Pack]) {
+fn combine(scratch: &mut Scratch, rows: &[&[i8]], digits: &[[i32; DIGITS]], out: &mut [Pack]) {
     let columns = rows.first().map_or(0, |r| r.len());
-    let zero = _mm256_setzero_si256();
     let pieces = 2 * columns.div_ceil(WIDTH);
-    let mut packed = vec![[zero; STRIDE]; pieces];
-    let mut sums = vec![[[0i64; 8]; 4]; pieces];
+    let Scratch { packed, sums } = scratch;
+    packed.resize(pieces, [_mm256_setzero_si256(); STRIDE]);
+    sums.clear();
+    sums.resize(pieces, [[0; 8]; 4]);
     for (block, digits) in rows.chunks(GROUPS * GROUP).zip(digits.chunks(GROUPS)) {
-        pack(block, &mut packed);
-        for (weights, sums) in packed.iter().zip(&mut sums) {
+        pack(block, packed);
+        for (weights, sums) in packed.iter().zip(sums.iter_mut()) {
             multiply(weights, digits, sums);
         }
     }
@@ -154,21 +168,34 @@ fn multiply(weights: &[__m256i; STRIDE], digits: &[[i32; DIGITS]], sums: &mut [[
 
 #[target_feature(enable = "avx2")]
 fn partials(slots: &[&[i8]], digits: &[[__m256i; DIGITS]], out: &mut [[i64; 4]]) {
-    for (run, digits) in digits.chunks(RUN).enumerate() {
+    let whole = slots.first().map_or(0, |slot| slot.len() / WIDTH);
+    for (digits, first) in digits[..whole].chunks(RUN).zip((0..).step_by(RUN)) {
         for (slot, out) in slots.iter().zip(out.iter_mut()) {
-            let mut acc = [_mm256_setzero_si256(); DIGITS];
-            for (i, d) in digits.iter().enumerate() {
-                let w = load(slot, (run * RUN + i) * WIDTH);
-                for (acc, &d) in acc.iter_mut().zip(d) {
-                    *acc = _mm256_add_epi32(*acc, _mm256_madd_epi16(w, d));
-                }
-            }
-            for (out, acc) in out.iter_mut().zip(acc.chunks_exact(2)) {
-                let (low, high): ([i32; 8], [i32; 8]) = (cast(acc[0]), cast(acc[1]));
-                for (low, high) in low.into_iter().zip(high) {
-                    *out += i64::from(low) + (i64::from(high) << 16);
-                }
-            }
+            multiply_run(&slot.as_chunks().0[first..first + digits.len()], digits, out);
+        }
+    }
+    if let Some(last) = digits.get(whole..whole + 1) {
+        for (slot, out) in slots.iter().zip(out) {
+            multiply_run(&[padded(&slot[whole * WIDTH..])], last, out);
+        }
+    }
+}
+
+/// Adds the products of a slot with all digits.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn multiply_run(slot: &[Register], digits: &[[__m256i; DIGITS]], out: &mut [i64; 4]) {
+    let mut acc = [_mm256_setzero_si256(); DIGITS];
+    for (d, w) in digits.iter().zip(slot) {
+        let w = load(w);
+        for (acc, &d) in acc.iter_mut().zip(d) {
+            *acc = _mm256_add_epi32(*acc, _mm256_madd_epi16(w, d));
+        }
+    }
+    for (out, acc) in out.iter_mut().zip(acc.chunks_exact(2)) {
+        let (low, high): ([i32; 8], [i32; 8]) = (cast(acc[0]), cast(acc[1]));
+        for (low, high) in low.into_iter().zip(high) {
+            *out += i64::from(low) + (i64::from(high) << 16);
         }
     }
 }

@@ -27,12 +27,13 @@ fn add_rows(acc: &mut [[i64; COLUMNS]; 4], rows: [&[i8]; ROWS], c: [[i32; 4]; RO
 impl Kernel for Portable {
     type Rows = [i32; 4];
     type Positions = [[i32; N_LANES]; 4];
+    type Scratch = ();
 
     fn rows(self, coefficients: &[[u32; 4]]) -> Vec<Self::Rows> {
         coefficients.iter().map(|c| c.map(centred)).collect()
     }
 
-    fn combine(self, rows: &[&[i8]], digits: &[Self::Rows], out: &mut [Pack]) {
+    fn combine(self, (): &mut (), rows: &[&[i8]], digits: &[Self::Rows], out: &mut [Pack]) {
         let columns = rows.first().map_or(0, |r| r.len());
         for (first, out) in (0..columns).step_by(COLUMNS).zip(out.chunks_mut(COLUMNS / N_LANES)) {
             let columns = first..columns.min(first + COLUMNS);

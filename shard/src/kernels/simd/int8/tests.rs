@@ -1,8 +1,8 @@
 //! Every kernel equals the reference tier, at edge sizes, at extremes and past the bounds of its sums.
 
-use super::{Path, ROWS, centred, combine, partials, reduced};
-use crate::kernels::CommitKernels;
+use super::{Path, ROWS, centred, combine, partials, reduced, symbols};
 use crate::kernels::reference::Reference;
+use crate::kernels::{CodeShape, CommitKernels};
 use crate::prover::tests::Rng;
 use obelysk_protocol::field::{M31, P, QM31, signed};
 
@@ -63,6 +63,22 @@ fn partials_equal_the_reference() {
     }
 }
 
+#[test]
+fn symbols_equal_those_of_encoded_rows() {
+    let mut rng = Rng(15);
+    for path in Path::all() {
+        for (h, blowup_log, rows) in [(2, 1, 3), (3, 2, 1), (4, 1, 5), (5, 2, 17), (9, 3, 2), (11, 2, 20)] {
+            let code = CodeShape { h, blowup_log };
+            let weights = bytes(&mut rng, rows << h);
+            let last = (1 << code.log_n()) - 1;
+            for positions in [vec![], vec![0], vec![0, 1, last], vec![last, 2, 3, 5], vec![0, 1, 2, 4, 6, 7]] {
+                let expected = Reference.symbols_int8(&weights, code, &positions);
+                assert_eq!(symbols(path, &weights, code, &positions), expected, "{path:?} {code:?} {positions:?}");
+            }
+        }
+    }
+}
+
 /// Coordinates at both ends and around the middle of the field, where centred digits are largest.
 const EXTREMES: [u32; 7] = [0, 1, P - 1, P / 2, P / 2 + 1, 0x7f7f_7f7f, 0x0080_8080];
 
@@ -105,15 +121,8 @@ fn extreme_positions() {
         for (w, c) in [-128i8, 127].into_iter().flat_map(|w| EXTREMES.map(|c| (w, c))) {
             let weights = vec![w; 2 * super::POSITIONS];
             let e = super::SimdExt::from_host(&vec![ext(c); super::POSITIONS]);
-            let found = match path {
-                #[cfg(target_arch = "x86_64")]
-                Path::Vnni(k) => super::partials_with(k, &weights, &e),
-                #[cfg(target_arch = "x86_64")]
-                Path::Avx2(k) => super::partials_with(k, &weights, &e),
-                Path::Portable(k) => super::partials_with(k, &weights, &e),
-            };
             let sum = signed(i64::from(w) * i64::from(c) * super::POSITIONS as i64);
-            assert_eq!(found, [QM31::from_m31_array([sum; 4]); 2], "{path:?} {w} {c}");
+            assert_eq!(super::products(path, &weights, &e), [QM31::from_m31_array([sum; 4]); 2], "{path:?} {w} {c}");
         }
     }
 }

@@ -5,9 +5,9 @@
 //!
 //! Intrinsics without pointers are safe inside functions that enable their features; what is left unsafe is the way in,
 //! which a value of [`Vnni`] vouches for, and the prefetch. Closures given to iterators would not be compiled with the
-//! features, hence the plain loops.
+//! features, and registers would be spilled around any path that calls; hence the plain loops over whole registers.
 
-use super::{BIAS, Kernel, Pack};
+use super::{BIAS, COLUMNS, Kernel, Pack, padded};
 use bytemuck::{cast, cast_slice, pod_read_unaligned};
 use obelysk_protocol::field::P;
 use std::arch::x86_64::*;
@@ -30,6 +30,20 @@ const QUAD: usize = 4;
 /// Registers of a slot multiplied before the next digits: a kibibyte of each slot stays in the first-level cache.
 const RUN: usize = 16;
 
+/// What one load reads.
+type Register = [i8; WIDTH];
+/// A row that is not there.
+static NO_ROW: [Register; COLUMNS.1 / WIDTH] = [[0; WIDTH]; COLUMNS.1 / WIDTH];
+/// A run of a slot that is not there.
+static NO_SLOT: [Register; RUN] = [[0; WIDTH]; RUN];
+
+/// Packed weights and sums of a task's columns.
+#[derive(Default)]
+pub(crate) struct Scratch {
+    packed: Vec<[__m512i; STRIDE]>,
+    sums: Vec<[__m512i; DIGITS]>,
+}
+
 /// Proof that the processor has the instructions.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Vnni(());
@@ -46,14 +60,15 @@ impl Vnni {
 impl Kernel for Vnni {
     type Rows = [i32; DIGITS];
     type Positions = [__m512i; DIGITS];
+    type Scratch = Scratch;
 
     fn rows(self, coefficients: &[[u32; 4]]) -> Vec<Self::Rows> {
         coefficients.chunks(GROUP).map(row_digits).collect()
     }
 
-    fn combine(self, rows: &[&[i8]], digits: &[Self::Rows], out: &mut [Pack]) {
+    fn combine(self, scratch: &mut Scratch, rows: &[&[i8]], digits: &[Self::Rows], out: &mut [Pack]) {
         // SAFETY: a Vnni exists only where the three features were detected.
-        unsafe { combine(rows, digits, out) }
+        unsafe { combine(scratch, rows, digits, out) }
     }
 
     fn positions(self, e: &[Pack]) -> Vec<Self::Positions> {
@@ -94,26 +109,30 @@ fn position_digits(e: &[Pack]) -> [__m512i; DIGITS] {
     })
 }
 
-/// 64 weights from `at` on, zeros past the end.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn load(row: &[i8], at: usize) -> __m512i {
-    if let Some(full) = row.get(at..at + WIDTH) {
-        return pod_read_unaligned(cast_slice(full));
-    }
-    let mut bytes = [0i8; WIDTH];
-    let rest = row.get(at..).unwrap_or(&[]);
-    bytes[..rest.len()].copy_from_slice(rest);
-    cast(bytes)
+fn load(weights: &Register) -> __m512i {
+    pod_read_unaligned(cast_slice(weights))
 }
 
-/// Brings the rows multiplied next nearer; without it a third of the time is spent waiting for them.
-#[inline]
-#[expect(unsafe_code, reason = "the intrinsic takes a pointer")]
-fn fetch(row: &[i8]) {
-    for line in row.chunks(WIDTH) {
-        // SAFETY: a prefetch reads nothing that the program could see, and the address is that of a live slice.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr()) }
+/// Lines of the rows that come next.
+struct Ahead<'a> {
+    rows: &'a [&'a [i8]],
+    at: usize,
+}
+
+impl Ahead<'_> {
+    /// Brings one more line nearer. Without it a third of the time is spent waiting for rows.
+    #[inline]
+    #[expect(unsafe_code, reason = "the intrinsic takes a pointer")]
+    fn fetch(&mut self) {
+        let Some((row, later)) = self.rows.split_first() else { return };
+        match row.get(self.at) {
+            // SAFETY: a prefetch reads nothing that the program could see, and the address is that of a live reference.
+            Some(weight) => unsafe { _mm_prefetch::<_MM_HINT_T1>(weight) },
+            None => (self.rows, self.at) = (later, 0),
+        }
+        self.at += WIDTH;
     }
 }
 
@@ -123,39 +142,48 @@ fn fetch(row: &[i8]) {
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 fn pack(rows: &[&[i8]], out: &mut [[__m512i; STRIDE]]) {
     for (g, group) in rows.chunks(GROUP).enumerate() {
-        let mut row: [&[i8]; GROUP] = [&[]; GROUP];
-        row[..group.len()].copy_from_slice(group);
-        for (strip, out) in out.chunks_exact_mut(4).enumerate() {
-            let at = strip * WIDTH;
-            let (a, b, c, d) = (load(row[0], at), load(row[1], at), load(row[2], at), load(row[3], at));
-            let (ab_low, ab_high) = (_mm512_unpacklo_epi8(a, b), _mm512_unpackhi_epi8(a, b));
-            let (cd_low, cd_high) = (_mm512_unpacklo_epi8(c, d), _mm512_unpackhi_epi8(c, d));
-            out[0][g] = _mm512_unpacklo_epi16(ab_low, cd_low);
-            out[1][g] = _mm512_unpackhi_epi16(ab_low, cd_low);
-            out[2][g] = _mm512_unpacklo_epi16(ab_high, cd_high);
-            out[3][g] = _mm512_unpackhi_epi16(ab_high, cd_high);
+        let mut whole: [&[Register]; GROUP] = [&NO_ROW; GROUP];
+        let mut rests = [[0; WIDTH]; GROUP];
+        for (i, row) in group.iter().enumerate() {
+            let (registers, rest) = row.as_chunks();
+            (whole[i], rests[i]) = (registers, padded(rest));
         }
+        let strips = group.first().map_or(0, |row| row.len() / WIDTH);
+        pack_group(whole, g, &mut out[..4 * strips]);
+        pack_group(rests.each_ref().map(std::slice::from_ref), g, &mut out[4 * strips..]);
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn pack_group(rows: [&[Register]; GROUP], g: usize, out: &mut [[__m512i; STRIDE]]) {
+    for ((((out, a), b), c), d) in out.chunks_exact_mut(4).zip(rows[0]).zip(rows[1]).zip(rows[2]).zip(rows[3]) {
+        let (a, b, c, d) = (load(a), load(b), load(c), load(d));
+        let (ab_low, ab_high) = (_mm512_unpacklo_epi8(a, b), _mm512_unpackhi_epi8(a, b));
+        let (cd_low, cd_high) = (_mm512_unpacklo_epi8(c, d), _mm512_unpackhi_epi8(c, d));
+        out[0][g] = _mm512_unpacklo_epi16(ab_low, cd_low);
+        out[1][g] = _mm512_unpackhi_epi16(ab_low, cd_low);
+        out[2][g] = _mm512_unpacklo_epi16(ab_high, cd_high);
+        out[3][g] = _mm512_unpackhi_epi16(ab_high, cd_high);
     }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn combine(rows: &[&[i8]], digits: &[[i32; DIGITS]], out: &mut [Pack]) {
+fn combine(scratch: &mut Scratch, rows: &[&[i8]], digits: &[[i32; DIGITS]], out: &mut [Pack]) {
     let columns = rows.first().map_or(0, |r| r.len());
-    let zero = _mm512_setzero_si512();
     let pieces = 4 * columns.div_ceil(WIDTH);
-    let mut packed = vec![[zero; STRIDE]; pieces];
-    let mut sums = vec![[zero; DIGITS]; pieces];
+    let Scratch { packed, sums } = scratch;
+    packed.resize(pieces, [_mm512_setzero_si512(); STRIDE]);
+    sums.clear();
+    sums.resize(pieces, [_mm512_setzero_si512(); DIGITS]);
     let mut blocks = rows.chunks(GROUPS * GROUP).zip(digits.chunks(GROUPS)).peekable();
     while let Some((block, digits)) = blocks.next() {
-        pack(block, &mut packed);
-        let next = blocks.peek().map_or(&[][..], |b| b.0);
-        let pairs = pieces / 2;
-        for (i, (weights, sums)) in packed.chunks_exact(2).zip(sums.chunks_exact_mut(2)).enumerate() {
-            for row in &next[i * next.len() / pairs..(i + 1) * next.len() / pairs] {
-                fetch(row);
-            }
-            multiply(weights, digits, 0, sums);
-            multiply(weights, digits, HALF, sums);
+        pack(block, packed);
+        // As many lines as there are steps of the products below.
+        let mut ahead = Ahead { rows: blocks.peek().map_or(&[], |b| b.0), at: 0 };
+        for (weights, sums) in packed.chunks_exact(2).zip(sums.chunks_exact_mut(2)) {
+            multiply(weights, digits, 0, sums, &mut ahead);
+            multiply(weights, digits, HALF, sums, &mut ahead);
         }
     }
     for (strip, out) in sums.chunks_exact(4).zip(out.chunks_mut(4)) {
@@ -173,10 +201,17 @@ fn combine(rows: &[&[i8]], digits: &[[i32; DIGITS]], out: &mut [Pack]) {
 /// Adds the products of two pieces of columns with the digits from `first` on.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn multiply(weights: &[[__m512i; STRIDE]], digits: &[[i32; DIGITS]], first: usize, sums: &mut [[__m512i; DIGITS]]) {
+fn multiply(
+    weights: &[[__m512i; STRIDE]],
+    digits: &[[i32; DIGITS]],
+    first: usize,
+    sums: &mut [[__m512i; DIGITS]],
+    ahead: &mut Ahead<'_>,
+) {
     let [w0, w1] = weights else { return };
     let mut acc = [[_mm512_setzero_si512(); 2]; HALF];
     for ((d, &w0), &w1) in digits.iter().zip(w0).zip(w1) {
+        ahead.fetch();
         for (acc, &d) in acc.iter_mut().zip(&d[first..first + HALF]) {
             let d = _mm512_set1_epi32(d);
             *acc = [_mm512_dpbusd_epi32(acc[0], d, w0), _mm512_dpbusd_epi32(acc[1], d, w1)];
@@ -210,37 +245,53 @@ fn joined(d: &[__m512i]) -> __m512i {
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 fn partials(slots: &[&[i8]], digits: &[[__m512i; DIGITS]], out: &mut [[i64; 4]]) {
-    let zero = _mm512_setzero_si512();
-    for (slots, out) in slots.chunks(QUAD).zip(out.chunks_mut(QUAD)) {
-        let mut slot: [&[i8]; QUAD] = [&[]; QUAD];
-        slot[..slots.len()].copy_from_slice(slots);
-        let mut sums = [[zero; DIGITS]; QUAD];
-        for (run, digits) in digits.chunks(RUN).enumerate() {
-            for first in (0..DIGITS).step_by(QUAD) {
-                let mut acc = [[zero; QUAD]; QUAD];
-                for (i, d) in digits.iter().enumerate() {
-                    let at = (run * RUN + i) * WIDTH;
-                    let w = [load(slot[0], at), load(slot[1], at), load(slot[2], at), load(slot[3], at)];
-                    for (acc, w) in acc.iter_mut().zip(w) {
-                        for (acc, &d) in acc.iter_mut().zip(&d[first..first + QUAD]) {
-                            *acc = _mm512_dpbusd_epi32(*acc, d, w);
-                        }
-                    }
-                }
-                for (sums, acc) in sums.iter_mut().zip(acc) {
-                    for (sum, acc) in sums[first..first + QUAD].iter_mut().zip(acc) {
-                        *sum = _mm512_add_epi32(*sum, acc);
-                    }
+    let mut sums = vec![[_mm512_setzero_si512(); DIGITS]; slots.len().next_multiple_of(QUAD)];
+    let whole = slots.first().map_or(0, |slot| slot.len() / WIDTH);
+    for (digits, first) in digits[..whole].chunks(RUN).zip((0..).step_by(RUN)) {
+        for (slots, sums) in slots.chunks(QUAD).zip(sums.chunks_exact_mut(QUAD)) {
+            let mut run: [&[Register]; QUAD] = [&NO_SLOT; QUAD];
+            for (run, slot) in run.iter_mut().zip(slots) {
+                *run = &slot.as_chunks().0[first..first + digits.len()];
+            }
+            multiply_run(run, digits, sums);
+        }
+    }
+    if let Some(last) = digits.get(whole..whole + 1) {
+        for (slots, sums) in slots.chunks(QUAD).zip(sums.chunks_exact_mut(QUAD)) {
+            let mut rests = [[0; WIDTH]; QUAD];
+            for (rest, slot) in rests.iter_mut().zip(slots) {
+                *rest = padded(&slot[whole * WIDTH..]);
+            }
+            multiply_run(rests.each_ref().map(std::slice::from_ref), last, sums);
+        }
+    }
+    for (out, sums) in out.iter_mut().zip(&sums) {
+        for (out, digits) in out.iter_mut().zip(sums.chunks_exact(4)) {
+            let mut sum = 0;
+            for &d in digits.iter().rev() {
+                sum = (sum << 8) + i64::from(_mm512_reduce_add_epi32(d));
+            }
+            *out += sum;
+        }
+    }
+}
+
+/// Adds the products of four slots with all digits.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn multiply_run(slots: [&[Register]; QUAD], digits: &[[__m512i; DIGITS]], sums: &mut [[__m512i; DIGITS]]) {
+    for first in (0..DIGITS).step_by(QUAD) {
+        let mut acc = [[_mm512_setzero_si512(); QUAD]; QUAD];
+        for ((((d, w0), w1), w2), w3) in digits.iter().zip(slots[0]).zip(slots[1]).zip(slots[2]).zip(slots[3]) {
+            for (acc, w) in acc.iter_mut().zip([load(w0), load(w1), load(w2), load(w3)]) {
+                for (acc, &d) in acc.iter_mut().zip(&d[first..first + QUAD]) {
+                    *acc = _mm512_dpbusd_epi32(*acc, d, w);
                 }
             }
         }
-        for (out, sums) in out.iter_mut().zip(&sums) {
-            for (out, digits) in out.iter_mut().zip(sums.chunks_exact(4)) {
-                let mut sum = 0;
-                for &d in digits.iter().rev() {
-                    sum = (sum << 8) + i64::from(_mm512_reduce_add_epi32(d));
-                }
-                *out += sum;
+        for (sums, acc) in sums.iter_mut().zip(acc) {
+            for (sum, acc) in sums[first..first + QUAD].iter_mut().zip(acc) {
+                *sum = _mm512_add_epi32(*sum, acc);
             }
         }
     }

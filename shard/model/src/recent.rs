@@ -3,35 +3,35 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// A key: a digest of everything the value depends on.
+/// The usual key: a digest of everything the value depends on.
 pub type Key = [u8; 32];
 
 /// Values in order of use, bounded by the sum of their weights; the newest always stays.
 #[derive(Debug)]
-pub struct Recent<V> {
+pub struct Recent<V, K = Key> {
     limit: usize,
-    entries: Mutex<VecDeque<Entry<V>>>,
+    entries: Mutex<VecDeque<Entry<V, K>>>,
 }
 
 #[derive(Debug)]
-struct Entry<V> {
-    key: Key,
+struct Entry<V, K> {
+    key: K,
     weight: usize,
     value: Arc<V>,
 }
 
-impl<V> Recent<V> {
+impl<V, K: PartialEq> Recent<V, K> {
     /// Keeps values of at most `limit` in all.
     #[must_use]
     pub const fn new(limit: usize) -> Self {
         Self { limit, entries: Mutex::new(VecDeque::new()) }
     }
 
-    fn entries(&self) -> MutexGuard<'_, VecDeque<Entry<V>>> {
+    fn entries(&self) -> MutexGuard<'_, VecDeque<Entry<V, K>>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take(&self, key: &Key) -> Option<Arc<V>> {
+    fn take(&self, key: &K) -> Option<Arc<V>> {
         let mut entries = self.entries();
         let at = entries.iter().position(|e| &e.key == key)?;
         let entry = entries.remove(at)?;
@@ -44,7 +44,7 @@ impl<V> Recent<V> {
     ///
     /// # Errors
     /// Those of `make`.
-    pub fn get_or<E>(&self, key: Key, make: impl FnOnce() -> Result<(V, usize), E>) -> Result<Arc<V>, E> {
+    pub fn get_or<E>(&self, key: K, make: impl FnOnce() -> Result<(V, usize), E>) -> Result<Arc<V>, E> {
         if let Some(value) = self.take(&key) {
             return Ok(value);
         }
