@@ -321,12 +321,18 @@ mod tests {
     #[test]
     fn hidden_states_have_one_length_and_one_encoding() {
         let encoder = obelysk_model::toy::model(1).descriptor;
-        let hidden = [i32::from(i16::MIN), -1, 0, i32::from(i16::MAX)];
-        let bytes = hidden_to_bytes(&encoder, &hidden);
+        let decoder = obelysk_model::toy::decoder(&obelysk_model::toy::DecoderToy::default()).descriptor;
+        let short = [i32::from(i16::MIN), -1, 0, i32::from(i16::MAX)];
+        let long = [-(1 << 23), -1, 0x01_0203, (1 << 23) - 1];
+        let bytes = hidden_to_bytes(&encoder, &short);
         assert_eq!(bytes, [0, 128, 255, 255, 0, 0, 255, 127]);
-        assert_eq!(hidden_from_bytes(&encoder, &bytes, 4).as_deref(), Ok(&hidden[..]));
-        for (data, len) in [(&bytes[..], 3), (&bytes[1..], 4), (&bytes[..], 5)] {
-            assert!(hidden_from_bytes(&encoder, data, len).is_err());
+        assert_eq!(hidden_to_bytes(&decoder, &long), [0, 0, 128, 255, 255, 255, 3, 2, 1, 255, 255, 127]);
+        for (d, hidden) in [(&encoder, short), (&decoder, long)] {
+            let bytes = hidden_to_bytes(d, &hidden);
+            assert_eq!(hidden_from_bytes(d, &bytes, 4).as_deref(), Ok(&hidden[..]));
+            for (data, len) in [(&bytes[..], 3), (&bytes[1..], 4), (&bytes[..], 5)] {
+                assert!(hidden_from_bytes(d, data, len).is_err());
+            }
         }
     }
 }
