@@ -206,11 +206,7 @@ pub fn fold_rates(bytes: usize, clock: Clock<'_>) -> FoldRates {
     let items = weights.len() as f64;
     let coefficients: Vec<QM31> = (0..rows).map(ext).collect();
     let point: Vec<QM31> = (0..vars).map(ext).collect();
-    let stream = rate(items, clock, || {
-        let words = bytemuck::cast_slice::<i8, u8>(&weights).par_chunks(1 << h);
-        let sum = |chunk: &[u8]| chunk.iter().fold(0u8, |a, &b| a ^ b);
-        black_box(words.map(sum).reduce(|| 0, |a, b| a ^ b));
-    });
+    let stream = stream_of(&weights, clock);
     let measured = |path: Path| FoldRate {
         path: path.name(),
         combine: rate(items, clock, || {
@@ -221,4 +217,19 @@ pub fn fold_rates(bytes: usize, clock: Clock<'_>) -> FoldRates {
         }),
     };
     FoldRates { stream, paths: Path::all().into_iter().map(measured).collect() }
+}
+
+/// Bytes per second of a plain read of `bytes` of memory on the threads of the current pool, per second of `clock`.
+#[must_use]
+pub fn stream_rate(bytes: usize, clock: Clock<'_>) -> f64 {
+    let weights: Vec<i8> = (0..bytes).into_par_iter().map(|i| i as i8).collect();
+    stream_of(&weights, clock)
+}
+
+fn stream_of(weights: &[i8], clock: Clock<'_>) -> f64 {
+    rate(weights.len() as f64, clock, || {
+        let words = bytemuck::cast_slice::<i8, u8>(weights).par_chunks(1 << 16);
+        let sum = |chunk: &[u8]| chunk.iter().fold(0u8, |a, &b| a ^ b);
+        black_box(words.map(sum).reduce(|| 0, |a, b| a ^ b));
+    })
 }

@@ -19,7 +19,7 @@ use obelysk_model::{SegmentWeights, WeightSource};
 use obelysk_protocol::circuit::descriptor::{Decoder, Descriptor, Encoder};
 use obelysk_protocol::circuit::segment::Circuit;
 use obelysk_protocol::circuit::{self, BuildError, PublicInput, exp_tables};
-use obelysk_protocol::field::{M31, QM31, signed};
+use obelysk_protocol::field::{M31, QM31, ZERO, signed};
 use obelysk_protocol::transcript::{Digest, HashSuite, Seed, Transcript};
 use obelysk_protocol::verifier::VerifyError;
 use obelysk_protocol::verifier::aggregate::{
@@ -31,7 +31,7 @@ use obelysk_protocol::verifier::registered::Registered;
 use obelysk_protocol::verifier::segment::ClaimsProof;
 use rayon::prelude::*;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// All kernels a prover needs.
 pub trait Backend: CommitKernels + ProofKernels {}
@@ -116,7 +116,7 @@ impl<S: HashSuite, B: Backend> LoadedModel<S, B> {
 
     fn oracle(&self, k: &B, segment: usize) -> Result<Arc<Option<RegisteredOracle<B>>>, JobError> {
         // One opener at a time: a second one would read the same weights once more.
-        let _guard = self.opening.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let _guard = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
         self.oracles.get_or(segment, || {
             let oracle = open_oracle::<S, B>(k, &*self.model, &self.registered, &self.dir, segment)?;
             let bytes = oracle.as_ref().map_or(0, |o| o.rows() << self.registered.descriptor.row_log());
@@ -234,6 +234,8 @@ pub struct Committed<B: Backend> {
     received: Vec<i32>,
     trace: SegmentTrace,
     bytes: usize,
+    /// Where the weight tiles will be opened, and their values there, once the segment is proved.
+    partials: Mutex<Option<(Vec<QM31>, Vec<QM31>)>>,
 }
 
 impl<B: Backend> Committed<B> {
@@ -256,6 +258,18 @@ impl<B: Backend> Committed<B> {
     }
 }
 
+impl<B: Backend> Committed<B> {
+    /// What proving left of the weight tiles, if it was for this claim; whole rows, the last one filled with zeros.
+    fn partials_at(&self, claim: &Claim, rows: usize, row_log: u8) -> Option<Vec<QM31>> {
+        let Claim::Tiles { point, .. } = claim else { return None };
+        let held = self.partials.lock().unwrap_or_else(PoisonError::into_inner);
+        let (_, values) = held.as_ref().filter(|(at, _)| at == point)?;
+        let mut out = values.clone();
+        out.resize(rows << (usize::from(row_log) - point.len()), ZERO);
+        Some(out)
+    }
+}
+
 /// Computes a segment's values and commits to them.
 ///
 /// # Errors
@@ -275,7 +289,7 @@ pub fn commit<S: HashSuite, B: Backend>(
     let bytes = 4 * stacked.len() * (2 + (1 << code.blowup_log)) + (64 << code.log_n());
     let values = CommittedValues::commit::<S>(k, code, stacked);
     let columns = columns.par_iter().map(|v| ProofKernels::column(k, v)).collect();
-    Ok(Committed { columns, values, received: received.to_vec(), trace, bytes })
+    Ok(Committed { columns, values, received: received.to_vec(), trace, bytes, partials: Mutex::default() })
 }
 
 /// The circuit's columns from a trace.
@@ -359,7 +373,9 @@ pub fn prove<S: HashSuite, B: Backend>(
     let mut t = segment_fork::<S>(seed, s, segment);
     let weights = model.model.segment(segment)?;
     let matrices: Vec<&[i8]> = weights.matrices.iter().map(|m| m.data.as_slice()).collect();
-    let (proof, _) = segment::prove(&mut t, k, &input, &committed.columns, &matrices, &BackendGrinder(k))?;
+    let (proof, proved) = segment::prove(&mut t, k, &input, &committed.columns, &matrices, &BackendGrinder(k))?;
+    let at = proved.claims.weights.map(|w| w.point);
+    *committed.partials.lock().unwrap_or_else(PoisonError::into_inner) = at.zip(proved.partials);
     Ok(SegmentClaims { boundaries, proof })
 }
 
@@ -402,7 +418,8 @@ pub fn open<S: HashSuite, B: Backend>(
                 Claim::Tiles { .. } => weights.as_ref().as_ref()?,
                 Claim::Point { .. } => &committed.values,
             };
-            Some(OpeningInput { oracle, claim: o.claim, partials: None })
+            let partials = committed.partials_at(&o.claim, oracle.rows(), model.registered.descriptor.row_log());
+            Some(OpeningInput { oracle, claim: o.claim, partials })
         })
         .collect();
     opening::prove(k, &mut t, &model.registered.opening(), &inputs).map_err(|e| JobError::Opening(e.to_string()))

@@ -57,7 +57,7 @@ fn run(ids: &[u32]) {
         let matrices: Vec<&[i8]> = model.weights.segments[s].matrices.iter().map(|m| m.data.as_slice()).collect();
         let (proof, claims) = prover::prove(&mut Transcript::<Blake2s>::new("t"), &k, &seg, &base, &matrices, &Slow).unwrap();
         let verified = verifier::verify(&mut Transcript::<Blake2s>::new("t"), &seg, &proof);
-        assert_eq!(verified.as_ref(), Ok(&claims), "segment {s} of {} tokens", ids.len());
+        assert_eq!(verified.as_ref(), Ok(&claims.claims), "segment {s} of {} tokens", ids.len());
     }
 }
 

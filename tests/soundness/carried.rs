@@ -268,7 +268,7 @@ impl Steps for Compensated {
         columns: &Columns,
         w: &[&[i8]],
     ) -> ProductProof {
-        let mut proof = product::prove(&mut t.clone(), &Reference, c, points, columns, w);
+        let mut proof = product::prove(&mut t.clone(), &Reference, c, points, columns, w).0;
         let lambda = powers(absorb_accumulators(t, &proof.accumulators), proof.accumulators.len());
         proof.rounds.iter().for_each(|p| {
             sumcheck::round(t, "product.round", p);

@@ -96,7 +96,7 @@ pub trait Steps {
         columns: &Columns,
         w: &[&[i8]],
     ) -> ProductProof {
-        product::prove(t, &Reference, c, points, columns, w)
+        product::prove(t, &Reference, c, points, columns, w).0
     }
 
     fn last(

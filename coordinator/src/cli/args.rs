@@ -2,6 +2,7 @@
 
 use super::exit::EXIT_CODES;
 use clap::{ArgGroup, Args, Parser, Subcommand};
+use obelysk_shard::registration::Codewords;
 use std::path::PathBuf;
 
 /// Proves neural-network inference, on one machine or many.
@@ -80,14 +81,45 @@ pub struct DemoArgs {
 
 /// Arguments of `bench`.
 #[derive(Debug, Args)]
-#[command(after_help = EXIT_CODES)]
+#[command(after_help = EXIT_CODES, args_conflicts_with_subcommands = true)]
 pub struct BenchArgs {
+    /// What else can be measured.
+    #[command(subcommand)]
+    pub command: Option<BenchCommand>,
     /// Registered name or folder.
     #[arg(long, default_value = "minilm")]
     pub model: String,
     /// Token counts, separated by commas.
     #[arg(long, value_delimiter = ',', default_value = "8,32,128,512", value_parser = parse_tokens)]
     pub tokens: Vec<usize>,
+}
+
+/// What `bench` measures on models that need not be at hand.
+#[derive(Debug, Subcommand)]
+pub enum BenchCommand {
+    /// Prove layers of a model's shape with random weights, read from disk segment by segment.
+    #[command(after_help = EXIT_CODES)]
+    Layer(LayerArgs),
+}
+
+/// Arguments of `bench layer`.
+#[derive(Debug, Args)]
+pub struct LayerArgs {
+    /// A preset such as llama3-70b, or width,heads,kv_heads,head_dim,ffn such as 512,8,4,64,1536.
+    #[arg(long)]
+    pub shape: String,
+    /// Token counts, separated by commas.
+    #[arg(long, value_delimiter = ',', default_value = "1,8,64", value_parser = parse_tokens)]
+    pub tokens: Vec<usize>,
+    /// Numbers of layers, separated by commas.
+    #[arg(long, value_delimiter = ',', default_value = "1", value_parser = clap::value_parser!(u32).range(1..=128))]
+    pub layers: Vec<u32>,
+    /// Vocabulary: small, so that the layers are what is measured.
+    #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(2..=1 << 20))]
+    pub vocab: u32,
+    /// Whether words of encoded weights are kept on disk or recomputed where a proof opens them.
+    #[arg(long, value_enum, default_value_t = KeepWords::Auto)]
+    pub codewords: KeepWords,
 }
 
 fn parse_tokens(text: &str) -> Result<usize, String> {
@@ -119,6 +151,16 @@ pub enum KeepWords {
     Kept,
     /// Hashes.
     Recomputed,
+}
+
+impl From<KeepWords> for Codewords {
+    fn from(words: KeepWords) -> Self {
+        match words {
+            KeepWords::Auto => Self::default(),
+            KeepWords::Kept => Self::Kept,
+            KeepWords::Recomputed => Self::Recomputed,
+        }
+    }
 }
 
 /// Commands on models.

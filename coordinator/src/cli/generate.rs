@@ -6,10 +6,11 @@ use super::args::{GenerateArgs, ProveArgs};
 use super::exit::Failure;
 use super::home::Home;
 use super::output::{Out, hex};
-use obelysk_model::IntegerModel;
 use obelysk_model::import::TextTokenizer;
 use obelysk_model::infer::InferError;
 use obelysk_model::infer::decoder::generate_batch;
+use obelysk_model::source::WEIGHT_BYTES;
+use obelysk_model::{IntegerModel, StoredModel, WeightSource};
 use obelysk_node::ModelFolder;
 use obelysk_protocol::circuit::Sequence;
 use obelysk_protocol::circuit::descriptor::{Decoder, MAX_TOKENS};
@@ -163,7 +164,8 @@ pub fn generate(out: &Out, model: &ModelFolder, asked: &Asked<'_>) -> Result<Gen
 
 /// Completions in order; prompts with one limit share the passes over the weights.
 fn complete(model: &ModelFolder, d: &Decoder, prompts: &[Prompt]) -> Result<Vec<Vec<u32>>, Failure> {
-    let weights = IntegerModel::load(&model.path)?.weights;
+    let weights = StoredModel::open(&model.path, WEIGHT_BYTES)?;
+    weights.check()?;
     let eos = ends(&model.path)?;
     let mut by_limit: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
     for (i, prompt) in prompts.iter().enumerate() {
@@ -172,7 +174,7 @@ fn complete(model: &ModelFolder, d: &Decoder, prompts: &[Prompt]) -> Result<Vec<
     let mut out = vec![Vec::new(); prompts.len()];
     for (limit, members) in by_limit {
         let ids: Vec<&[u32]> = members.iter().map(|&i| prompts[i].ids.as_slice()).collect();
-        for (i, completion) in members.into_iter().zip(generate_batch(d, &weights, &ids, limit, &eos)?) {
+        for (i, completion) in members.into_iter().zip(generate_batch(d, &weights as &dyn WeightSource, &ids, limit, &eos)?) {
             out[i] = completion;
         }
     }

@@ -1,6 +1,6 @@
 //! `obelysk model fetch | validate | quantise | register | show`.
 
-use super::args::{KeepWords, ModelCommand, SourceArgs};
+use super::args::{ModelCommand, SourceArgs};
 use super::exit::Failure;
 use super::home::Home;
 use super::manifest::FIDELITY_FILE;
@@ -11,7 +11,7 @@ use obelysk_protocol::circuit::segment_count;
 use obelysk_protocol::verifier::aggregate::Statement;
 use obelysk_protocol::verifier::proof::MODE_FORKED;
 use obelysk_protocol::verifier::soundness;
-use obelysk_shard::registration::{Codewords, blank_input};
+use obelysk_shard::registration::blank_input;
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -23,20 +23,12 @@ pub fn run(out: &Out, home: &Home, command: ModelCommand) -> Result<(), Failure>
         ModelCommand::Quantise { source, out: dest, name } => quantise(out, home, (&source, &name), &dest),
         ModelCommand::Register { source, name, replace, codewords } => {
             let folder = register::local_folder(out, home, &source)?;
-            let model = register::register_with(out, home, &folder, (&name, replace), kept(codewords))?;
+            let model = register::register_with(out, home, &folder, (&name, replace), codewords.into())?;
             registered(out, &name, &model);
             Ok(())
         }
         ModelCommand::Show { model: Some(model), tokens } => show(out, &home.open(&model)?, tokens),
         ModelCommand::Show { model: None, .. } => list(out, home),
-    }
-}
-
-fn kept(words: KeepWords) -> Codewords {
-    match words {
-        KeepWords::Auto => Codewords::default(),
-        KeepWords::Kept => Codewords::Kept,
-        KeepWords::Recomputed => Codewords::Recomputed,
     }
 }
 

@@ -17,6 +17,7 @@ pub mod infer;
 pub mod preset;
 pub mod quantise;
 pub mod recent;
+pub mod shaped;
 pub mod source;
 pub mod store;
 pub mod tables;

@@ -5,6 +5,7 @@
 
 use crate::check::{CheckError, check};
 use crate::import::{ImportError, TextTokenizer};
+use crate::source::WeightSource;
 use crate::weights::{IntegerModel, Matrix, SegmentWeights, Weights};
 use obelysk_protocol::circuit::descriptor::Descriptor;
 use obelysk_protocol::circuit::encode::{DecodeError, decode, encode};
@@ -63,11 +64,7 @@ impl IntegerModel {
     /// # Errors
     /// Files that cannot be written.
     pub fn save(&self, folder: &Path, tokenizer: Option<&TextTokenizer>) -> Result<(), StoreError> {
-        std::fs::create_dir_all(folder).map_err(|source| StoreError::File { path: folder.into(), source })?;
-        write(&descriptor_path(folder), &encode(&self.descriptor))?;
-        for (i, segment) in self.weights.segments.iter().enumerate() {
-            write(&segment_path(folder, i), &encode_segment(segment))?;
-        }
+        save(self, folder)?;
         tokenizer.map_or(Ok(()), |t| write(&folder.join("tokenizer.json"), t.bytes()))
     }
 
@@ -90,6 +87,16 @@ impl IntegerModel {
     pub fn load_tokenizer(folder: &Path) -> Result<TextTokenizer, StoreError> {
         Ok(TextTokenizer::read(&folder.join("tokenizer.json"))?)
     }
+}
+
+/// Writes a model's descriptor and segments into `folder` (created if absent), one segment in memory at a time.
+///
+/// # Errors
+/// Segments that cannot be had, files that cannot be written.
+pub fn save(model: &dyn WeightSource, folder: &Path) -> Result<(), StoreError> {
+    std::fs::create_dir_all(folder).map_err(|source| StoreError::File { path: folder.into(), source })?;
+    write(&descriptor_path(folder), &encode(model.descriptor()))?;
+    (0..model.segments()).try_for_each(|i| write(&segment_path(folder, i), &encode_segment(&*model.segment(i)?)))
 }
 
 /// Copies a stored model's descriptor and segments as they are; whoever opens the copy checks it.

@@ -38,7 +38,7 @@ impl Prng {
         lo.wrapping_add((self.next_u64() % span) as i32)
     }
 
-    fn vector(&mut self, n: usize, lo: i32, hi: i32) -> Vec<i32> {
+    pub(crate) fn vector(&mut self, n: usize, lo: i32, hi: i32) -> Vec<i32> {
         (0..n).map(|_| self.range(lo, hi)).collect()
     }
 }

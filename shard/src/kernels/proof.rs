@@ -65,6 +65,12 @@ pub trait ProofKernels: Send + Sync {
     fn claim_vector(&self, eval: &Eval, columns: &[Self::Base], points: &Points, vars: usize) -> Self::Ext;
     /// `sum_n weight[n] W[n][k]` for every k, zero beyond K, length `2^vars`. `data` is row-major [N][K].
     fn fold_matrix(&self, shape: MatrixShape, data: &[i8], weight: &[QM31], vars: usize) -> Self::Ext;
+    /// [`Self::fold_matrix`] tile by tile: `out[nt K + k] = sum_n low[n] W[2^b nt + n][k]` for tiles of `2^b = low.len()` outputs.
+    fn fold_tiles(&self, shape: MatrixShape, data: &[i8], low: &[QM31]) -> Self::Ext;
+    /// `sum_nt high[nt] tiles[nt K + k]` for every k, zero beyond K, length `2^vars`: what [`Self::fold_matrix`] gives.
+    fn sum_tiles(&self, shape: MatrixShape, tiles: &Self::Ext, high: &[QM31], vars: usize) -> Self::Ext;
+    /// `<tiles[i 2^a..], eq(low)>` for every tile of `2^a` inputs, `a = low.len()`: a tile's value at its own point.
+    fn tile_values(&self, tiles: &Self::Ext, low: &[QM31]) -> Vec<QM31>;
 
     /// Prepares the non-linear monomials of rows `2^log_size`.
     fn chip(&self, c: &Circuit, log_size: usize, terms: &[(QM31, Vec<Source>)], columns: &[Self::Base]) -> Self::Chip;

@@ -221,6 +221,7 @@ fn map_mut(file: &File) -> io::Result<MmapMut> {
     unsafe { MmapMut::map_mut(file) }
 }
 
+/// What reads all weights has a span of its own, a part of the opening's.
 impl<B: CommitKernels> Oracle<B> for RegisteredOracle<B> {
     fn rows(&self) -> usize {
         self.rows
@@ -231,15 +232,18 @@ impl<B: CommitKernels> Oracle<B> for RegisteredOracle<B> {
     }
 
     fn partials(&self, backend: &B, point: &[QM31]) -> Vec<QM31> {
+        let _span = tracing::info_span!("open.partials").entered();
         backend.partials_int8(&self.values, point)
     }
 
     fn combine(&self, backend: &B, coefficients: &[QM31]) -> B::Ext {
+        let _span = tracing::info_span!("open.combine").entered();
         backend.combine_int8(&self.values, self.code.h, coefficients)
     }
 
     fn leaves(&self, backend: &B, positions: &[usize]) -> Vec<M31> {
         if self.kept == 0 {
+            let _span = tracing::info_span!("open.leaves").entered();
             return backend.symbols_int8(&self.values, self.code, positions);
         }
         let symbol = |b: &[u8]| M31::from_u32_unchecked(u32::from_le_bytes([b[0], b[1], b[2], b[3]]));

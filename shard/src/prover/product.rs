@@ -1,7 +1,7 @@
 //! Twin of the verifier's `product`: all matrix products and sums of a segment in one sumcheck.
 
 use crate::kernels::proof::ProofKernels;
-use obelysk_protocol::circuit::segment::{Circuit, Factor, Product, log2_ceil};
+use obelysk_protocol::circuit::segment::{Circuit, Factor, MatrixShape, Product, log2_ceil};
 use obelysk_protocol::field::{ONE, QM31, RoundPoly, ZERO, eq_vector};
 use obelysk_protocol::transcript::{HashSuite, Transcript};
 use obelysk_protocol::verifier::points::Points;
@@ -12,6 +12,8 @@ use obelysk_protocol::verifier::sumcheck;
 struct Vectors<E> {
     claims: Vec<E>,
     weights: Vec<E>,
+    /// Weights folded within their output tiles; empty unless tiles are large.
+    tiles: Vec<E>,
     public: Vec<E>,
     terms: Vec<Vec<Slot>>,
 }
@@ -23,7 +25,13 @@ enum Slot {
     Public(usize),
 }
 
+/// log2 of a tile's sides from which weights are folded tile by tile: what is kept of them is an eighth of the weights or less.
+const SPLIT_LOG: usize = 7;
+
 /// Proves the products; fills `points.kappa`. `matrices[m]` is row-major [N][K].
+///
+/// Also returns every tile's value at the segment's tile point, in the registered oracle's order, which the opening would
+/// otherwise read all weights for; nothing where tiles are small.
 pub fn prove<S: HashSuite, K: ProofKernels>(
     t: &mut Transcript<S>,
     k: &K,
@@ -31,7 +39,7 @@ pub fn prove<S: HashSuite, K: ProofKernels>(
     points: &mut Points,
     columns: &[K::Base],
     matrices: &[&[i8]],
-) -> ProductProof {
+) -> (ProductProof, Option<Vec<QM31>>) {
     let mut v = vectors(k, c, points, columns, matrices);
     let accumulators: Vec<QM31> = (0..c.products.len())
         .map(|m| {
@@ -71,7 +79,10 @@ pub fn prove<S: HashSuite, K: ProofKernels>(
     let firsts = |e: &[K::Ext]| e.iter().map(|x| k.first(x)).collect::<Vec<_>>();
     let proof = ProductProof { accumulators, rounds, claims: firsts(&v.claims), weights: firsts(&v.weights) };
     absorb_claims(t, &proof);
-    proof
+    let low = points.kappa_to(c.tile_k_log);
+    let split = !v.tiles.is_empty() && low.len() == c.tile_k_log;
+    let values = split.then(|| v.tiles.iter().flat_map(|tiles| k.tile_values(tiles, low)).collect());
+    (proof, values)
 }
 
 fn vector<E>(v: &Vectors<E>, s: Slot) -> &E {
@@ -91,15 +102,7 @@ fn vectors<K: ProofKernels>(k: &K, c: &Circuit, points: &Points, columns: &[K::B
     let reader = |i: usize| c.products.iter().find(|p| p.factors.iter().any(|f| matches!(f, Factor::Claim(x) if *x == i)));
     let claims =
         c.claims.iter().enumerate().map(|(i, e)| k.claim_vector(e, columns, points, reader(i).map_or(0, |p| p.vars))).collect();
-    let weights = c
-        .matrices
-        .iter()
-        .zip(matrices)
-        .map(|(&m, data)| {
-            let w = eq_vector(points.rho_range(c.token_log, log2_ceil(m.outputs)));
-            k.fold_matrix(m, data, &w, log2_ceil(m.inputs))
-        })
-        .collect();
+    let (weights, tiles) = fold_weights(k, c, points, matrices);
     let mut public = Vec::new();
     let terms = c
         .products
@@ -118,7 +121,27 @@ fn vectors<K: ProofKernels>(k: &K, c: &Circuit, points: &Points, columns: &[K::B
                 .collect()
         })
         .collect();
-    Vectors { claims, weights, public, terms }
+    Vectors { claims, weights, tiles, public, terms }
+}
+
+/// Every matrix folded over its outputs, and the same within output tiles if these are large.
+fn fold_weights<K: ProofKernels>(k: &K, c: &Circuit, points: &Points, matrices: &[&[i8]]) -> (Vec<K::Ext>, Vec<K::Ext>) {
+    if matrices.is_empty() {
+        return (Vec::new(), Vec::new());
+    }
+    let _span = tracing::info_span!("products.weights").entered();
+    let eq = |from: usize, to: usize| eq_vector(points.rho_range(c.token_log + from, to - from));
+    let all = c.matrices.iter().zip(matrices);
+    if c.tile_n_log.min(c.tile_k_log) < SPLIT_LOG {
+        let fold = |(&m, data): (&MatrixShape, &&[i8])| k.fold_matrix(m, data, &eq(0, log2_ceil(m.outputs)), log2_ceil(m.inputs));
+        return (all.map(fold).collect(), Vec::new());
+    }
+    let low = eq(0, c.tile_n_log);
+    let split = |(&m, data): (&MatrixShape, &&[i8])| {
+        let tiles = k.fold_tiles(m, data, &low);
+        (k.sum_tiles(m, &tiles, &eq(c.tile_n_log, log2_ceil(m.outputs)), log2_ceil(m.inputs)), tiles)
+    };
+    all.map(split).unzip()
 }
 
 /// A public factor over all summed points.

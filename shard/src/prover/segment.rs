@@ -3,6 +3,7 @@
 use super::final_sumcheck::{self, Grinder};
 use super::{logup, product};
 use crate::kernels::proof::ProofKernels;
+use obelysk_protocol::field::QM31;
 use obelysk_protocol::transcript::{HashSuite, Transcript};
 use obelysk_protocol::verifier::VerifyError;
 use obelysk_protocol::verifier::final_sumcheck::stack_value;
@@ -11,6 +12,14 @@ use obelysk_protocol::verifier::points::Points;
 use obelysk_protocol::verifier::segment::{
     ClaimsProof, OpeningClaims, SegmentInput, extend_rho, join_tiles, open_fork, plan_input,
 };
+
+/// What proving gives beside the proof, for an opening on the same machine.
+pub struct Proved {
+    /// The claims to open.
+    pub claims: OpeningClaims,
+    /// Values of the weight tiles at the claims' point, in the registered oracle's order, if they came for free.
+    pub partials: Option<Vec<QM31>>,
+}
 
 /// Proves everything of a segment up to the openings.
 ///
@@ -25,7 +34,7 @@ pub fn prove<S: HashSuite, K: ProofKernels>(
     columns: &[K::Base],
     matrices: &[&[i8]],
     grinder: &dyn Grinder<S>,
-) -> Result<(ClaimsProof, OpeningClaims), VerifyError> {
+) -> Result<(ClaimsProof, Proved), VerifyError> {
     let c = input.circuit;
     let challenges = open_fork(t, input);
     let (layers, leaf) = tracing::info_span!("logup").in_scope(|| logup::prove(t, k, c, columns, challenges));
@@ -35,12 +44,13 @@ pub fn prove<S: HashSuite, K: ProofKernels>(
         boundary_in: input.boundary_in.point.clone(),
         boundary_out: input.boundary_out.point.clone(),
     };
-    let product = tracing::info_span!("products").in_scope(|| product::prove(t, k, c, &mut points, columns, matrices));
+    let (product, partials) =
+        tracing::info_span!("products").in_scope(|| product::prove(t, k, c, &mut points, columns, matrices));
     let _span = tracing::info_span!("final").entered();
     let lambda = t.draw("final.lambda");
     let plan = plan(c, &points, &plan_input((challenges.0, challenges.1, lambda), &leaf, input, &product))?;
     let (last, r) = final_sumcheck::prove(t, k, c, (&points, &plan), columns, input.shape, grinder);
     let value = stack_value(c, &r, &last.columns);
     let weights = join_tiles(t, c, &points, input.shape.h, &product.weights);
-    Ok((ClaimsProof { logup: layers, product, last }, OpeningClaims { values: (r, value), weights }))
+    Ok((ClaimsProof { logup: layers, product, last }, Proved { claims: OpeningClaims { values: (r, value), weights }, partials }))
 }

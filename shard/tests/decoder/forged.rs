@@ -129,8 +129,8 @@ impl<'a> Forger<'a> {
         let weights = &self.place.model.weights.segments[l];
         let matrices: Vec<&[i8]> = weights.matrices.iter().map(|m| m.data.as_slice()).collect();
         let base: Vec<_> = self.columns[l].iter().map(|v| obelysk_shard::kernels::proof::ProofKernels::column(&k, v)).collect();
-        let (claims, open) = segment::prove(&mut t, &k, &input, &base, &matrices, &Grind).unwrap();
-        let opening = self.opened(&mut t, l, values, oracle_claims(registered, input.circuit, l, values.root(), open));
+        let (claims, proved) = segment::prove(&mut t, &k, &input, &base, &matrices, &Grind).unwrap();
+        let opening = self.opened(&mut t, l, values, oracle_claims(registered, input.circuit, l, values.root(), proved.claims));
         SegmentProof { claims, opening }
     }
 

@@ -5,5 +5,6 @@
 mod equations;
 mod forged;
 mod segments;
+mod tiles;
 mod toys;
 mod whole;

@@ -55,12 +55,12 @@ fn prove_and_verify(model: &IntegerModel, c: &Circuit, around: [Boundary; 2], co
         boundary_in: seg.boundary_in.point.clone(),
         boundary_out: seg.boundary_out.point.clone(),
     };
-    let products = product::prove(t, &k, c, &mut points, &base, &matrices);
+    let (products, _) = product::prove(t, &k, c, &mut points, &base, &matrices);
     let failures = equations::failures(&seg, &points, &products, &columns.to_vec());
     assert!(failures.is_empty(), "{about}: {failures:?}");
     let (proof, claims) = prover::prove(&mut Transcript::<Blake2s>::new("t"), &k, &seg, &base, &matrices, &Slow).unwrap();
     let verified = verifier::verify(&mut Transcript::<Blake2s>::new("t"), &seg, &proof);
-    assert_eq!(verified.as_ref(), Ok(&claims), "{about}");
+    assert_eq!(verified.as_ref(), Ok(&claims.claims), "{about}");
 }
 
 fn run_segments(model: &IntegerModel, input: &PublicInput, about: &str) {

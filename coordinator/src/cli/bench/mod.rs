@@ -4,9 +4,10 @@
 //! time it took, so it does not depend on how busy the machine is. Forward pass and grinding are printed apart.
 
 mod fit;
+mod layer;
 mod spans;
 
-use super::args::BenchArgs;
+use super::args::{BenchArgs, BenchCommand};
 use super::exit::{Code, Coded as _, Failure};
 use super::home::Home;
 use super::output::{Out, size};
@@ -19,6 +20,7 @@ use obelysk_shard::ceilings::{self, Ceilings, Work};
 use obelysk_shard::job::LoadedModel;
 use obelysk_shard::local;
 use serde::Serialize;
+use spans::Spans;
 use std::time::Instant;
 
 /// Phases whose work has a ceiling, in order.
@@ -59,15 +61,17 @@ struct Row {
     /// Weights times tokens over processor time.
     parameter_tokens_per_core_second: f64,
     phases: Vec<PhaseRow>,
+    #[serde(skip)]
+    spans: Spans,
 }
 
 /// Runs `bench`.
 pub fn run(out: &Out, home: &Home, args: &BenchArgs) -> Result<(), Failure> {
+    if let Some(BenchCommand::Layer(args)) = &args.command {
+        return layer::run(out, home, args);
+    }
     let folder = home.open(&args.model)?;
-    let spinner = out.spinner("measuring ceilings on one core");
-    let ceilings = on_threads(1, || ceilings::measure(&usage::cpu_time))?;
-    spinner.finish_and_clear();
-    print_ceilings(out, &ceilings);
+    let ceilings = measured(out)?;
     let model = folder.load::<NodeSuite, NodeBackend>()?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let mut rows = Vec::new();
@@ -84,6 +88,15 @@ pub fn run(out: &Out, home: &Home, args: &BenchArgs) -> Result<(), Failure> {
         "cores": cores, "rows": rows, "scaling_from_one_core": scaling, "core_seconds_fit": fitted,
     }));
     Ok(())
+}
+
+/// This machine's ceilings, measured now and printed.
+fn measured(out: &Out) -> Result<Ceilings, Failure> {
+    let spinner = out.spinner("measuring ceilings on one core");
+    let ceilings = on_threads(1, || ceilings::measure(&usage::cpu_time))?;
+    spinner.finish_and_clear();
+    print_ceilings(out, &ceilings);
+    Ok(ceilings)
 }
 
 /// Runs `f` on a pool of `n` threads.
@@ -107,7 +120,7 @@ fn measure(out: &Out, model: &Model, ceilings: &Ceilings, tokens: usize, threads
     let accepted = on_threads(1, || verify_bytes::<NodeSuite>(&model.registered, &bytes))?.code(Code::Internal)?;
     let verify_seconds = start.elapsed().as_secs_f64();
     let work = work(model, &input)?;
-    let spent = |phase: &str| spans.get(phase).copied().unwrap_or(0.0);
+    let spent = |phase: &str| spans.phase(phase);
     let with_ceiling = PHASES.iter().zip(&work).map(|(&phase, w)| {
         let least = w.seconds(ceilings);
         let core_seconds = spent(phase);
@@ -129,6 +142,7 @@ fn measure(out: &Out, model: &Model, ceilings: &Ceilings, tokens: usize, threads
         security_bits: accepted.security_bits,
         parameter_tokens_per_core_second: (model.model.cells()? * tokens) as f64 / core_seconds,
         phases: with_ceiling.chain(apart).collect(),
+        spans,
     })
 }
 
@@ -137,7 +151,7 @@ fn input(model: &Model, tokens: usize) -> Result<PublicInput, Failure> {
     let d = &model.registered.descriptor;
     let mut ids: Vec<u32> = (0..tokens as u32).map(|i| (1000 + i * 37) % d.vocab()).collect();
     let Some(decoder) = d.decoder() else { return Ok(PublicInput::text(ids)) };
-    let completion = generate(decoder, &model.model.all()?, &ids, 1, &[])?;
+    let completion = generate(decoder, &*model.model, &ids, 1, &[])?;
     let sequences = vec![Sequence { prompt: tokens as u32, completion: completion.len() as u32 }];
     ids.extend(completion);
     Ok(PublicInput { ids, sequences, output: Vec::new() })

@@ -5,7 +5,7 @@ use crate::kernels::proof::{Evals, ProofKernels};
 use crate::kernels::rows::{mask_column, param_column, place_bits, public_column};
 use obelysk_protocol::circuit::expr::{Expr, Source};
 use obelysk_protocol::circuit::segment::{Circuit, Coord, Eval, LeafKind, MatrixShape};
-use obelysk_protocol::field::{M31, ONE, QM31, ZERO, eq_vector, fold, signed, signed_ext};
+use obelysk_protocol::field::{M31, ONE, QM31, ZERO, eq_vector, fold, inner, signed, signed_ext};
 use obelysk_protocol::verifier::points::Points;
 use obelysk_protocol::verifier::product::powers;
 
@@ -186,6 +186,25 @@ impl ProofKernels for Reference {
             }
         }
         out
+    }
+
+    fn fold_tiles(&self, shape: MatrixShape, data: &[i8], low: &[QM31]) -> Vec<QM31> {
+        let vars = shape.inputs.next_power_of_two().trailing_zeros() as usize;
+        let tile = |slab: &[i8]| self.fold_matrix(shape, slab, low, vars).into_iter().take(shape.inputs);
+        data.chunks_exact(low.len() * shape.inputs).flat_map(|slab| tile(slab).collect::<Vec<_>>()).collect()
+    }
+
+    fn sum_tiles(&self, shape: MatrixShape, tiles: &Vec<QM31>, high: &[QM31], vars: usize) -> Vec<QM31> {
+        let mut out = vec![ZERO; 1 << vars];
+        for (tile, &w) in tiles.chunks_exact(shape.inputs).zip(high) {
+            out.iter_mut().zip(tile).for_each(|(o, &v)| *o += w * v);
+        }
+        out
+    }
+
+    fn tile_values(&self, tiles: &Vec<QM31>, low: &[QM31]) -> Vec<QM31> {
+        let eq = eq_vector(low);
+        tiles.chunks_exact(eq.len()).map(|tile| inner(tile, &eq)).collect()
     }
 
     fn chip(&self, c: &Circuit, n: usize, terms: &[(QM31, Vec<Source>)], columns: &[Vec<M31>]) -> Chip {

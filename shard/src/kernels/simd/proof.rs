@@ -193,6 +193,28 @@ impl ProofKernels for Simd {
         out
     }
 
+    fn fold_tiles(&self, shape: MatrixShape, data: &[i8], low: &[QM31]) -> SimdExt {
+        let slab = |slab: &[i8]| int8::combine(int8::Path::best(), slab, shape.inputs, low).packs;
+        let packs: Vec<Vec<PackedQM31>> = data.par_chunks_exact(low.len() * shape.inputs).map(slab).collect();
+        let packs = packs.concat();
+        SimdExt { len: packs.len() * N_LANES, packs }
+    }
+
+    fn sum_tiles(&self, shape: MatrixShape, tiles: &SimdExt, high: &[QM31], vars: usize) -> SimdExt {
+        let mut out = SimdExt::zeros(1 << vars);
+        for (tile, &w) in tiles.packs.chunks_exact(shape.inputs / N_LANES).zip(high) {
+            let w = PackedQM31::broadcast(w);
+            out.packs.par_iter_mut().with_min_len(TASK / N_LANES).zip(tile).for_each(|(o, &v)| *o += w * v);
+        }
+        out
+    }
+
+    fn tile_values(&self, tiles: &SimdExt, low: &[QM31]) -> Vec<QM31> {
+        let e = eq(low);
+        let value = |tile: &[PackedQM31]| tile.iter().zip(&e.packs).fold(zero(), |acc, (&v, &e)| acc + v * e).pointwise_sum();
+        tiles.packs.par_chunks_exact(e.packs.len()).with_min_len(TASK.div_ceil(e.len)).map(value).collect()
+    }
+
     fn chip(&self, c: &Circuit, log_size: usize, terms: &[(QM31, Vec<Source>)], columns: &[Column]) -> Chip {
         Chip::new(c, log_size, terms, columns)
     }

@@ -8,11 +8,11 @@ use super::super::forward::{normaliser, weight};
 use super::super::kernel::dot;
 use super::attention::Heads;
 use super::{forward, key_of, shape};
+use crate::source::{Segment, WeightSource};
 use crate::tables;
-use crate::weights::{SegmentWeights, Weights};
+use crate::weights::Weights;
 use obelysk_protocol::circuit::descriptor::{Decoder, DecoderLayer};
 use rayon::prelude::*;
-use std::borrow::Cow;
 
 /// Most rows that go through a layer at once: bounds the memory of long prompts, not what is computed.
 const MAX_ROWS: usize = 512;
@@ -23,12 +23,18 @@ pub trait Source {
     ///
     /// # Errors
     /// Weights that cannot be had.
-    fn segment(&self, index: usize) -> Result<Cow<'_, SegmentWeights>, InferError>;
+    fn segment(&self, index: usize) -> Result<Segment<'_>, InferError>;
 }
 
 impl Source for Weights {
-    fn segment(&self, index: usize) -> Result<Cow<'_, SegmentWeights>, InferError> {
-        self.segments.get(index).map(Cow::Borrowed).ok_or(InferError::Segment(index))
+    fn segment(&self, index: usize) -> Result<Segment<'_>, InferError> {
+        self.segments.get(index).map(Segment::Borrowed).ok_or(InferError::Segment(index))
+    }
+}
+
+impl Source for dyn WeightSource + '_ {
+    fn segment(&self, index: usize) -> Result<Segment<'_>, InferError> {
+        WeightSource::segment(self, index).map_err(|e| InferError::Weights(e.to_string()))
     }
 }
 
@@ -75,7 +81,7 @@ impl<'d> Session<'d> {
     ///
     /// # Errors
     /// See [`InferError`]; the session is unchanged if the tokens were refused, and unusable if weights were missing.
-    pub fn feed(&mut self, source: &impl Source, fed: &[Fed]) -> Result<Vec<i32>, InferError> {
+    pub fn feed(&mut self, source: &(impl Source + ?Sized), fed: &[Fed]) -> Result<Vec<i32>, InferError> {
         let positions = self.places(fed)?;
         let ids: Vec<u32> = fed.iter().map(|f| f.id).collect();
         let weights = source.segment(0)?;
@@ -100,7 +106,7 @@ impl<'d> Session<'d> {
     ///
     /// # Errors
     /// See [`InferError`].
-    pub fn next(&self, source: &impl Source, x: &[i32], rows: &[u32], fed: usize) -> Result<Vec<u32>, InferError> {
+    pub fn next(&self, source: &(impl Source + ?Sized), x: &[i32], rows: &[u32], fed: usize) -> Result<Vec<u32>, InferError> {
         let weights = source.segment(self.d.layers.len() + 1)?;
         Ok(forward::head(self.d, &weights, x, rows, fed)?.tokens)
     }
@@ -178,7 +184,7 @@ fn attend(d: &Decoder, spec: &DecoderLayer, kept: &[Kept], (fed, positions): (&[
 /// See [`InferError`].
 pub fn generate(
     d: &Decoder,
-    source: &impl Source,
+    source: &(impl Source + ?Sized),
     prompt: &[u32],
     max_tokens: usize,
     eos: &[u32],
@@ -192,7 +198,7 @@ pub fn generate(
 /// See [`InferError`].
 pub fn generate_batch(
     d: &Decoder,
-    source: &impl Source,
+    source: &(impl Source + ?Sized),
     prompts: &[&[u32]],
     max_tokens: usize,
     eos: &[u32],

@@ -16,7 +16,7 @@ use crate::check::check;
 use crate::graph::decoder::DecoderGraph;
 use crate::graph::decoder_float::{Stage, embed, logits};
 use crate::import::DecoderConfig;
-use crate::weights::{IntegerModel, Matrix, SegmentWeights, Weights};
+use crate::weights::{IntegerModel, Matrix, SegmentWeights, Weights, decoder_shapes};
 use obelysk_protocol::circuit::descriptor::{Branch, Decoder, DecoderLayer, Descriptor, Head, NormSpec, Stop, TokenEmbed};
 use record::{Record, before_gain};
 
@@ -26,6 +26,10 @@ const SHIFT_MAX: i32 = 7;
 const SHIFT_FIRST: i32 = 4;
 /// Attempts at a scale of the residual stream; one correction always suffices unless a bound cannot be met at all.
 const ATTEMPTS: usize = 4;
+/// Symbols a leaf may have before rows grow: a proof opens some hundred leaves of every segment.
+const LEAF_SYMBOLS: usize = 512;
+/// log2 of the longest row chosen here: its word takes a gibibyte as extension elements.
+const ROW_LOG_MAX: u8 = 22;
 /// Base of the embedding's two int8 limbs.
 const LIMB_BASE: i32 = 255;
 /// Rows of the head that error feedback is worth: above it the products take longer than all layers together.
@@ -176,19 +180,28 @@ pub(crate) fn dimensions(c: &DecoderConfig, options: &QuantiseOptions) -> Decode
         layers: Vec::new(),
         head: Head { norm: NormSpec { eps: 0 }, linear: Stop { e: 1 }, mult: Vec::new() },
     };
-    let (q, kv) = ((d.heads as usize) << d.part_log(), (d.kv_heads as usize) << d.part_log());
-    let log = |n: usize| n.trailing_zeros() as u8;
-    let half = options.row_log / 2;
-    let k = [c.width, c.ffn, q].into_iter().map(log).min().unwrap_or(0).min(half);
-    let n = [c.width, c.ffn, kv / 2].into_iter().map(log).min().unwrap_or(0).min(half);
-    d.tile_k_log = options.tile_k_log.unwrap_or(k);
-    d.tile_n_log = options.tile_n_log.unwrap_or(n);
-    d.row_log = options.row_log.max(d.tile_k_log + d.tile_n_log);
+    lay_out(&mut d, options);
     d
 }
 
+/// Chooses tiles and rows: tiles divide every axis; rows are so long that no segment has many.
+pub(crate) fn lay_out(d: &mut Decoder, options: &QuantiseOptions) {
+    let layer: usize = decoder_shapes(d).iter().map(|(_, k, n)| k * n).sum();
+    let longest = layer.max(d.vocab as usize * d.width as usize);
+    let rows = options.row_log.max((longest.next_power_of_two() / LEAF_SYMBOLS).max(1).trailing_zeros() as u8).min(ROW_LOG_MAX);
+    let (q, kv) = ((d.heads as usize) << d.part_log(), (d.kv_heads as usize) << d.part_log());
+    let log = |n: usize| n.trailing_zeros() as u8;
+    let half = rows / 2;
+    let (width, ffn) = (d.width as usize, d.ffn as usize);
+    let k = [width, ffn, q].into_iter().map(log).min().unwrap_or(0).min(half);
+    let n = [width, ffn, kv / 2].into_iter().map(log).min().unwrap_or(0).min(half);
+    d.tile_k_log = options.tile_k_log.unwrap_or(k);
+    d.tile_n_log = options.tile_n_log.unwrap_or(n);
+    d.row_log = rows.max(d.tile_k_log + d.tile_n_log);
+}
+
 /// An angle per position in turns times 2^64.
-fn turns(radians: f64) -> u64 {
+pub(crate) fn turns(radians: f64) -> u64 {
     // 2^64 / 2 pi loses nothing that matters: 53 bits of a turn, over at most 2^20 positions.
     (radians / std::f64::consts::TAU * 2f64.powi(64)).rem_euclid(2f64.powi(64)) as u64
 }
