@@ -7,7 +7,7 @@ mod equations;
 mod fidelity;
 mod forged;
 #[path = "../decoder/forger.rs"]
-#[allow(dead_code, reason = "shared with the toy decoders' tests")]
+#[expect(dead_code, reason = "shared with the toy decoders' tests")]
 mod forger;
 mod models;
 #[path = "../decoder/place.rs"]
