@@ -227,6 +227,17 @@ pub enum ModelCommand {
     },
 }
 
+/// How a prompt is put to a model.
+#[derive(Debug, Args)]
+pub struct ChatArgs {
+    /// Decoder: the prompt is a user's message, put into the model's own chat template.
+    #[arg(long)]
+    pub chat: bool,
+    /// A system message before it.
+    #[arg(long, value_name = "TEXT", requires = "chat")]
+    pub system: Option<String>,
+}
+
 /// Arguments of `prove`.
 #[derive(Debug, Args)]
 #[command(after_help = EXIT_CODES, group(ArgGroup::new("input").required(true).args(["text", "prompt", "ids", "batch"])))]
@@ -240,9 +251,13 @@ pub struct ProveArgs {
     /// Decoder: a prompt to complete and prove.
     #[arg(long)]
     pub prompt: Option<String>,
-    /// Decoder: a file with one {"prompt": "…"} or {"ids": […]} per line, with "max_tokens" if need be; one proof of all.
+    /// Decoder: a file with one {"prompt": "…"}, {"ids": […]} or {"messages": [{"role": "…", "content": "…"}, …]} per line,
+    /// with "max_tokens" if need be; one proof of all.
     #[arg(long, value_name = "FILE")]
     pub batch: Option<PathBuf>,
+    /// Whether and how prompts are chat messages.
+    #[command(flatten)]
+    pub chat: ChatArgs,
     /// Decoder: most tokens to generate for a prompt.
     #[arg(long, default_value_t = 32)]
     pub max_tokens: usize,
@@ -276,6 +291,9 @@ pub struct GenerateArgs {
     /// A file with one request per line, as for `prove`.
     #[arg(long, value_name = "FILE")]
     pub batch: Option<PathBuf>,
+    /// Whether and how prompts are chat messages.
+    #[command(flatten)]
+    pub chat: ChatArgs,
     /// Most tokens to generate for a prompt.
     #[arg(long, default_value_t = 32)]
     pub max_tokens: usize,
@@ -293,6 +311,9 @@ pub struct VerifyArgs {
     /// Demand that the proof's first prompt is this text.
     #[arg(long)]
     pub prompt: Option<String>,
+    /// Whether and how that text is a chat message.
+    #[command(flatten)]
+    pub chat: ChatArgs,
     /// Demand that the proof's first completion is this text.
     #[arg(long)]
     pub completion: Option<String>,

@@ -2,10 +2,11 @@
 
 use super::args::{DemoArgs, DemoModel};
 use super::exit::{Code, Failure};
-use super::generate::{self, Asked};
+use super::generate;
 use super::home::{Home, write_whole};
 use super::manifest::FIDELITY_FILE;
 use super::output::{Out, hex, size};
+use super::prompts::Asked;
 use super::prove::{self, Proved};
 use super::{pocket, register, verify};
 use obelysk_model::graph::{Graph, evaluate};
@@ -47,7 +48,7 @@ fn pocket(out: &Out, home: &Home, args: &DemoArgs) -> Result<(), Failure> {
         register::register(out, home, &pocket::folder(home)?, POCKET, false)?
     };
     let text = args.text.as_deref().unwrap_or(PROMPT);
-    let asked = Asked { prompt: Some(text), ids: None, batch: None, max_tokens: args.max_tokens };
+    let asked = Asked { prompt: Some(text), ids: None, batch: None, chat: None, max_tokens: args.max_tokens };
     let made = generate::generate(out, &model, &asked)?;
     let spec = JobSpec { model: model.id, mode: MODE_FORKED, ids: made.ids, sequences: made.sequences };
     let (proved, accepted, seconds) = prove_and_verify(out, home, (&model, &spec), args)?;

@@ -15,6 +15,7 @@ mod manifest;
 mod model;
 mod output;
 mod pocket;
+mod prompts;
 mod prove;
 mod register;
 mod serve;

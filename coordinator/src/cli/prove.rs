@@ -3,9 +3,10 @@
 use super::args::ProveArgs;
 use super::cluster;
 use super::exit::{Code, Coded as _, Failure};
-use super::generate::{Asked, generate, pairs, tell};
+use super::generate::{generate, pairs, tell};
 use super::home::{Home, write_whole};
 use super::output::{Out, hex, size};
+use super::prompts::Asked;
 use obelysk_coordinator::JobResult;
 use obelysk_coordinator::checker::admit;
 use obelysk_model::IntegerModel;
@@ -52,6 +53,9 @@ pub struct Proved {
 pub fn run(out: &Out, home: &Home, args: &ProveArgs) -> Result<(), Failure> {
     let model = home.open(&args.model)?;
     let (ids, sequences, refused) = match model.registered.descriptor {
+        Descriptor::Encoder(_) if args.chat.chat => {
+            return Err(Failure::input("this model is an encoder, it takes part in no chat: give --text without --chat"));
+        }
         Descriptor::Encoder(_) => (text_ids(&model, args)?, Vec::new(), Vec::new()),
         Descriptor::Decoder(_) if args.text.is_some() => {
             return Err(Failure::input("this model is a decoder: give --prompt instead of --text"));

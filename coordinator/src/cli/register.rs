@@ -6,6 +6,7 @@ use super::home::Home;
 use super::manifest::{FIDELITY_FILE, MANIFEST_FILE, Manifest, Texts};
 use super::output::Out;
 use obelysk_model::calibrate::{self, calibrate};
+use obelysk_model::chat;
 use obelysk_model::fetch::{FetchError, Hub, Progress, Record, Source, fetch};
 use obelysk_model::fidelity;
 use obelysk_model::graph::Graph;
@@ -27,7 +28,7 @@ const CALIBRATION_PIECES: usize = 16;
 /// Pieces a decoder is measured on: 11,264 tokens.
 const TEST_PIECES: usize = 44;
 /// Files of the source that generation reads: chat template, special tokens.
-const KEPT_FILES: [&str; 3] = ["tokenizer_config.json", "generation_config.json", "chat_template.jinja"];
+const KEPT_FILES: [&str; 3] = [chat::FILES[0], chat::FILES[1], "generation_config.json"];
 
 /// A source and, if it was given by its name, the preset.
 pub fn source(from: &SourceArgs) -> Result<(Source, Option<Preset>), Failure> {

@@ -5,6 +5,7 @@ use super::exit::{Code, Failure};
 use super::generate::{pairs, tell};
 use super::home::{Home, read_bounded};
 use super::output::{Out, hex, size};
+use super::prompts::{Chat, PromptReader};
 use obelysk_model::IntegerModel;
 use obelysk_model::infer;
 use obelysk_node::{ModelFolder, NodeSuite};
@@ -20,11 +21,18 @@ pub const MAX_PROOF_BYTES: u64 = 1 << 30;
 pub fn run(out: &Out, home: &Home, args: &VerifyArgs) -> Result<(), Failure> {
     let model = home.open(&args.model)?;
     let bytes = read_bounded(&args.proof, MAX_PROOF_BYTES)?;
+    if args.chat.chat && args.prompt.is_none() {
+        return Err(Failure::input("--chat is about the prompt: give the user's message with --prompt, or leave --chat away"));
+    }
+    let read = |text: &String| PromptReader::open(&model.path)?.prompt(text, Chat::asked(&args.chat));
+    let prompt = args.prompt.as_ref().map(read).transpose()?;
     let started = Instant::now();
     let outcome = verify_bytes::<NodeSuite>(&model.registered, &bytes);
     let seconds = started.elapsed().as_secs_f64();
     let mode = Header::read(&mut Reader::new(&bytes)).ok().map(|header| header.mode);
-    let outcome = outcome.map_err(anyhow::Error::from).and_then(|accepted| asked(&model, args, &accepted).map(|()| accepted));
+    let outcome = outcome
+        .map_err(anyhow::Error::from)
+        .and_then(|accepted| asked(&model, (prompt.as_deref(), args.completion.as_deref()), &accepted).map(|()| accepted));
     json(out, &model, (&bytes, mode), (&outcome, seconds));
     match outcome {
         Ok(accepted) => {
@@ -39,31 +47,29 @@ pub fn run(out: &Out, home: &Home, args: &VerifyArgs) -> Result<(), Failure> {
     }
 }
 
-/// Whether the first sequence is the one the caller expects.
-fn asked(model: &ModelFolder, args: &VerifyArgs, accepted: &Accepted) -> anyhow::Result<()> {
-    if args.prompt.is_none() && args.completion.is_none() {
+/// Whether the first sequence is the one the caller expects: the prompt's tokens, the completion's text.
+fn asked(model: &ModelFolder, (prompt, completion): (Option<&[u32]>, Option<&str>), accepted: &Accepted) -> anyhow::Result<()> {
+    if prompt.is_none() && completion.is_none() {
         return Ok(());
     }
     let Some(first) = accepted.sequences.first() else {
         anyhow::bail!("the proof is of an encoder's text, it has no completion")
     };
-    let (prompt, rest) = accepted.ids.split_at(first.prompt as usize);
-    if let Some(text) = &args.prompt
-        && prompts_differ(model, text, prompt)?
-    {
-        anyhow::bail!("the proof is valid, but its prompt is another text than the one given");
-    }
-    let completion = rest.get(..first.completion as usize).unwrap_or(&[]);
-    if let Some(text) = &args.completion {
+    let (proved, rest) = accepted.ids.split_at(first.prompt as usize);
+    anyhow::ensure!(
+        prompt.is_none_or(|expected| expected == proved),
+        "the proof is valid, but its prompt is another text than the one given"
+    );
+    if let Some(text) = completion {
         let tokenizer = IntegerModel::load_tokenizer(&model.path)?;
-        let told = [tokenizer.decode(completion, false)?, tokenizer.decode(completion, true)?];
-        anyhow::ensure!(told.contains(text), "the proof is valid, but its completion is another text than the one given");
+        let proved = rest.get(..first.completion as usize).unwrap_or(&[]);
+        let told = [tokenizer.decode(proved, false)?, tokenizer.decode(proved, true)?];
+        anyhow::ensure!(
+            told.iter().any(|told| told == text),
+            "the proof is valid, but its completion is another text than the one given"
+        );
     }
     Ok(())
-}
-
-fn prompts_differ(model: &ModelFolder, text: &str, ids: &[u32]) -> anyhow::Result<bool> {
-    Ok(IntegerModel::load_tokenizer(&model.path)?.encode(text)? != ids)
 }
 
 fn json(

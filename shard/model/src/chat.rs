@@ -11,7 +11,7 @@ mod json;
 
 use minijinja::value::{Serde, Value};
 use minijinja::{Environment, Error, ErrorKind, syntax::SyntaxConfig};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -70,7 +70,8 @@ pub enum ChatError {
 }
 
 /// One message of a conversation.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Message {
     /// `system`, `user` or `assistant`; templates decide what they take.
     pub role: String,

@@ -4,6 +4,8 @@
 #[expect(dead_code, reason = "shared with the soundness tests")]
 mod equations;
 mod forged;
+mod forger;
+mod place;
 mod segments;
 mod tiles;
 mod toys;

@@ -2,9 +2,10 @@
 //! first, so that what fails has a name.
 
 use crate::equations;
+use crate::forger::trace_of;
 use crate::toys::{CUTS, input, toys};
 use obelysk_model::IntegerModel;
-use obelysk_model::infer::decoder::{DecoderTrace, run};
+use obelysk_model::infer::decoder::run;
 use obelysk_model::toy;
 use obelysk_protocol::circuit::segment::Circuit;
 use obelysk_protocol::circuit::{self, PublicInput, exp_tables, segment_count};
@@ -19,22 +20,13 @@ use obelysk_shard::kernels::simd::Simd;
 use obelysk_shard::prover::final_sumcheck::Grinder;
 use obelysk_shard::prover::segment as prover;
 use obelysk_shard::prover::{logup, product};
-use obelysk_shard::witness::decoder::{self, Trace};
+use obelysk_shard::witness::decoder;
 
 struct Slow;
 
 impl<S: HashSuite> Grinder<S> for Slow {
     fn grind(&self, t: &mut Transcript<S>, bits: u32) -> u64 {
         (0..).find(|&n| t.clone().accept_pow(bits, n)).inspect(|&n| assert!(t.accept_pow(bits, n))).unwrap()
-    }
-}
-
-/// What segment `s` computed.
-pub fn trace_of<'a>(model: &'a IntegerModel, trace: &'a DecoderTrace, s: usize, targets: &'a [u32]) -> Trace<'a> {
-    match (s, toy::decoder_of(model).layers.get(s.wrapping_sub(1))) {
-        (0, _) => Trace::Embed(&trace.embed),
-        (_, Some(spec)) => Trace::Layer { spec, input: trace.entering(s), trace: &trace.layers[s - 1] },
-        _ => Trace::Head { input: trace.entering(s), trace: &trace.head, targets },
     }
 }
 

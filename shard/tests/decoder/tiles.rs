@@ -1,6 +1,6 @@
 //! Large tiles: what proving leaves of the weights opens as the weights themselves do, on any backend.
 
-use crate::whole::TOY_SECURITY;
+use crate::place::TOY_SECURITY;
 use obelysk_model::WeightSource;
 use obelysk_model::infer::decoder::generate;
 use obelysk_model::shaped::{Shape, Shaped};

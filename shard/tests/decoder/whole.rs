@@ -1,47 +1,14 @@
 //! Whole toy proofs: every option, several sequences, any backend and number of threads; and completions the model does not
 //! give.
 
+use crate::place::Place;
 use crate::toys::{CUTS, input, toys};
-use obelysk_model::IntegerModel;
 use obelysk_model::toy::{self, DecoderToy};
-use obelysk_protocol::circuit::PublicInput;
 use obelysk_protocol::transcript::{Blake2s, HashSuite, Poseidon252};
-use obelysk_protocol::verifier::aggregate::verify_reduced;
-use obelysk_protocol::verifier::registered::{Registered, SecurityParams};
-use obelysk_shard::job::{Backend, JobError, LoadedModel};
+use obelysk_shard::job::{Backend, JobError};
 use obelysk_shard::kernels::reference::Reference;
 use obelysk_shard::kernels::simd::Simd;
 use obelysk_shard::local::prove;
-use obelysk_shard::registration::register;
-use tempfile::TempDir;
-
-pub const TOY_SECURITY: SecurityParams = SecurityParams { queries: 12, g_seed: 3, g_fold: 2, g_query: 4 };
-
-/// A registered model, in a folder that must outlive it.
-pub struct Place<S: HashSuite, B: Backend> {
-    pub model: IntegerModel,
-    pub registered: Registered,
-    pub loaded: LoadedModel<S, B>,
-    pub dir: TempDir,
-}
-
-impl<S: HashSuite, B: Backend> Place<S, B> {
-    pub fn new(k: &B, model: IntegerModel) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let registered = register::<S, B>(k, &model, TOY_SECURITY, [7; 32], dir.path(), &|_| ()).unwrap();
-        let loaded = LoadedModel::new(registered.clone(), model.clone(), dir.path().to_path_buf());
-        Self { model, registered, loaded, dir }
-    }
-
-    /// Proves and verifies.
-    fn whole(&self, k: &B, input: &PublicInput) -> Vec<u8> {
-        let bytes = prove(k, &self.loaded, input).unwrap().0.write();
-        let accepted = verify_reduced::<S>(&self.registered, &bytes).unwrap();
-        assert_eq!((accepted.ids, accepted.sequences), (input.ids.clone(), input.sequences.clone()));
-        assert!(accepted.output.is_empty());
-        bytes
-    }
-}
 
 fn whole<S: HashSuite, B: Backend>(k: &B, toy: DecoderToy, cuts: &[(u32, u32)]) -> Vec<u8> {
     let model = toy::decoder(&toy);

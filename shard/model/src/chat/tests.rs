@@ -1,3 +1,5 @@
+//! Templates of the published styles, what they refuse, and their bounds.
+
 use super::*;
 use crate::import::TextTokenizer;
 

@@ -1,3 +1,5 @@
+//! Folders and presets, whole, damaged and missing.
+
 use super::*;
 use crate::fetch::{Hub, Source, fetch};
 use crate::import::{EncoderConfig, HiddenAct, Pooling};
