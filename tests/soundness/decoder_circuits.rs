@@ -1,7 +1,9 @@
 //! Circuits of decoders: every shape builds and leaves nothing dangling; a descriptor whose equations could wrap mod p is
 //! refused; no descriptor makes the builder panic.
 
+use obelysk_model::preset;
 use obelysk_model::toy::{self, DecoderToy};
+use obelysk_model::validate::outline;
 use obelysk_protocol::circuit::attention::ExpTables;
 use obelysk_protocol::circuit::descriptor::{Decoder, DecoderLayer, Descriptor};
 use obelysk_protocol::circuit::expr::{Expr, Source};
@@ -131,6 +133,18 @@ fn every_shape_builds_and_leaves_nothing_dangling() {
         input.ids.iter_mut().for_each(|id| *id %= toy.vocab);
         let circuits = build(&descriptor(toy), &input).unwrap_or_else(|e| panic!("{toy:?}: {e}"));
         circuits.iter().for_each(|c| audit(c, &format!("{toy:?} {}", c.name)));
+    }
+}
+
+#[test]
+fn circuits_of_the_size_of_every_preset_leave_nothing_dangling() {
+    for p in preset::all().unwrap() {
+        let d = outline(&p);
+        let circuits = build(d.decoder().unwrap(), &input(&[(3, 2), (1, 1)])).unwrap_or_else(|e| panic!("{}: {e}", p.name));
+        circuits.iter().for_each(|c| audit(c, &format!("{} {}", p.name, c.name)));
+        // Products of a norm are split where the width asks for it, and nowhere else.
+        let split = |c: &Circuit| c.columns.iter().any(|c| c.name.ends_with(".row.s00l"));
+        assert_eq!(circuits.iter().map(split).collect::<Vec<_>>(), [false, p.width > 5482, p.width > 5482], "{}", p.name);
     }
 }
 

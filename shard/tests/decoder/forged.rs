@@ -44,17 +44,17 @@ impl<S: HashSuite> Grinder<S> for Grind {
 type Columns = Vec<Vec<M31>>;
 
 /// A statement with a witness that need not be true.
-struct Forger<'a> {
+pub struct Forger<'a> {
     place: &'a Place<Blake2s, Simd>,
-    statement: Statement,
-    trace: DecoderTrace,
-    columns: Vec<Columns>,
+    pub statement: Statement,
+    pub trace: DecoderTrace,
+    pub columns: Vec<Columns>,
 }
 
 impl<'a> Forger<'a> {
     /// The witness of `run` offered for `claimed`: the ids that are read must be the same for it to be a true one but for the
     /// last tokens.
-    fn new(place: &'a Place<Blake2s, Simd>, ran: &PublicInput, claimed: PublicInput) -> Self {
+    pub fn new(place: &'a Place<Blake2s, Simd>, ran: &PublicInput, claimed: PublicInput) -> Self {
         let model = &place.model;
         let statement = Statement::new::<Blake2s>(&place.registered, claimed, MODE_FORKED).unwrap();
         let trace = run(model, ran).unwrap();
@@ -69,12 +69,12 @@ impl<'a> Forger<'a> {
         Self { place, statement, trace, columns }
     }
 
-    fn head(&self) -> usize {
+    pub fn head(&self) -> usize {
         self.statement.circuits.len() - 1
     }
 
     /// Changes cells of the head, by column name and row.
-    fn edit(&mut self, name: &str, row: usize, value: i64) {
+    pub fn edit(&mut self, name: &str, row: usize, value: i64) {
         let s = self.head();
         let id = equations::id(&self.statement.circuits[s], name);
         self.columns[s][id][row] = signed(value);
@@ -94,7 +94,7 @@ impl<'a> Forger<'a> {
         self.statement.circuits.iter().zip(&self.columns).map(commit).collect()
     }
 
-    fn prove(&self) -> Proof {
+    pub fn prove(&self) -> Proof {
         let (s, registered, values) = (&self.statement, &self.place.registered, self.values());
         let roots: Vec<Digest> = values.iter().map(CommittedValues::root).collect();
         let mut main = main_transcript::<Blake2s>(registered, s);

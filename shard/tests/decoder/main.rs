@@ -1,9 +1,9 @@
 //! Toy decoders through witness, prover and verifier: every equation on its own, whole proofs, false completions.
 
 #[path = "../../../tests/soundness/equations.rs"]
-#[expect(dead_code, reason = "shared with the soundness tests")]
 mod equations;
 mod forged;
 mod segments;
 mod toys;
 mod whole;
+mod wide;

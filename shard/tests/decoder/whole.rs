@@ -34,7 +34,7 @@ impl<S: HashSuite, B: Backend> Place<S, B> {
     }
 
     /// Proves and verifies.
-    fn whole(&self, k: &B, input: &PublicInput) -> Vec<u8> {
+    pub fn whole(&self, k: &B, input: &PublicInput) -> Vec<u8> {
         let bytes = prove(k, &self.loaded, input).unwrap().0.write();
         let accepted = verify_reduced::<S>(&self.registered, &bytes).unwrap();
         assert_eq!((accepted.ids, accepted.sequences), (input.ids.clone(), input.sequences.clone()));
