@@ -45,7 +45,7 @@ type Columns = Vec<Vec<M31>>;
 
 /// A statement with a witness that need not be true.
 pub struct Forger<'a> {
-    place: &'a Place<Blake2s, Simd>,
+    pub place: &'a Place<Blake2s, Simd>,
     pub statement: Statement,
     pub trace: DecoderTrace,
     pub columns: Vec<Columns>,

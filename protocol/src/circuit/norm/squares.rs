@@ -185,26 +185,45 @@ fn word_lines(b: &mut Builder, name: &str, rows: &Rows<'_>, parts: &[Parts], (di
 mod tests {
     use super::super::Sheet;
     use super::*;
-    use crate::circuit::BuildError;
     use crate::circuit::shape::Blocks;
+    use crate::circuit::{BuildError, Circuit};
 
-    /// The squares of three limbs of a stream of width `d`, one row, in lines of bytes or of words.
-    fn built(d: usize, words: bool) -> Result<(), BuildError> {
+    /// The squares of three limbs of `d` channels in equal sheets, one row, in lines of bytes or of words.
+    fn built_of(d: usize, sheets: usize, words: bool) -> Result<Circuit, BuildError> {
         let mut b = Builder::new("t", 1, 0);
-        let blocks = Blocks::of(d);
-        let limb = |b: &mut Builder, (l, window)| {
-            let column = |i| b.bound_column(&format!("z.{i}.{l}"), blocks.log, window);
+        let blocks = Blocks::of(d / sheets);
+        let limb = |b: &mut Builder, name: String, window| {
+            let column = |i| b.bound_column(&format!("{name}.{i}"), blocks.log, window);
             Logical { blocks: (0..blocks.count).map(column).collect(), lo: blocks.log, hi: blocks.hi() }
         };
-        let limbs = [(0, 255), (0, 255), (-128, 127)].into_iter().enumerate().map(|l| limb(&mut b, l)).collect();
-        let sheets = [Sheet { limbs, names: Vec::new() }];
+        let windows = || [(0, 255), (0, 255), (-128, 127)].into_iter().enumerate();
+        let limbs = |b: &mut Builder, s: usize| windows().map(|(l, w)| limb(b, format!("z.{s}.{l}"), w)).collect();
+        let sheets: Vec<Sheet> = (0..sheets).map(|s| Sheet { limbs: limbs(&mut b, s), names: Vec::new() }).collect();
         let rows = Rows { vars: 0, sheets: &sheets };
         assert_eq!(rows.width(), d);
         let mut shape = NormShape::of(1 << 23, d, 3, 1 << 14);
         shape.part_bits = words.then(|| shape.part_bits.unwrap_or(13));
         let digits: Vec<u32> = (0..shape.digits).map(|k| b.bound_column(&format!("g{k}"), 0, (0, 3))).collect();
         squares(&mut b, "n", &rows, &shape, &digits, 1 << 14);
-        b.finish().map(|_| ())
+        b.finish()
+    }
+
+    fn built(d: usize, words: bool) -> Result<(), BuildError> {
+        built_of(d, 1, words).map(|_| ())
+    }
+
+    #[test]
+    fn a_split_sum_is_over_all_sheets() {
+        let c = built_of(16_384, 4, true).unwrap();
+        for (name, pair) in [("n.part00", "s00"), ("n.part02", "s02"), ("n.part22", "s22")] {
+            let relation = c.relations.iter().find(|r| r.name == name).unwrap();
+            let product = |v: &(i64, Value)| match v {
+                (1, Value::Accumulator(i)) => c.products[*i].name.clone(),
+                other => panic!("{other:?}"),
+            };
+            let found: Vec<String> = relation.values.iter().map(product).collect();
+            assert_eq!(found, [0, 1, 2, 3].map(|s| format!("n.{s}.{pair}")));
+        }
     }
 
     #[test]
