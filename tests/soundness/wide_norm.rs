@@ -46,9 +46,10 @@ fn digits(z: &[i64], eps: u64, shape: &NormShape) -> Vec<i128> {
     };
     let [s00, s01, s02, s11, s12, s22] = [(0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2)].map(|(x, y)| sum(x, y));
     let word = |k: u32| (eps >> (16 * k)) as i64 & if k == 2 { i64::MAX } else { WORD - 1 };
-    let first = s00.0 + (2 * s01.0 << 8) + word(0);
-    let second = 2 * s02.0 + s11.0 + (2 * s12.0 << 8) + s00.1 + (2 * s01.1 << 8) + word(1);
-    let third = s22.0 + (s22.1 << 16) + 2 * s02.1 + s11.1 + (2 * s12.1 << 8) + word(2);
+    let odd = |part: i64| (2 * part) << 8;
+    let first = s00.0 + odd(s01.0) + word(0);
+    let second = 2 * s02.0 + s11.0 + odd(s12.0) + s00.1 + odd(s01.1) + word(1);
+    let third = s22.0 + (s22.1 << 16) + 2 * s02.1 + s11.1 + odd(s12.1) + word(2);
     let last = 1i64 << (2 * (shape.digits - 16));
     let window = -(1i64 << WORD_CARRY_LOG)..1 << WORD_CARRY_LOG;
     let reduced = |v: i64| centred(v.into());
