@@ -4,7 +4,7 @@
 use crate::enumerate::{centred, inverse_power, samples};
 use obelysk_model::toy::Prng;
 use obelysk_protocol::circuit::norm::squares::WORD_CARRY_LOG;
-use obelysk_protocol::circuit::norm::{NormShape, SUM_TOP, shift_powers};
+use obelysk_protocol::circuit::norm::{INDEX_END, NormShape, SUM_TOP, shift_powers};
 
 const WORD: i64 = 1 << 16;
 /// From the narrowest norm that is split to the widest that registration admits.
@@ -83,10 +83,12 @@ fn the_squares_of_a_wide_norm_have_exactly_one_witness() {
             };
             let z: Vec<i64> = (0..d).map(|_| value(&mut rng)).collect();
             let s = z.iter().map(|&v| i128::from(v * v)).sum::<i128>() + i128::from(eps);
-            // Beyond what sigma takes there is no witness rather than a false one.
-            let expected = if s <= i128::from(SUM_TOP) { vec![s] } else { vec![] };
-            assert_eq!(digits(&z, eps, &shape), expected, "{d} channels, case {k}");
-            assert!(s <= i128::from(SUM_TOP) || d > 15_000, "{d} channels, case {k}");
+            // Beyond the digits there is no witness rather than a false one; within them but beyond sigma, no index of the table.
+            let held = s >> (2 * shape.digits) == 0;
+            assert_eq!(digits(&z, eps, &shape), if held { vec![s] } else { vec![] }, "{d} channels, case {k}");
+            let indexed = (0..=shape.sigma_max).any(|sigma| s >> (2 * sigma) < i128::from(INDEX_END));
+            assert_eq!(indexed, s <= i128::from(SUM_TOP), "{d} channels, case {k}");
+            assert!(held && indexed || d > 15_000, "{d} channels, case {k}");
         }
     }
 }

@@ -1,3 +1,5 @@
+//! Whole and damaged folders, and estimates and circuits of what is not here.
+
 use super::*;
 use crate::fetch::{Hub, Source, fetch};
 use crate::import::{EncoderConfig, HiddenAct, Pooling};
