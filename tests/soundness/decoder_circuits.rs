@@ -1,13 +1,18 @@
 //! Circuits of decoders: every shape builds and leaves nothing dangling; a descriptor whose equations could wrap mod p is
 //! refused; no descriptor makes the builder panic.
 
+use obelysk_model::preset;
 use obelysk_model::toy::{self, DecoderToy};
+use obelysk_model::validate::outline;
 use obelysk_protocol::circuit::attention::ExpTables;
 use obelysk_protocol::circuit::descriptor::{Decoder, DecoderLayer, Descriptor};
 use obelysk_protocol::circuit::expr::{Expr, Source};
 use obelysk_protocol::circuit::rotary::reach;
 use obelysk_protocol::circuit::segment::{Circuit, Coord, Factor, Value, log2_ceil};
 use obelysk_protocol::circuit::{self, BuildError, PublicInput, Sequence, exp_tables, segment_count};
+use obelysk_protocol::verifier::aggregate::MINIMUM_SECURITY_BITS;
+use obelysk_protocol::verifier::registered::{Registered, SecurityParams};
+use obelysk_protocol::verifier::soundness;
 use std::collections::BTreeSet;
 use std::sync::OnceLock;
 
@@ -131,6 +136,30 @@ fn every_shape_builds_and_leaves_nothing_dangling() {
         input.ids.iter_mut().for_each(|id| *id %= toy.vocab);
         let circuits = build(&descriptor(toy), &input).unwrap_or_else(|e| panic!("{toy:?}: {e}"));
         circuits.iter().for_each(|c| audit(c, &format!("{toy:?} {}", c.name)));
+    }
+}
+
+#[test]
+fn circuits_of_the_size_of_every_preset_leave_nothing_dangling() {
+    for p in preset::all().unwrap() {
+        let d = outline(&p);
+        let circuits = build(d.decoder().unwrap(), &input(&[(3, 2), (1, 1)])).unwrap_or_else(|e| panic!("{}: {e}", p.name));
+        circuits.iter().for_each(|c| audit(c, &format!("{} {}", p.name, c.name)));
+        // Products of a norm are split where the width asks for it, and nowhere else.
+        let split = |c: &Circuit| c.columns.iter().any(|c| c.name.ends_with(".row.s00l"));
+        assert_eq!(circuits.iter().map(split).collect::<Vec<_>>(), [false, p.width > 5482, p.width > 5482], "{}", p.name);
+    }
+}
+
+#[test]
+fn proofs_of_the_size_of_every_preset_have_the_bits_that_a_verifier_asks_for() {
+    for p in preset::all().unwrap() {
+        let descriptor = outline(&p);
+        let circuits = build(descriptor.decoder().unwrap(), &input(&[(1, 1024)])).unwrap();
+        let security = SecurityParams::standard(descriptor.blowup_log());
+        let model = Registered { descriptor, roots: Vec::new(), security, manifest: [0; 32] };
+        let bits = soundness::minimum(&soundness::budget(&model, &circuits));
+        assert!(bits >= MINIMUM_SECURITY_BITS, "{}: {bits} bits", p.name);
     }
 }
 

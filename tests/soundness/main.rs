@@ -25,3 +25,4 @@ mod harness;
 mod manifest;
 mod registration;
 mod tail;
+mod wide_norm;

@@ -2,15 +2,17 @@
 //! committed in limbs, per token or per (token, head).
 //!
 //! Element: z = x - mu in limbs, `z 2^7 + half = x' 2^sigma + rho` (rounded shift), `u = floor((x' R + 2^13) / 2^14)`.
-//! Row: mu is the integer with `0 <= sum z + floor(d/2) < d`; `S = sum z^2 + eps` in base-4 digits through a base-256 carry
-//! chain; sigma is the least with `S >> 2 sigma < 65280`; `R = floor(32000 2^7 / sqrt(i))`, `i = S >> 2 sigma`.
+//! Row: mu is the integer with `0 <= sum z + floor(d/2) < d`; `S = sum z^2 + eps` in base-4 digits through a carry chain
+//! ([`squares`]); sigma is the least with `S >> 2 sigma < 65280`; `R = floor(32000 2^7 / sqrt(i))`, `i = S >> 2 sigma`.
 
 use super::builder::{Builder, Case};
 use super::expr::{Expr, Source};
-use super::segment::{Coord, Eval, Factor, Relation, Value};
-use super::shape::{Blocks, Logical, join, kappa, rho};
+use super::segment::{Coord, Eval, Relation};
+use super::shape::{Blocks, Logical, join, rho};
 use super::table::{RowIndex, TableColumn};
 use std::sync::Arc;
+
+pub mod squares;
 
 /// i < 65280: the reciprocal table ends here.
 pub const INDEX_END: i64 = 65_280;
@@ -22,6 +24,11 @@ const INDEX_DIGITS: usize = 8;
 const TOP_LIMB: (i64, i64) = (-255, 254);
 /// Bits by which z is scaled before the shift by sigma.
 const PRE_SHIFT: usize = 7;
+/// Largest sigma of any norm: with the next one `x' 2^(sigma - 7)` would reach p.
+const SIGMA_TOP: usize = PRE_SHIFT + 15;
+/// Largest S that [`SIGMA_TOP`] brings into the reciprocal table. A larger one has no witness: registration refuses a model
+/// that could have one (only beyond 15,000 channels is any as large).
+pub const SUM_TOP: u64 = ((INDEX_END as u64) << (2 * SIGMA_TOP)) - 1;
 
 /// Plus the largest sigma (at most 63), which decides the content.
 const TAG_SIGMA: u32 = 192;
@@ -34,8 +41,10 @@ pub struct NormShape {
     pub digits: usize,
     /// Largest sigma.
     pub sigma_max: usize,
-    /// High limb bits of a signed carry.
+    /// High limb bits of a signed carry between lines of bytes.
     pub carry_bits: usize,
+    /// Bits of a product's high part, in a norm so wide that lines of products would reach p; else its lines are whole.
+    pub part_bits: Option<usize>,
     /// Bits that hold d - 1.
     pub width_bits: usize,
 }
@@ -50,14 +59,14 @@ impl NormShape {
     /// Sizes for inputs of magnitude `z_max` in `limbs` limbs, width `d`.
     #[must_use]
     pub fn of(z_max: u128, d: usize, limbs: usize, eps: u64) -> Self {
-        let s_max = d as u128 * z_max * z_max + u128::from(eps);
+        let s_max = (d as u128 * z_max * z_max + u128::from(eps)).min(SUM_TOP.into());
         let bits = 128 - s_max.leading_zeros() as usize;
-        let sigma_max = (0..64).find(|s| s_max >> (2 * s) < INDEX_END as u128).unwrap_or(64);
-        let carry = ((3 * d as u128 * 255 * 255) >> 8) + 4;
-        let carry_bits = (1..16).find(|b| 1u128 << (15 + b) >= carry).unwrap_or(16);
+        let sigma_max = (0..=SIGMA_TOP).find(|s| s_max >> (2 * s) < INDEX_END as u128).unwrap_or(SIGMA_TOP);
         let width_bits = d.next_power_of_two().trailing_zeros() as usize;
         let last = 4 * (2 * limbs.max(1) - 2);
-        Self { digits: bits.div_ceil(2).max(last + INDEX_DIGITS), sigma_max, carry_bits, width_bits }
+        let digits = bits.div_ceil(2).max(last + INDEX_DIGITS);
+        let (carry_bits, part_bits) = (squares::carry_bits(d), squares::part_bits(d));
+        Self { digits, sigma_max, carry_bits, part_bits, width_bits }
     }
 }
 
@@ -126,6 +135,11 @@ impl Rows<'_> {
         let sheet = |s: &Sheet| s.limbs.first().map_or(0, |l| l.blocks.len() << (l.lo - self.vars));
         self.sheets.iter().map(sheet).sum()
     }
+
+    /// Limbs of an input.
+    fn limbs(&self) -> usize {
+        self.sheets.first().map_or(0, |s| s.limbs.len())
+    }
 }
 
 /// Adds the LayerNorm named `name`. `rhs[b]` is block b's `2^w x + rho_w`, for `w = shift`.
@@ -162,8 +176,7 @@ pub fn norm(b: &mut Builder, name: &str, blocks: Blocks, shift: usize, rhs: &[Ex
 /// sheet.
 pub fn rms_norm(b: &mut Builder, name: &str, vars: usize, sheets: &[Sheet], top: i64, eps: u64) -> Vec<Logical> {
     let rows = Rows { vars, sheets };
-    let limbs = sheets.first().map_or(0, |s| s.limbs.len());
-    let shape = NormShape::of(top.unsigned_abs().into(), rows.width(), limbs, eps);
+    let shape = NormShape::of(top.unsigned_abs().into(), rows.width(), rows.limbs(), eps);
     let row = row_columns(b, name, vars, &shape, false);
     let mut out = Vec::new();
     for sheet in sheets {
@@ -264,7 +277,7 @@ fn named(b: &mut Builder, name: &str) -> u32 {
 fn row_equations(b: &mut Builder, name: &str, rows: &Rows<'_>, shape: &NormShape, eps: u64) {
     let nt = rows.vars;
     let digits: Vec<u32> = (0..shape.digits).map(|k| b.bound_column(&format!("{name}.row.g{k}"), nt, (0, 3))).collect();
-    squares(b, name, rows, shape, &digits, eps);
+    squares::squares(b, name, rows, shape, &digits, eps);
     let onehot: Vec<u32> = (0..=shape.sigma_max).map(|s| b.column(&format!("{name}.row.o{s}"), nt)).collect();
     for &o in &onehot {
         // o^2 = o mod p has the roots 0 and 1 only, so this needs no window beforehand.
@@ -305,52 +318,6 @@ fn mean(b: &mut Builder, name: &str, blocks: Blocks, shape: &NormShape, limbs: &
     add("mean0", vec![sum(0), (1 << 8, at(k0)), (-1, at(val))], d / 2);
     add("mean1", vec![sum(1), (-1, at(k0)), (-(1 << 8), at(k1))], 0);
     add("mean2", vec![sum(2), (1, at(k1))], 0);
-}
-
-/// `S = sum z^2 + eps` as base-4 digits: products of limbs, a base-256 carry chain.
-fn squares(b: &mut Builder, name: &str, rows: &Rows<'_>, shape: &NormShape, digits: &[u32], eps: u64) {
-    let nt = rows.vars;
-    let d = rows.width() as i64;
-    let limbs = rows.sheets.first().map_or(0, |s| s.limbs.len());
-    let last_line = 2 * limbs - 2;
-    let mut lines: Vec<Vec<(i64, usize)>> = vec![Vec::new(); last_line + 1];
-    for (s, sheet) in rows.sheets.iter().enumerate() {
-        let prefix = if rows.sheets.len() == 1 { name.to_owned() } else { format!("{name}.{s}") };
-        let vars = sheet.limbs.first().map_or(0, |l| l.lo + l.hi);
-        let claim = |b: &mut Builder, (l, x): (usize, &Logical)| b.claim(&format!("{prefix}.z{l}"), x.at(&kappa(0, vars)));
-        let claims: Vec<Factor> = sheet.limbs.iter().enumerate().map(|x| claim(b, x)).collect();
-        for x in 0..limbs {
-            for y in x..limbs {
-                let eq = Factor::Eq { offset: 0, coords: rho(0, nt) };
-                let product = b.product(&format!("{prefix}.s{x}{y}"), vars, vec![eq, claims[x].clone(), claims[y].clone()]);
-                lines[x + y].push((if x == y { 1 } else { 2 }, product));
-            }
-        }
-    }
-    let limit = 1i64 << (shape.carry_bits - 1);
-    let at = |c: u32| Eval { blocks: vec![c], lo: rho(0, nt), hi: Vec::new() };
-    let mut carry: Option<(u32, u32)> = None;
-    for (k, products) in lines.into_iter().enumerate() {
-        let last = k == last_line;
-        let eps_part = if last { (eps >> (8 * k)) as i64 } else { (eps >> (8 * k) & 255) as i64 };
-        // left: digits + 2^8 carry_out - carry_in - eps; right: the products.
-        let mut terms: Vec<(i64, Eval)> = Vec::new();
-        let end = if last { digits.len() } else { 4 * k + 4 };
-        terms.extend((4 * k..end).map(|j| (1i64 << (2 * (j - 4 * k)), at(digits[j]))));
-        if let Some((lo, hi)) = carry {
-            terms.extend([(-1, at(lo)), (-(1 << 16), at(hi))]);
-        }
-        if !last {
-            let lo = b.bound_column(&format!("{name}.row.c{k}l"), nt, (0, 65_535));
-            let hi = b.bound_column(&format!("{name}.row.c{k}h"), nt, (-limit, limit - 1));
-            terms.extend([(1 << 8, at(lo)), (1 << 24, at(hi))]);
-            carry = Some((lo, hi));
-        }
-        let constant = (eps_part != 0).then(|| (-eps_part, 1, Vec::new()));
-        let values = products.iter().map(|&(c, p)| (c, Value::Accumulator(p))).collect();
-        let bound = products.iter().map(|p| p.0).sum::<i64>() / rows.sheets.len() as i64 * d * 255 * 255;
-        b.relate(Relation { name: format!("{name}.square{k}"), terms, constant, values }, bound);
-    }
 }
 
 /// `i = S >> 2 sigma`, nothing above it, and sigma is the least.

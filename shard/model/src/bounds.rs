@@ -19,8 +19,10 @@ pub const EMBED_SUM_MAX: i64 = 3 * WEIGHT_MAX;
 pub const NORM_EPS_MIN: u64 = 1 << 14;
 /// Largest eps of a norm: keeps `S` within its 60 bits.
 pub const NORM_EPS_MAX: u64 = 1 << 56;
-/// Largest width: above it the sums of a norm would have to be split.
-pub const WIDTH_MAX: u32 = 8192;
+/// Largest width of an encoder.
+pub const ENCODER_WIDTH_MAX: u32 = 8192;
+/// Largest width of a decoder: up to 16,512 a sum of products of limbs and its two parts stay below p together.
+pub const DECODER_WIDTH_MAX: u32 = 16_384;
 /// Largest residual shift: the scaled sum stays below `2^30`.
 pub const RESIDUAL_SHIFT_MAX: u8 = 7;
 

@@ -150,8 +150,8 @@ fn dimensions(d: &Encoder) -> Checked {
     if d.name.len() > MAX_NAME {
         return refuse(format!("the name is longer than {MAX_NAME} bytes"));
     }
-    if dims.contains(&0) || d.ffn as usize > MAX_CHANNELS || d.width > bounds::WIDTH_MAX {
-        return refuse(format!("every one must be positive, width at most {}: {dims:?}", bounds::WIDTH_MAX));
+    if dims.contains(&0) || d.ffn as usize > MAX_CHANNELS || d.width > bounds::ENCODER_WIDTH_MAX {
+        return refuse(format!("every one must be positive, width at most {}: {dims:?}", bounds::ENCODER_WIDTH_MAX));
     }
     // Ids, positions and types share one axis of int8 rows; a quarter of p keeps its length an honest field element.
     if u64::from(d.vocab) + u64::from(d.positions) + u64::from(d.types) > 1 << 28 {

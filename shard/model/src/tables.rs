@@ -18,7 +18,7 @@ pub const EXP_MINUS_ONE: i32 = 262_208;
 pub const RSQRT_LO: u32 = 16_320;
 /// One past the last index of the inverse-root table.
 pub const RSQRT_HI: u32 = 65_280;
-/// Norm output is at most this in L2.
+/// Norm output is at most this in L2: 32,001, and the rounding of 46,000 channels (far beyond the widest model).
 pub const NORM_L2: i64 = 32_320;
 /// `u = norm(x) * 32000 / sqrt(d)`, so one unit of u is worth `sqrt(d) / 32000`.
 pub const NORM_UNIT: f64 = 32_000.0;
@@ -165,6 +165,18 @@ pub fn score_cap_table(cap: f64, step: f64) -> Vec<i32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_bound_on_a_norm_s_output_holds_for_the_widest_decoder() {
+        // x' = 2^(7 - sigma) z and u = x' R / 2^14 are each rounded by at most a half per channel; z has length below
+        // sqrt(i + 1) 2^sigma, and R <= 32000 2^7 / sqrt(i).
+        let half = f64::from(crate::bounds::DECODER_WIDTH_MAX).sqrt() / 2.0;
+        for i in [RSQRT_LO, 30_000, RSQRT_HI - 1].map(f64::from) {
+            let r = NORM_UNIT * 128.0 / i.sqrt();
+            let u = (128.0 * (i + 1.0).sqrt() + half) * r / f64::from(1 << 14) + half;
+            assert!(u < NORM_L2 as f64, "i = {i}: {u}");
+        }
+    }
 
     #[test]
     fn exp_agrees_with_f64_where_rounding_is_certain() {

@@ -16,6 +16,7 @@ use crate::graph::decoder::DecoderGraph;
 use crate::import::{Config, Imported, import};
 use crate::preset::Preset;
 use obelysk_protocol::circuit::BuildError;
+use obelysk_protocol::circuit::descriptor::Descriptor;
 use serde::Serialize;
 use std::path::Path;
 
@@ -134,9 +135,14 @@ pub fn folder(folder: &Path, preset: Option<&Preset>, question: Question) -> Val
 #[must_use]
 pub fn preset(preset: &Preset, question: Question) -> Validation {
     let mut v = Validation { checks: Vec::new(), needs: None };
-    let config = Config::Decoder(outline::of_preset(preset));
-    v.estimate(Needs::estimate(&outline::outline(&config), preset.layers, question.tokens, question.rate));
+    v.estimate(Needs::estimate(&outline(preset), preset.layers, question.tokens, question.rate));
     v
+}
+
+/// A descriptor with a preset's dimensions, one layer and plausible parameters: its circuits have the sizes of the model's.
+#[must_use]
+pub fn outline(preset: &Preset) -> Descriptor {
+    outline::outline(&Config::Decoder(outline::of_preset(preset)))
 }
 
 fn integer(v: &mut Validation, folder: &Path, question: Question) {

@@ -5,6 +5,7 @@
 use super::Filler;
 use crate::hidden::limb;
 use obelysk_model::infer::NormTrace;
+use obelysk_protocol::circuit::norm::squares::WORD_LOG;
 use obelysk_protocol::circuit::norm::{INDEX_END, shift_powers};
 
 /// Floor-split into `(low, high)` with `low` in `[0, 2^bits)`.
@@ -84,28 +85,86 @@ fn fill_mean(f: &mut Filler<'_>, name: &str, z: &[i32], rows: usize) {
     f.set_row(name, "k1", rows, |i| -sums[i][2]);
 }
 
-/// Digits of S and the carries of its chain: line k sums the products of limbs `x + y = k`.
+/// Digits of S, the carries of its chain and, in a wide norm, the parts of every sum of products (`circuit::norm::squares`).
 fn fill_squares(f: &mut Filler<'_>, name: &str, (z, limbs): (&[i32], usize), s: &[u64], eps: u64) {
     let rows = s.len();
     for k in (0..).take_while(|k| f.has(&format!("{name}.row.g{k}"))).collect::<Vec<usize>>() {
         // A norm narrower than its digits has zeros above.
         f.set_row(name, &format!("g{k}"), rows, |i| s[i].checked_shr(2 * k as u32).unwrap_or(0) as i64 & 3);
     }
-    let last = 2 * limbs - 2;
-    let mut lines = vec![vec![0i64; rows]; last];
-    for (k, &v) in z.iter().enumerate() {
-        for x in 0..limbs {
-            for y in x..limbs.min(last - x) {
-                let product = i64::from(limb(v, x, limbs)) * i64::from(limb(v, y, limbs));
-                lines[x + y][k % rows] += if x == y { product } else { 2 * product };
-            }
+    let wide = f.has(&format!("{name}.row.s00l"));
+    // The last line has no carry, so only parts need its products.
+    let pairs = (0..limbs).flat_map(|x| (x..limbs).map(move |y| (x, y)));
+    let sums: Vec<Sum> =
+        pairs.filter(|(x, y)| wide || x + y < 2 * limbs - 2).map(|pair| Sum::new(z, pair, limbs, rows)).collect();
+    let terms: Vec<Line> = if wide { parts(f, name, &sums) } else { sums.iter().map(Sum::line).collect() };
+    carries(f, name, &terms, eps, (rows, if wide { limbs - 1 } else { 2 * limbs - 2 }, wide));
+}
+
+/// Sums of the products of limbs x and y, one per row.
+struct Sum {
+    x: usize,
+    y: usize,
+    values: Vec<i64>,
+}
+
+/// What is added to line `line` of a chain in every row.
+struct Line {
+    line: usize,
+    weight: i64,
+    values: Vec<i64>,
+}
+
+impl Sum {
+    fn new(z: &[i32], (x, y): (usize, usize), limbs: usize, rows: usize) -> Self {
+        let product = |v: i32| i64::from(limb(v, x, limbs)) * i64::from(limb(v, y, limbs));
+        let mut values = vec![0i64; rows];
+        for row in z.chunks(rows) {
+            values.iter_mut().zip(row).for_each(|(sum, &v)| *sum += product(v));
+        }
+        Self { x, y, values }
+    }
+
+    const fn weight(&self) -> i64 {
+        if self.x == self.y { 1 } else { 2 }
+    }
+
+    /// Of a chain of bytes.
+    fn line(&self) -> Line {
+        Line { line: self.x + self.y, weight: self.weight(), values: self.values.clone() }
+    }
+}
+
+/// Fills the parts of every sum, and gives what they add to a chain of words; what is above a line's word goes to a later one.
+fn parts(f: &mut Filler<'_>, name: &str, sums: &[Sum]) -> Vec<Line> {
+    let mut out = Vec::new();
+    for sum in sums {
+        let (low, high): (Vec<i64>, Vec<i64>) = sum.values.iter().map(|&v| split(v, WORD_LOG as u32)).unzip();
+        for (suffix, shift, values) in [("l", 0, low), ("h", WORD_LOG, high)] {
+            f.set(&format!("{name}.row.s{}{}{suffix}", sum.x, sum.y), values.iter().copied());
+            let bits = 8 * (sum.x + sum.y) + shift;
+            out.push(Line { line: bits / WORD_LOG, weight: sum.weight() << (bits % WORD_LOG), values });
         }
     }
+    out
+}
+
+/// Carries of a chain of words or bytes, out of each of `count` lines.
+fn carries(f: &mut Filler<'_>, name: &str, terms: &[Line], eps: u64, (rows, count, words): (usize, usize, bool)) {
+    let base = if words { WORD_LOG } else { 8 };
     let mut carry = vec![0i64; rows];
-    for (k, line) in lines.iter().enumerate() {
-        let byte = (eps >> (8 * k) & 255) as i64;
-        carry = carry.iter().zip(line).map(|(c, l)| (l + c + byte) >> 8).collect();
-        f.set_row(name, &format!("c{k}l"), rows, |i| split(carry[i], 16).0);
-        f.set_row(name, &format!("c{k}h"), rows, |i| split(carry[i], 16).1);
+    for k in 0..count {
+        let own = (eps >> (base * k) & ((1 << base) - 1)) as i64;
+        carry.iter_mut().for_each(|c| *c += own);
+        for t in terms.iter().filter(|t| t.line == k) {
+            carry.iter_mut().zip(&t.values).for_each(|(c, v)| *c += t.weight * v);
+        }
+        carry.iter_mut().for_each(|c| *c >>= base);
+        if words {
+            f.set_row(name, &format!("c{k}"), rows, |i| carry[i]);
+        } else {
+            f.set_row(name, &format!("c{k}l"), rows, |i| split(carry[i], 16).0);
+            f.set_row(name, &format!("c{k}h"), rows, |i| split(carry[i], 16).1);
+        }
     }
 }

@@ -52,12 +52,12 @@ type Columns = Vec<Vec<M31>>;
 
 /// A statement with a witness that need not be true.
 pub struct Forger<'a> {
-    place: &'a Place<Blake2s, Simd>,
+    pub place: &'a Place<Blake2s, Simd>,
     /// Whose weights are multiplied and opened.
     own: &'a Place<Blake2s, Simd>,
     pub statement: Statement,
     pub trace: DecoderTrace,
-    columns: Vec<Columns>,
+    pub columns: Vec<Columns>,
 }
 
 impl<'a> Forger<'a> {

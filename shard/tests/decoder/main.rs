@@ -1,7 +1,6 @@
 //! Toy decoders through witness, prover and verifier: every equation on its own, whole proofs, false completions.
 
 #[path = "../../../tests/soundness/equations.rs"]
-#[expect(dead_code, reason = "shared with the soundness tests")]
 mod equations;
 mod forged;
 mod forger;
@@ -10,3 +9,4 @@ mod segments;
 mod tiles;
 mod toys;
 mod whole;
+mod wide;

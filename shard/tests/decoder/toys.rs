@@ -29,6 +29,18 @@ pub fn toys() -> Vec<DecoderToy> {
     ]
 }
 
+/// Decoders so wide that a line of a norm's products would reach p: sums of products are split. All else is tiny.
+pub fn wide() -> [IntegerModel; 2] {
+    let narrow = DecoderToy { seed: 9, group: 1, layers: 1, ffn: 16, vocab: 16, limbs: 2, ..DecoderToy::default() };
+    let toys = [DecoderToy { width: 6144, ..narrow }, DecoderToy { width: 8192, branch_norm: true, head_norm: true, ..narrow }];
+    toys.map(|toy| {
+        let mut model = toy::decoder(&toy);
+        // Rows of a length for columns of this width.
+        toy::decoder_mut(&mut model).row_log = 12;
+        model
+    })
+}
+
 /// Prompt and completion lengths that give 1, 2, 3, 5 and 8 rows.
 pub const CUTS: [&[(u32, u32)]; 6] = [&[(1, 1)], &[(1, 2)], &[(2, 2)], &[(2, 1), (2, 2)], &[(3, 2), (1, 1), (2, 2)], &[(1, 8)]];
 

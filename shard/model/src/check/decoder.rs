@@ -7,9 +7,10 @@ use super::{CheckError, Checked, exponent, length, matrix, norm, parameter, requ
 use crate::bounds::{self, P};
 use crate::tables::{CAP_MAX, GATE_MAX, NORM_L2};
 use crate::weights::{DecoderSlots, Matrix, SegmentWeights, decoder_segment_shapes};
-use obelysk_protocol::circuit::descriptor::{Accumulated, Branch, Decoder, DecoderLayer, Requant, Rotated};
+use obelysk_protocol::circuit::descriptor::{Accumulated, Branch, Decoder, DecoderLayer, NormSpec, Requant, Rotated};
 use obelysk_protocol::circuit::encode::{ACTIVATION_ROWS, MAX_CHANNELS, MAX_LAYERS, MAX_NAME, MAX_VOCAB};
 use obelysk_protocol::circuit::linear::r1_bound;
+use obelysk_protocol::circuit::norm::SUM_TOP;
 use obelysk_protocol::circuit::rotary;
 use obelysk_protocol::circuit::wide;
 use rayon::prelude::*;
@@ -48,7 +49,7 @@ pub(super) fn segment(d: &Decoder, index: usize, w: &SegmentWeights, stream: &mu
     }
     match d.layers.get(index - 1) {
         Some(spec) => layer(d, spec, w, index - 1, stream),
-        None => head(d, w),
+        None => head(d, w, stream),
     }
 }
 
@@ -58,8 +59,8 @@ fn dimensions(d: &Decoder) -> Checked {
         return refuse(format!("a name longer than {MAX_NAME} bytes or more than {MAX_LAYERS} layers"));
     }
     let dims = [d.vocab, d.positions, d.width, d.heads, d.kv_heads, d.head_dim, d.ffn];
-    if dims.contains(&0) || d.width > bounds::WIDTH_MAX || d.ffn as usize > MAX_CHANNELS {
-        return refuse(format!("every one must be positive, width at most {}: {dims:?}", bounds::WIDTH_MAX));
+    if dims.contains(&0) || d.width > bounds::DECODER_WIDTH_MAX || d.ffn as usize > MAX_CHANNELS {
+        return refuse(format!("every one must be positive, width at most {}: {dims:?}", bounds::DECODER_WIDTH_MAX));
     }
     if d.vocab as usize > MAX_VOCAB || d.positions > POSITIONS_MAX {
         return refuse(format!("vocabulary {} or {} positions exceed 2^20", d.vocab, d.positions));
@@ -132,14 +133,14 @@ fn layer(d: &Decoder, spec: &DecoderLayer, w: &SegmentWeights, l: usize, stream:
     let at = |name: &str| format!("layer {l} {name}");
     matrices(&format!("layer {l}"), d, w, 1)?;
     let (slots, m) = (DecoderSlots::new(d), &w.matrices);
-    norm(&at("attention norm"), &spec.attn_norm)?;
-    norm(&at("feed-forward norm"), &spec.ffn_norm)?;
+    normed(&at("attention norm"), &spec.attn_norm, stream)?;
     rotated(&at("q"), d, &spec.q, &m[slots.q.clone()])?;
     rotated(&at("k"), d, &spec.k, &m[slots.k.clone()])?;
     let values = projection(&at("v"), &spec.v, &m[slots.v.clone()], VALUE)?;
     scores(&at("scores"), spec)?;
     let t_hat = accumulated(&at("o"), spec.o, &m[slots.o.clone()], &mixes(d, &values))?;
     branch(&at("attention residual"), &spec.attn_branch, &t_hat, stream)?;
+    normed(&at("feed-forward norm"), &spec.ffn_norm, stream)?;
     projection(&at("gate"), &spec.gate, &m[slots.gate..=slots.gate], WORD)?;
     if (i64::from(spec.gate.lo), i64::from(spec.gate.hi)) != WORD {
         return Err(parameter(&at("gate"), "window", i64::from(spec.gate.hi)));
@@ -151,10 +152,10 @@ fn layer(d: &Decoder, spec: &DecoderLayer, w: &SegmentWeights, l: usize, stream:
     branch(&at("feed-forward residual"), &spec.ffn_branch, &t_hat, stream)
 }
 
-fn head(d: &Decoder, w: &SegmentWeights) -> Checked {
+fn head(d: &Decoder, w: &SegmentWeights, stream: &[i64]) -> Checked {
     let at = "head";
     matrices(at, d, w, d.layers.len() + 1)?;
-    norm(at, &d.head.norm)?;
+    normed(at, &d.head.norm, stream)?;
     exponent(at, d.head.linear.e)?;
     let m = &w.matrices[0];
     for channel in d.vocab as usize..m.outputs {
@@ -168,6 +169,13 @@ fn head(d: &Decoder, w: &SegmentWeights) -> Checked {
         Some(&m) => Err(parameter(at, "mult", i64::from(m))),
         None => Ok(()),
     }
+}
+
+/// A norm of values of known reach: every sum of squares that it can meet has a witness. True by itself up to 15,000 channels.
+fn normed(at: &str, n: &NormSpec, reach: &[i64]) -> Checked {
+    norm(at, n)?;
+    let squares = reach.iter().map(|r| r.saturating_mul(*r)).fold(n.eps as i64, i64::saturating_add);
+    if squares <= SUM_TOP as i64 { Ok(()) } else { Err(parameter(at, "largest sum of squares", squares)) }
 }
 
 /// Reach of `t^` per output of matrices that read a norm: by Cauchy-Schwarz, then the clip.
@@ -318,12 +326,14 @@ fn branch(at: &str, b: &Branch, t_hat: &[i64], stream: &mut [i64]) -> Checked {
     if let Some(n) = &b.norm {
         shifted(at, n.shift)?;
         length(&format!("{at} norm mult"), n.mult.len(), stream.len())?;
-        norm(at, &n.norm)?;
+        let mut reach = Vec::with_capacity(t_hat.len());
         for (channel, (&mult, &t)) in n.mult.iter().zip(t_hat).enumerate() {
             let mult = i64::from(mult).abs();
             wraps(at, channel, (1 << (n.shift + 23)) + (mult << 15) + (2 << n.shift))?;
+            reach.push(rounded(mult * t, n.shift));
             within(at, channel, rounded(mult * t, n.shift), STREAM_TOP)?;
         }
+        normed(at, &n.norm, &reach)?;
     }
     for (channel, ((&mult, &t), stream)) in b.mult.iter().zip(t_hat).zip(stream).enumerate() {
         let mult = i64::from(mult).abs();

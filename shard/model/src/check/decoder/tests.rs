@@ -86,7 +86,7 @@ fn dimensions_are_checked() {
         |m| of(m).head_dim = 7,
         |m| of(m).head_dim = 1 << 13,
         |m| of(m).head_dim = 22,
-        |m| of(m).width = 8200,
+        |m| of(m).width = 16_392,
         |m| of(m).positions = 1 << 21,
         |m| of(m).tile_k_log = 4,
         |m| of(m).tile_n_log = 3,
@@ -100,6 +100,17 @@ fn dimensions_are_checked() {
         let error = plain(change);
         assert!(matches!(error, CheckError::Dimensions(_)), "{error}");
     }
+}
+
+#[test]
+fn sums_of_squares_that_no_sigma_takes_are_refused() {
+    let at = |width: usize, reach: i64, eps: u64| normed("norm", &NormSpec { eps }, &vec![reach; width]);
+    // What bounds the residual stream is enough, whatever eps is, up to 15,000 channels; a wider model has to show more.
+    assert_eq!(at(15_000, STREAM_TOP, bounds::NORM_EPS_MAX), Ok(()));
+    assert_eq!(at(16_384, STREAM_TOP - (STREAM_TOP >> 8), bounds::NORM_EPS_MIN), Ok(()));
+    let refused = at(16_384, STREAM_TOP, bounds::NORM_EPS_MIN).expect_err("more than sigma = 22 takes");
+    assert!(matches!(refused, CheckError::Parameter { .. }), "{refused}");
+    assert!(at(100, 100, bounds::NORM_EPS_MIN - 1).is_err() && at(100, 100, bounds::NORM_EPS_MAX + 1).is_err());
 }
 
 #[test]
