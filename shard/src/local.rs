@@ -29,7 +29,7 @@ impl Phases {
 
 /// Committed values kept until their segment is proved; what does not fit is computed again from the boundary,
 /// so that memory grows with a segment and not with the model.
-const KEPT_BYTES: usize = 1 << 30;
+const KEPT_BYTES: usize = 2 << 30;
 
 /// Boundary states of all segments, and the committed values that fit in memory.
 struct States<B: Backend> {

@@ -8,6 +8,9 @@ use rayon::prelude::*;
 
 /// Below so many columns a row of weights is read once per column; from there on columns share its values.
 const NARROW: usize = 16;
+/// Columns whose sums are held in registers, and rows that share their values.
+const LANES: usize = 32;
+const ROWS: usize = 4;
 /// Outputs of a narrow product per task.
 const NARROW_TASK: usize = 32;
 
@@ -17,16 +20,37 @@ pub fn accumulate(m: &Matrix, x: &[i16], t_pad: usize) -> Vec<i32> {
         return accumulate_narrow(m, x, t_pad);
     }
     let mut out = vec![0i32; m.outputs * t_pad];
-    // Two rows a task: each loaded input value is used twice.
-    out.par_chunks_mut(2 * t_pad).enumerate().for_each(|(pair, rows)| {
-        let (first, second) = rows.split_at_mut(t_pad);
-        if second.is_empty() {
-            accumulate_row(m.row(2 * pair), x, first);
+    out.par_chunks_mut(ROWS * t_pad).enumerate().for_each(|(task, rows)| {
+        let first = task * ROWS;
+        // Rows past the last one repeat it and are dropped.
+        let weights = std::array::from_fn(|r| m.row((first + r).min(m.outputs - 1)));
+        if t_pad < LANES {
+            accumulate_block::<NARROW>(weights, x, rows, t_pad);
         } else {
-            accumulate_pair(m.row(2 * pair), m.row(2 * pair + 1), x, first, second);
+            accumulate_block::<LANES>(weights, x, rows, t_pad);
         }
     });
     out
+}
+
+/// Rows of weights against all columns, at least `N`, that many at a time; their sums stay in registers.
+fn accumulate_block<const N: usize>(weights: [&[i8]; ROWS], x: &[i16], out: &mut [i32], t_pad: usize) {
+    // The last columns once more rather than fewer of them.
+    for at in (0..t_pad).step_by(N).map(|at| at.min(t_pad - N)) {
+        let mut sums = [[0i32; N]; ROWS];
+        for (k, line) in x.chunks_exact(t_pad).enumerate().take(weights[0].len()) {
+            let Some(line) = line[at..].first_chunk::<N>() else { continue };
+            for (sums, weights) in sums.iter_mut().zip(weights) {
+                let w = i32::from(weights[k]);
+                for (sum, &x) in sums.iter_mut().zip(line) {
+                    *sum = sum.wrapping_add(w * i32::from(x));
+                }
+            }
+        }
+        for (row, sums) in out.chunks_exact_mut(t_pad).zip(&sums) {
+            row[at..at + N].copy_from_slice(sums);
+        }
+    }
 }
 
 /// Few columns: one dot product of contiguous values each.
@@ -56,36 +80,6 @@ fn dot_weights(q: &[i8], x: &[i16]) -> i32 {
 /// `sum a b`.
 pub fn dot(a: &[i16], b: &[i16]) -> i32 {
     a.iter().zip(b).fold(0, |sum: i32, (&a, &b)| sum.wrapping_add(i32::from(a) * i32::from(b)))
-}
-
-fn accumulate_row(q: &[i8], x: &[i16], out: &mut [i32]) {
-    for (column, &q) in x.chunks_exact(out.len()).zip(q) {
-        for (o, &x) in out.iter_mut().zip(column) {
-            *o = o.wrapping_add(i32::from(q) * i32::from(x));
-        }
-    }
-}
-
-fn accumulate_pair(qa: &[i8], qb: &[i8], x: &[i16], a: &mut [i32], b: &mut [i32]) {
-    let t_pad = a.len();
-    let columns = x.chunks_exact(4 * t_pad);
-    let tail = columns.remainder();
-    let split = qa.len() / 4 * 4;
-    for ((columns, wa), wb) in columns.zip(qa.chunks_exact(4)).zip(qb.chunks_exact(4)) {
-        let w = |w: &[i8]| [i32::from(w[0]), i32::from(w[1]), i32::from(w[2]), i32::from(w[3])];
-        let (wa, wb) = (w(wa), w(wb));
-        let (x01, x23) = columns.split_at(2 * t_pad);
-        let ((x0, x1), (x2, x3)) = (x01.split_at(t_pad), x23.split_at(t_pad));
-        let inputs = x0.iter().zip(x1).zip(x2.iter().zip(x3));
-        for ((a, b), ((&x0, &x1), (&x2, &x3))) in a.iter_mut().zip(b.iter_mut()).zip(inputs) {
-            let [x0, x1, x2, x3] = [i32::from(x0), i32::from(x1), i32::from(x2), i32::from(x3)];
-            let sum = |w: [i32; 4]| (w[0] * x0).wrapping_add(w[1] * x1).wrapping_add(w[2] * x2).wrapping_add(w[3] * x3);
-            *a = a.wrapping_add(sum(wa));
-            *b = b.wrapping_add(sum(wb));
-        }
-    }
-    accumulate_row(&qa[split..], tail, a);
-    accumulate_row(&qb[split..], tail, b);
 }
 
 /// `out[t] += w * x[t]`.
