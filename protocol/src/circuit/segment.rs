@@ -216,6 +216,21 @@ pub enum PublicColumn {
 }
 
 impl PublicColumn {
+    /// Whether both read the same table, in memory, in the same way. Equal tables in two places count as different.
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        match (self, other) {
+            (
+                Self::Table { values: a, skip: s, log_channels: c },
+                Self::Table { values: b, skip: other_s, log_channels: other_c },
+            ) => Arc::ptr_eq(a, b) && (s, c) == (other_s, other_c),
+            (Self::Below { thresholds: a, log_channels: c }, Self::Below { thresholds: b, log_channels: other_c }) => {
+                Arc::ptr_eq(a, b) && c == other_c
+            }
+            _ => false,
+        }
+    }
+
     /// Variables above the token axis up to the last that matters.
     #[must_use]
     pub fn upper_log(&self) -> usize {

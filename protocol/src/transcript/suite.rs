@@ -13,6 +13,10 @@ pub trait HashSuite: Clone + Copy + Default + std::fmt::Debug + Send + Sync + 's
     const NAME: &'static str;
     /// Hash of `bytes` under a one-byte domain.
     fn hash(domain: u8, bytes: &[u8]) -> Digest;
+    /// As [`Self::hash`], of the concatenation of two parts; the second may be large.
+    fn hash_joined(domain: u8, head: &[u8], tail: &[u8]) -> Digest {
+        Self::hash(domain, &[head, tail].concat())
+    }
     /// Merkle leaf over one position's symbols.
     fn leaf(symbols: &[M31]) -> Digest;
     /// Merkle inner node.
@@ -37,9 +41,13 @@ impl HashSuite for Blake2s {
     const NAME: &'static str = "blake2s";
 
     fn hash(domain: u8, bytes: &[u8]) -> Digest {
+        Self::hash_joined(domain, bytes, &[])
+    }
+
+    fn hash_joined(domain: u8, head: &[u8], tail: &[u8]) -> Digest {
         let mut personal = *b"obk:t\0\0\0";
         personal[7] = domain;
-        *blake2s_simd::Params::new().personal(&personal).hash(bytes).as_array()
+        *blake2s_simd::Params::new().personal(&personal).to_state().update(head).update(tail).finalize().as_array()
     }
 
     fn leaf(symbols: &[M31]) -> Digest {
