@@ -149,7 +149,9 @@ impl<S: HashSuite, B: Backend> ProofChecker<S, B> {
         let (around, proof) = segment_proof(job, (segment, circuit), claims, output).map_err(reject)?;
         let root = Challenge::decode(extra).map_err(reject)?.roots[segment];
         let about = (root, (around.0.as_slice(), around.1.as_slice()));
-        verify_segment::<S>(&job.model, &open.statement, &open.seed, (segment, circuit), about, &proof).map(|_| ()).map_err(reject)
+        verify_segment::<S>(&job.model, &open.statement, &open.seed, (segment, circuit), about, &proof)
+            .map(|_| ())
+            .map_err(reject)
     }
 }
 
@@ -188,8 +190,7 @@ fn segment_proof(
 ) -> Result<(Boundaries, SegmentProof), String> {
     let (boundaries, claims) = claims_from_bytes(claims, &job.model, (segment, circuit)).map_err(|e| e.to_string())?;
     let mut r = Reader::new(opening);
-    let opening =
-        OpeningProof::read(&mut r, &opening_shape(circuit, &job.model.opening())).map_err(|e| e.to_string())?;
+    let opening = OpeningProof::read(&mut r, &opening_shape(circuit, &job.model.opening())).map_err(|e| e.to_string())?;
     match r.remaining() {
         0 => Ok((boundaries, SegmentProof { claims, opening })),
         n => Err(format!("opening: {n} bytes too many")),

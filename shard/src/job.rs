@@ -22,9 +22,7 @@ use obelysk_protocol::circuit::{self, BuildError, PublicInput, exp_tables};
 use obelysk_protocol::field::{M31, QM31, ZERO, signed};
 use obelysk_protocol::transcript::{Digest, HashSuite, Seed, Transcript};
 use obelysk_protocol::verifier::VerifyError;
-use obelysk_protocol::verifier::aggregate::{
-    Stated, boundary_point, oracle_claims, segment_fork, segment_view, verify_claims,
-};
+use obelysk_protocol::verifier::aggregate::{Stated, boundary_point, oracle_claims, segment_fork, segment_view, verify_claims};
 use obelysk_protocol::verifier::final_sumcheck::value_rows;
 use obelysk_protocol::verifier::opening::{Claim, OpeningProof};
 use obelysk_protocol::verifier::registered::Registered;

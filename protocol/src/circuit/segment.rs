@@ -261,8 +261,8 @@ impl PublicColumn {
     pub fn window(&self) -> (i64, i64) {
         match self {
             Self::Table { values, .. } => {
-                let low = values.iter().min().copied().unwrap_or(0);
-                let high = values.iter().max().copied().unwrap_or(0);
+                let first = values.first().copied().unwrap_or(0);
+                let (low, high) = values.iter().fold((first, first), |(low, high), &v| (low.min(v), high.max(v)));
                 (i64::from(low), i64::from(high))
             }
             Self::Below { .. } => (0, 1),

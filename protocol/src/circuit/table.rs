@@ -138,8 +138,10 @@ impl TableColumn {
     #[must_use]
     pub fn window(&self, log_size: usize) -> (i64, i64) {
         let rows = 1i64 << log_size;
-        let end = |v: Option<&i32>, none| v.map_or(none, |&v| i64::from(v));
-        let span = |f: &[i32]| (end(f.iter().min(), i64::MAX), end(f.iter().max(), i64::MIN));
+        let span = |f: &[i32]| {
+            let (low, high) = f.iter().fold((i32::MAX, i32::MIN), |(low, high), &v| (low.min(v), high.max(v)));
+            (i64::from(low), i64::from(high))
+        };
         match self {
             Self::Identity { offset } => (*offset, offset + rows - 1),
             Self::LowBits => (0, (rows / 2 - 1).max(0)),

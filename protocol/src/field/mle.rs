@@ -97,38 +97,40 @@ const SMALL_INT: u32 = 1 << 20;
 
 /// Extension elements that many vectors of small integers are multiplied with.
 #[derive(Clone, Debug)]
-pub struct IntWeights(Vec<[i64; 4]>);
+pub struct IntWeights([Vec<i32>; 4]);
 
 impl IntWeights {
     /// Unpacks the elements.
     #[must_use]
     pub fn new(weights: &[QM31]) -> Self {
-        Self(weights.iter().map(|w| w.to_m31_array().map(|c| i64::from(c.0))).collect())
+        let coordinates: Vec<[M31; 4]> = weights.iter().map(|w| w.to_m31_array()).collect();
+        Self([0, 1, 2, 3].map(|k| coordinates.iter().map(|c| c[k].0.cast_signed()).collect()))
     }
 
     /// Inner product over the common prefix.
     #[must_use]
     pub fn inner(&self, v: &[i32]) -> QM31 {
-        let rows = v.chunks(1 << INT_ROW_LOG).zip(self.0.chunks(1 << INT_ROW_LOG));
-        rows.fold(ZERO, |acc, (v, w)| acc + if v.iter().all(|v| v.unsigned_abs() <= SMALL_INT) { row(v, w) } else { wide_row(v, w) })
+        let mut sums = [M31::from_u32_unchecked(0); 4];
+        for (i, v) in v.chunks(1 << INT_ROW_LOG).enumerate() {
+            let sum = if v.iter().all(|v| v.unsigned_abs() <= SMALL_INT) { row } else { wide_row };
+            for (total, w) in sums.iter_mut().zip(&self.0) {
+                *total += sum(v, w.get(i << INT_ROW_LOG..).unwrap_or(&[]));
+            }
+        }
+        QM31::from_m31_array(sums)
     }
 }
 
 /// At most `2^10` products of integers within [`SMALL_INT`], reduced at the end: no sum leaves 64 bits.
-fn row(v: &[i32], w: &[[i64; 4]]) -> QM31 {
-    let mut sums = [0i64; 4];
-    for (&v, w) in v.iter().zip(w) {
-        for (sum, &c) in sums.iter_mut().zip(w) {
-            *sum = sum.wrapping_add(i64::from(v).wrapping_mul(c));
-        }
-    }
-    QM31::from_m31_array(sums.map(signed))
+fn row(v: &[i32], w: &[i32]) -> M31 {
+    let products = v.iter().zip(w).map(|(&v, &w)| i64::from(v).wrapping_mul(i64::from(w)));
+    signed(products.fold(0i64, i64::wrapping_add))
 }
 
 /// As [`row`] for any integers, each product below `2^62`.
-fn wide_row(v: &[i32], w: &[[i64; 4]]) -> QM31 {
-    let product = |(&v, w): (&i32, &[i64; 4])| QM31::from_m31_array(w.map(|c| signed(i64::from(v) * c)));
-    v.iter().zip(w).map(product).fold(ZERO, |acc, p| acc + p)
+fn wide_row(v: &[i32], w: &[i32]) -> M31 {
+    let products = v.iter().zip(w).map(|(&v, &w)| signed(i64::from(v) * i64::from(w)));
+    products.fold(M31::from_u32_unchecked(0), |acc, p| acc + p)
 }
 
 /// Inner product over the common prefix of two vectors.
@@ -165,7 +167,8 @@ mod tests {
         for (n, scale) in [(0, 1i64), (3, 7), (10, 1 << 20), (12, 1 << 20), (12, (1 << 31) - 1), (11, -(1 << 20))] {
             let z = point(n);
             // Rows of extremes, of both signs, and a last row that ends early.
-            let v: Vec<i32> = (0..(1i64 << n) - i64::from(n > 1)).map(|i| if i % 5 == 0 { -scale } else { scale } as i32).collect();
+            let v: Vec<i32> =
+                (0..(1i64 << n) - i64::from(n > 1)).map(|i| if i % 5 == 0 { -scale } else { scale } as i32).collect();
             let mut base: Vec<M31> = v.iter().map(|&v| signed(v.into())).collect();
             base.resize(1 << n, signed(0));
             assert_eq!(mle_eval_ints(&v, &z), mle_eval_base(&base, &z), "{n} {scale}");

@@ -178,10 +178,7 @@ pub fn neighbours(boundaries: &[QM31], limbs: usize, index: usize) -> (&[QM31], 
 ///
 /// # Errors
 /// [`VerifyError`].
-pub fn open_statement<S: HashSuite>(
-    model: &Registered,
-    header: &Header,
-) -> Result<(Outline, Transcript<S>, Seed), VerifyError> {
+pub fn open_statement<S: HashSuite>(model: &Registered, header: &Header) -> Result<(Outline, Transcript<S>, Seed), VerifyError> {
     let expect = |field: &'static str, found: String, expected: String| {
         if found == expected { Ok(()) } else { Err(VerifyError::Statement { field, found, expected }) }
     };

@@ -132,7 +132,8 @@ impl Collector<'_> {
                 LeafKind::Lookup(i) => {
                     let lookup = &self.c.lookups[i];
                     let tag = signed_ext(i64::from(self.c.tables[lookup.table].tag));
-                    self.claim -= num * select * if lookup.masked { *masks.entry(n).or_insert_with(|| mask_eval(self.c, lo)) } else { ONE };
+                    self.claim -=
+                        num * select * if lookup.masked { *masks.entry(n).or_insert_with(|| mask_eval(self.c, lo)) } else { ONE };
                     self.claim -= den * select * (input.beta - tag);
                     for (e, &a) in lookup.inputs.iter().zip(alphas.iter().skip(1)) {
                         self.expr(e, n, -(den * select * a));
