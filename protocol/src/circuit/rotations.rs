@@ -149,7 +149,7 @@ mod tests {
             }
         }
         // As many gains as a descriptor likes.
-        (0..20).for_each(|g| same(&shared, &odd, &vec![g * 1000; 24], &rows));
+        (0..20).for_each(|g| same(&shared, &odd, &[g * 1000; 24], &rows));
         assert!(shared.0.lock().unwrap().tables.len() <= KEPT);
         // Frequencies that the descriptor forgot count as zero.
         let short = Decoder { frequencies: vec![1 << 60; 2], ..decoder(16) };
