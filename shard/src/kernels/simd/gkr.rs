@@ -2,8 +2,8 @@
 //!
 //! What keeps it near the speed of the field products: binding a variable and evaluating the next round is one pass over
 //! memory, into two buffers that take turns; the first two rounds read the layer itself, so that it is never laid out anew;
-//! `n1 + mu d1` is formed once, so a round costs three products per evaluation; eq weights are an outer product of two short
-//! vectors (Dao and Thaler 2024, "More optimizations to sum-check proving", §3); and of the constant 0/1 leaves beyond the
+//! `n1 + mu d1` is stored from then on, so a round costs three products per evaluation; eq weights are an outer product of two
+//! short vectors (Dao and Thaler 2024, "More optimizations to sum-check proving"); and of the constant 0/1 leaves beyond the
 //! last table only the total weight is used: their share of a round is `mu (1 - sum of the stored eq weights)`.
 
 use super::SimdExt;
