@@ -1,14 +1,16 @@
 //! The task that owns the [`State`]: feeds it inputs one at a time, carries out its effects. It waits for nobody.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use obelysk_node::engine::{Checker, Engine, Pieces, Verdict, WorkKind, WorkRequest};
-use obelysk_protocol::wire::{Assign, BlobRef, Cancel, Goodbye, MAX_TEXT_BYTES, Message, Refused, ResultAck};
+use obelysk_node::identity::NodeKeyId;
+use obelysk_protocol::wire::{Assign, BlobRef, Cancel, Drain, Goodbye, MAX_TEXT_BYTES, Message, NodeState, Refused, ResultAck};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
+use super::clip;
 use super::progress::{JobEnd, Watcher};
 use super::store::Store;
 use crate::core::{Effect, Input, JobId, Needs, NodeId, State, Work};
@@ -28,6 +30,7 @@ pub(super) struct Outbox {
 /// A node's first words.
 #[derive(Debug)]
 pub(super) struct Join {
+    pub(super) key: NodeKeyId,
     pub(super) hello: obelysk_protocol::wire::Hello,
     pub(super) outbox: Outbox,
     pub(super) answer: oneshot::Sender<Result<NodeId, String>>,
@@ -51,6 +54,20 @@ pub(super) enum Command {
         segments: u32,
         watcher: Watcher,
     },
+    /// This node shall finish and leave; the answer is whether it is connected.
+    Drain {
+        key: NodeKeyId,
+        answer: oneshot::Sender<bool>,
+    },
+    /// This node is out.
+    Evict {
+        key: NodeKeyId,
+        reason: String,
+    },
+    /// How all nodes stand.
+    Census {
+        answer: oneshot::Sender<BTreeMap<NodeKeyId, (NodeState, String)>>,
+    },
     Stop,
 }
 
@@ -60,6 +77,10 @@ struct Known {
     name: String,
     outbox: Option<Outbox>,
     banned: Option<String>,
+    draining: bool,
+    /// The process that speaks for it, and those that did before.
+    instance: [u8; 32],
+    superseded: VecDeque<[u8; 32]>,
 }
 
 pub(super) struct Brain {
@@ -70,12 +91,14 @@ pub(super) struct Brain {
     referee: Option<Arc<dyn Engine>>,
     permits: Arc<Semaphore>,
     commands: mpsc::Sender<Command>,
-    identities: BTreeMap<[u8; 32], NodeId>,
+    identities: BTreeMap<NodeKeyId, NodeId>,
     nodes: BTreeMap<NodeId, Known>,
     watchers: BTreeMap<JobId, Watcher>,
     count: watch::Sender<usize>,
 }
 
+/// Processes of one node remembered: enough to tell two that take turns.
+const MAX_SUPERSEDED: usize = 16;
 /// Machines remembered: more than any cluster has; beyond, new ones are refused.
 const MAX_KNOWN: usize = 10_000;
 
@@ -127,7 +150,21 @@ impl Brain {
 
     fn command(&mut self, command: Command) {
         match command {
-            Command::Core(input) => self.feed(input),
+            Command::Core(input) => {
+                if let Input::NodeDraining { node } = &input
+                    && let Some(known) = self.nodes.get_mut(node)
+                {
+                    known.draining = true;
+                }
+                self.feed(input);
+            }
+            Command::Drain { key, answer } => {
+                let _ = answer.send(self.drain(key));
+            }
+            Command::Evict { key, reason } => self.evict(key, &reason),
+            Command::Census { answer } => {
+                let _ = answer.send(self.census());
+            }
             Command::Join(join) => self.join(*join),
             Command::Gone { node, session, clean } => {
                 let Some(known) = self.nodes.get_mut(&node) else { return };
@@ -147,24 +184,73 @@ impl Brain {
     }
 
     fn join(&mut self, join: Join) {
-        let Join { hello, outbox, answer } = join;
+        let Join { key, hello, outbox, answer } = join;
         let next = NodeId(u32::try_from(self.identities.len() + 1).unwrap_or(u32::MAX));
-        if self.identities.len() >= MAX_KNOWN && !self.identities.contains_key(&hello.identity) {
+        if self.identities.len() >= MAX_KNOWN && !self.identities.contains_key(&key) {
             let _ = answer.send(Err(format!("this coordinator has met {MAX_KNOWN} machines; restart it")));
             return;
         }
-        let node = *self.identities.entry(hello.identity).or_insert(next);
-        let known = self.nodes.entry(node).or_insert(Known { name: String::new(), outbox: None, banned: None });
+        let node = *self.identities.entry(key).or_insert(next);
+        let known = self.nodes.entry(node).or_insert_with(|| Known {
+            name: String::new(),
+            outbox: None,
+            banned: None,
+            draining: false,
+            instance: hello.identity,
+            superseded: VecDeque::new(),
+        });
         if let Some(reason) = &known.banned {
             let _ = answer.send(Err(reason.clone()));
             return;
         }
+        if known.superseded.contains(&hello.identity) {
+            let text = "another process has taken this node's place with the same identity; remove the identity here and join again with \
+                        a token, and copy no identity to a second machine";
+            let _ = answer.send(Err(text.to_owned()));
+            return;
+        }
+        if known.instance != hello.identity {
+            known.superseded.push_back(std::mem::replace(&mut known.instance, hello.identity));
+            if known.superseded.len() > MAX_SUPERSEDED {
+                known.superseded.pop_front();
+            }
+        }
+        known.draining = false;
         known.name.clone_from(&hello.name);
         known.outbox = Some(outbox);
         // The welcome must be the session's first message, before any assignment that `feed` sends.
         let _ = answer.send(Ok(node));
         let (models, held) = (hello.models.into_iter().collect(), hello.held.into_iter().collect());
         self.feed(Input::NodeJoined { node, models, cores: hello.cores, held });
+    }
+
+    fn drain(&mut self, key: NodeKeyId) -> bool {
+        let Some(&node) = self.identities.get(&key) else { return false };
+        let here = self.nodes.get(&node).is_some_and(|known| known.outbox.is_some());
+        if here {
+            self.send(node, Message::Drain(Drain { reason: "an administrator asks".to_owned() }));
+        }
+        here
+    }
+
+    fn evict(&mut self, key: NodeKeyId, reason: &str) {
+        let Some(&node) = self.identities.get(&key) else { return };
+        let reason = clip(format!("evicted: {reason}; remove this machine's identity before it joins again"), MAX_TEXT_BYTES);
+        self.send(node, Message::Refused(Refused { retry: false, reason }));
+        if let Some(known) = self.nodes.get_mut(&node)
+            && known.outbox.take().is_some()
+        {
+            self.feed(Input::NodeLeft { node });
+        }
+    }
+
+    fn census(&self) -> BTreeMap<NodeKeyId, (NodeState, String)> {
+        let state = |known: &Known| match (&known.banned, &known.outbox) {
+            (Some(reason), _) => (NodeState::Quarantined, reason.clone()),
+            (None, None) => (NodeState::Away, String::new()),
+            (None, Some(_)) => (if known.draining { NodeState::Draining } else { NodeState::Here }, String::new()),
+        };
+        self.identities.iter().filter_map(|(key, node)| Some((*key, state(self.nodes.get(node)?)))).collect()
     }
 
     fn feed(&mut self, input: Input) {
