@@ -1,19 +1,21 @@
 //! The task that owns the [`State`]: feeds it inputs one at a time, carries out its effects. It waits for nobody.
 
-use std::collections::{BTreeMap, VecDeque};
+mod membership;
+
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use obelysk_node::engine::{Checker, Engine, Pieces, Verdict, WorkKind, WorkRequest};
 use obelysk_node::identity::NodeKeyId;
-use obelysk_protocol::wire::{Assign, BlobRef, Cancel, Drain, Goodbye, MAX_TEXT_BYTES, Message, NodeState, Refused, ResultAck};
+use obelysk_protocol::wire::{Assign, BlobRef, Cancel, Goodbye, Message, NodeState, ResultAck};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
-use super::clip;
 use super::progress::{JobEnd, Watcher};
 use super::store::Store;
 use crate::core::{Effect, Input, JobId, Needs, NodeId, State, Work};
+use membership::{Known, name_of};
 
 /// Commands waiting for the brain: beyond, sessions wait, which is back-pressure on their peers.
 pub(super) const MAX_COMMANDS: usize = 1024;
@@ -71,18 +73,6 @@ pub(super) enum Command {
     Stop,
 }
 
-/// A machine that ever joined.
-#[derive(Debug)]
-struct Known {
-    name: String,
-    outbox: Option<Outbox>,
-    banned: Option<String>,
-    draining: bool,
-    /// The process that speaks for it, and those that did before.
-    instance: [u8; 32],
-    superseded: VecDeque<[u8; 32]>,
-}
-
 pub(super) struct Brain {
     state: State,
     started: Instant,
@@ -96,11 +86,6 @@ pub(super) struct Brain {
     watchers: BTreeMap<JobId, Watcher>,
     count: watch::Sender<usize>,
 }
-
-/// Processes of one node remembered: enough to tell two that take turns.
-const MAX_SUPERSEDED: usize = 16;
-/// Machines remembered: more than any cluster has; beyond, new ones are refused.
-const MAX_KNOWN: usize = 10_000;
 
 impl Brain {
     pub(super) fn new(
@@ -183,76 +168,6 @@ impl Brain {
         self.count.send_if_modified(|count| std::mem::replace(count, here) != here);
     }
 
-    fn join(&mut self, join: Join) {
-        let Join { key, hello, outbox, answer } = join;
-        let next = NodeId(u32::try_from(self.identities.len() + 1).unwrap_or(u32::MAX));
-        if self.identities.len() >= MAX_KNOWN && !self.identities.contains_key(&key) {
-            let _ = answer.send(Err(format!("this coordinator has met {MAX_KNOWN} machines; restart it")));
-            return;
-        }
-        let node = *self.identities.entry(key).or_insert(next);
-        let known = self.nodes.entry(node).or_insert_with(|| Known {
-            name: String::new(),
-            outbox: None,
-            banned: None,
-            draining: false,
-            instance: hello.identity,
-            superseded: VecDeque::new(),
-        });
-        if let Some(reason) = &known.banned {
-            let _ = answer.send(Err(reason.clone()));
-            return;
-        }
-        if known.superseded.contains(&hello.identity) {
-            let text = "another process has taken this node's place with the same identity; remove the identity here and join again with \
-                        a token, and copy no identity to a second machine";
-            let _ = answer.send(Err(text.to_owned()));
-            return;
-        }
-        if known.instance != hello.identity {
-            known.superseded.push_back(std::mem::replace(&mut known.instance, hello.identity));
-            if known.superseded.len() > MAX_SUPERSEDED {
-                known.superseded.pop_front();
-            }
-        }
-        known.draining = false;
-        known.name.clone_from(&hello.name);
-        known.outbox = Some(outbox);
-        // The welcome must be the session's first message, before any assignment that `feed` sends.
-        let _ = answer.send(Ok(node));
-        let (models, held) = (hello.models.into_iter().collect(), hello.held.into_iter().collect());
-        self.feed(Input::NodeJoined { node, models, cores: hello.cores, held });
-    }
-
-    fn drain(&mut self, key: NodeKeyId) -> bool {
-        let Some(&node) = self.identities.get(&key) else { return false };
-        let here = self.nodes.get(&node).is_some_and(|known| known.outbox.is_some());
-        if here {
-            self.send(node, Message::Drain(Drain { reason: "an administrator asks".to_owned() }));
-        }
-        here
-    }
-
-    fn evict(&mut self, key: NodeKeyId, reason: &str) {
-        let Some(&node) = self.identities.get(&key) else { return };
-        let reason = clip(format!("evicted: {reason}; remove this machine's identity before it joins again"), MAX_TEXT_BYTES);
-        self.send(node, Message::Refused(Refused { retry: false, reason }));
-        if let Some(known) = self.nodes.get_mut(&node)
-            && known.outbox.take().is_some()
-        {
-            self.feed(Input::NodeLeft { node });
-        }
-    }
-
-    fn census(&self) -> BTreeMap<NodeKeyId, (NodeState, String)> {
-        let state = |known: &Known| match (&known.banned, &known.outbox) {
-            (Some(reason), _) => (NodeState::Quarantined, reason.clone()),
-            (None, None) => (NodeState::Away, String::new()),
-            (None, Some(_)) => (if known.draining { NodeState::Draining } else { NodeState::Here }, String::new()),
-        };
-        self.identities.iter().filter_map(|(key, node)| Some((*key, state(self.nodes.get(node)?)))).collect()
-    }
-
     fn feed(&mut self, input: Input) {
         let now_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         for effect in self.state.apply(now_ms, input) {
@@ -318,17 +233,6 @@ impl Brain {
             tracing::warn!(%node, session, "session does not keep up; dropped");
             let commands = self.commands.clone();
             tokio::spawn(async move { commands.send(Command::Core(Input::NodeAway { node })).await });
-        }
-    }
-
-    fn quarantine(&mut self, node: NodeId, reason: &str) {
-        let mut text = format!("quarantined: {reason}; examine this machine's memory and software before it joins again");
-        text.truncate(text.floor_char_boundary(MAX_TEXT_BYTES));
-        tracing::error!(%node, name = name_of(&self.nodes, node), reason, "quarantined");
-        self.send(node, Message::Refused(Refused { retry: false, reason: text.clone() }));
-        if let Some(known) = self.nodes.get_mut(&node) {
-            known.outbox = None;
-            known.banned = Some(text);
         }
     }
 
@@ -431,10 +335,6 @@ impl Assignment {
         let Needs { inputs, extra, .. } = needs;
         Message::Assign(Assign { epoch, job: job.0, model, kind: WorkKind::code(kind), segment, spec, extra, inputs })
     }
-}
-
-fn name_of(nodes: &BTreeMap<NodeId, Known>, node: NodeId) -> String {
-    nodes.get(&node).map_or_else(|| node.to_string(), |known| format!("{} ({node})", known.name))
 }
 
 fn load_one(store: &Store, blob: BlobRef) -> Result<Arc<Vec<u8>>, String> {

@@ -184,11 +184,16 @@ async fn node(
     });
     let reader = read_node(shared, node, recv, &weak);
     tokio::pin!(reader);
+    let served = async {
+        tokio::select! {
+            outcome = &mut reader => outcome,
+            // Dismissed: whatever the node still says within a handshake's time is heard, so that it can close in order.
+            _ = &mut writer => tokio::time::timeout(HANDSHAKE, &mut reader).await.unwrap_or(Ok(false)),
+        }
+    };
     let outcome = tokio::select! {
-        outcome = &mut reader => outcome,
+        outcome = served => outcome,
         reason = no_longer(shared, member, evicted) => Err(TransportError::Lost(reason)),
-        // Dismissed: whatever the node still says within a handshake's time is heard, so that it can close in order.
-        _ = &mut writer => tokio::time::timeout(HANDSHAKE, &mut reader).await.unwrap_or(Ok(false)),
     };
     let clean = matches!(outcome, Ok(true));
     let _ = shared.command(Command::Gone { node, session, clean }).await;

@@ -11,11 +11,10 @@ use obelysk_coordinator::{
 };
 use obelysk_node::engine::{Engine, EngineError, WorkKind, WorkOutput, WorkRequest};
 use obelysk_node::error::{NodeError, TransportError};
-use obelysk_node::identity::{Credential, NodeKey, enrol};
 use obelysk_node::transport::quinn::Connection;
-use obelysk_node::transport::{connect, connect_alpn, read_message, write_message};
+use obelysk_node::transport::{connect, connect_alpn, read_message};
 use obelysk_node::{CoordinatorAddress, ExitReason, IdentityStore, Node, NodeConfig, Token};
-use obelysk_protocol::wire::{FrameHeader, Hello, MAX_CONTROL_BYTES, Message, MessageId, ResultAck};
+use obelysk_protocol::wire::{FrameHeader, MAX_CONTROL_BYTES, Message, MessageId, ResultAck};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
@@ -337,35 +336,6 @@ async fn broken_frames_end_their_connection_and_nothing_else() {
     let _node = node(&handle, "fine", toy());
     joined(&handle, 1).await;
     prove(&handle, spec(2, 9)).await.0.expect("still proves");
-    handle.shutdown().await;
-}
-
-/// A machine that was let in, with nothing running on it.
-pub async fn member(handle: &Handle) -> Credential {
-    let token = handle.invite(PATIENCE, 1).expect("made");
-    let key = NodeKey::generate().expect("random");
-    let places = token.places().expect("addresses");
-    enrol(&places[0], &token, &key, "raw").await.expect("let in")
-}
-
-/// A node that comes back under its identity keeps its number, and one that claims foreign leases gets nothing by it.
-#[tokio::test(flavor = "multi_thread")]
-async fn identity_survives_a_reconnect() {
-    let handle = start(toy(), None).await;
-    let address: CoordinatorAddress = handle.address().parse().expect("own address");
-    let hello = |held| Hello { name: "raw".to_owned(), identity: [1; 32], cores: 1, models: vec![MODEL], held };
-    let mut numbers = Vec::new();
-    let [first, second] = [member(&handle).await, member(&handle).await];
-    for (credential, held) in [(&first, vec![]), (&second, vec![77]), (&first, vec![])] {
-        let (_endpoint, connection) = connect(&address, Some(&credential.client())).await.expect("connects");
-        let (mut send, mut recv) = connection.open_bi().await.expect("opens");
-        write_message(&mut send, &Message::Hello(hello(held))).await.expect("sends");
-        match read_message(&mut recv).await.expect("answers") {
-            Some(Message::Welcome(welcome)) => numbers.push(welcome.node),
-            other => panic!("no welcome: {other:?}"),
-        }
-    }
-    assert_eq!(numbers, [1, 2, 1]);
     handle.shutdown().await;
 }
 

@@ -2,6 +2,7 @@
 
 mod joining;
 mod loopback;
+mod members;
 mod process;
 mod proxy;
 mod simulator;

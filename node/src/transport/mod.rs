@@ -86,41 +86,40 @@ pub async fn connect_alpn(
     identity: Option<&ClientIdentity>,
     alpn: &[&[u8]],
 ) -> Result<(Endpoint, quinn::Connection), TransportError> {
-    let (crypto, verdict) = tls::client_config(address.fingerprint, alpn, identity)?;
-    connect_with(None, address, crypto, &verdict).await
+    let crypto = tls::client_config(address.fingerprint, alpn, identity)?;
+    let remote = resolve(address).await?;
+    let local: SocketAddr = if remote.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { (Ipv6Addr::UNSPECIFIED.octets(), 0).into() };
+    let endpoint = Endpoint::client(local).map_err(|e| TransportError::Setup(e.to_string()))?;
+    let connection = dial(&endpoint, remote, crypto).await?;
+    Ok((endpoint, connection))
 }
 
-/// As [`connect_alpn`] without a certificate, from this local address.
+/// As [`connect_alpn`] without a certificate, over an endpoint that exists: for many connections from one socket.
 ///
 /// # Errors
 /// As [`connect`].
-pub async fn connect_from(
-    local: SocketAddr,
+pub async fn connect_over(
+    endpoint: &Endpoint,
     address: &CoordinatorAddress,
     alpn: &[&[u8]],
-) -> Result<(Endpoint, quinn::Connection), TransportError> {
-    let (crypto, verdict) = tls::client_config(address.fingerprint, alpn, None)?;
-    connect_with(Some(local), address, crypto, &verdict).await
+) -> Result<quinn::Connection, TransportError> {
+    let crypto = tls::client_config(address.fingerprint, alpn, None)?;
+    dial(endpoint, resolve(address).await?, crypto).await
 }
 
-async fn connect_with(
-    local: Option<SocketAddr>,
-    address: &CoordinatorAddress,
-    crypto: quinn::crypto::rustls::QuicClientConfig,
-    verdict: &tls::Verdict,
-) -> Result<(Endpoint, quinn::Connection), TransportError> {
-    let remote = resolve(address).await?;
-    let any: SocketAddr = if remote.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { (Ipv6Addr::UNSPECIFIED.octets(), 0).into() };
-    let endpoint = Endpoint::client(local.unwrap_or(any)).map_err(|e| TransportError::Setup(e.to_string()))?;
+async fn dial(
+    endpoint: &Endpoint,
+    remote: SocketAddr,
+    (crypto, verdict): (quinn::crypto::rustls::QuicClientConfig, tls::Verdict),
+) -> Result<quinn::Connection, TransportError> {
     let mut config = quinn::ClientConfig::new(Arc::new(crypto));
     config.transport_config(Arc::new(transport_config(IDLE_TIMEOUT_MS)));
     let connecting = endpoint.connect_with(config, remote, tls::SERVER_NAME).map_err(|e| TransportError::Setup(e.to_string()))?;
-    let connection = match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
-        Err(_) => return Err(TransportError::Timeout(CONNECT_TIMEOUT.as_secs())),
-        Ok(Ok(connection)) => connection,
-        Ok(Err(error)) => return Err(verdict.error().unwrap_or_else(|| lost(&error))),
-    };
-    Ok((endpoint, connection))
+    match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
+        Err(_) => Err(TransportError::Timeout(CONNECT_TIMEOUT.as_secs())),
+        Ok(Ok(connection)) => Ok(connection),
+        Ok(Err(error)) => Err(verdict.error().unwrap_or_else(|| lost(&error))),
+    }
 }
 
 async fn resolve(address: &CoordinatorAddress) -> Result<SocketAddr, TransportError> {
