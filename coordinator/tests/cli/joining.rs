@@ -110,7 +110,8 @@ fn a_whole_join_leaves_no_secret_in_logs_or_process_lists() {
     // Where the seed stands in a token: bytes 65 to 97 of its base32.
     let mut secrets: Vec<String> = [by_file, by_env, by_pipe].map(|t| t[8 + 106..8 + 152].to_owned()).into();
     secrets.extend(private_keys(&place));
-    let logs = ["coordinator.log", "file.log", "env.log", "pipe.log"].map(|log| String::from_utf8(place.read(log)).expect("text"));
+    let logs =
+        ["coordinator.log", "file.log", "env.log", "pipe.log"].map(|log| String::from_utf8(place.read(log)).expect("text"));
     assert!(logs.iter().all(|log| log.len() > 200), "the logs are there to be searched");
     for secret in &secrets {
         let found = logs.iter().chain([&shown]).any(|text| text.to_ascii_lowercase().contains(&secret[..32]));

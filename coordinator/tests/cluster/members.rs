@@ -32,6 +32,15 @@ async fn hello(
     credential: &Credential,
     instance: u8,
 ) -> Result<(Endpoint, Connection, Message), TransportError> {
+    greet(handle, credential, instance, vec![]).await
+}
+
+async fn greet(
+    handle: &Handle,
+    credential: &Credential,
+    instance: u8,
+    held: Vec<u64>,
+) -> Result<(Endpoint, Connection, Message), TransportError> {
     let (endpoint, connection) = connect(&place(handle), Some(&credential.client())).await?;
     let words = async {
         let (mut send, mut recv) = connection.open_bi().await.map_err(|e| lost(&e))?;

@@ -42,7 +42,7 @@ impl SessionEnd {
 enum Internal {
     Prepared { epoch: u64, task: Result<Task, TransportError> },
     Uploaded { epoch: u64, result: Result<(), TransportError> },
-    Renewed(Result<Credential, NodeError>),
+    Renewed(Box<Result<Credential, NodeError>>),
 }
 
 struct Session<'a> {
@@ -170,7 +170,7 @@ impl Session<'_> {
                 },
                 Some(report) = reports.recv() => match report {
                     Internal::Renewed(result) => {
-                        let pause = self.renewed(result)?;
+                        let pause = self.renewed(*result)?;
                         renewal.as_mut().reset(tokio::time::Instant::now() + pause);
                     }
                     Internal::Prepared { epoch, task } => self.prepared(epoch, task).await?,
@@ -268,7 +268,7 @@ impl Session<'_> {
                 Ok(old) => renew(&connection, &old).await,
                 Err(error) => Err(error.into()),
             };
-            let _ = internal.send(Internal::Renewed(result)).await;
+            let _ = internal.send(Internal::Renewed(Box::new(result))).await;
         });
     }
 
