@@ -117,7 +117,9 @@ impl Authority {
             )));
         }
         let key = KeyPair::try_from(&PrivatePkcs8KeyDer::from(form.key.as_slice())).map_err(|_| damaged())?;
-        Self::assemble(form.cluster, CertificateDer::from(form.certificate), key)
+        let certificate = CertificateDer::from(form.certificate);
+        Fingerprint::of_certificate(&certificate).map_err(|_| damaged())?;
+        Self::assemble(form.cluster, certificate, key)
     }
 
     /// The cluster.

@@ -7,7 +7,7 @@ use obelysk_coordinator::identity::{FileStorage, Storage};
 use obelysk_coordinator::{Admissions, Coordinator, CoordinatorConfig, Handle};
 use obelysk_node::error::TransportError;
 use obelysk_node::identity::{Credential, NodeKey, ask, enrol, renew, unix_now};
-use obelysk_node::transport::quinn::{Connection, Endpoint};
+use obelysk_node::transport::quinn::{Connection, Endpoint, RecvStream, SendStream};
 use obelysk_node::transport::{connect, ended, lost, read_message, write_message};
 use obelysk_node::{ExitReason, IdentityStore, Node, NodeConfig};
 use obelysk_protocol::wire::{
@@ -26,30 +26,31 @@ async fn member(handle: &Handle) -> Credential {
     enrol(&places[0], &token, &key, "raw").await.expect("let in")
 }
 
+/// A session as a node opens it; its streams end when it is dropped.
+#[derive(Debug)]
+struct Open {
+    answer: Message,
+    connection: Connection,
+    _streams: (SendStream, RecvStream),
+    _endpoint: Endpoint,
+}
+
 /// Says hello with a certificate and returns the answer, or why there was none.
-async fn hello(
-    handle: &Handle,
-    credential: &Credential,
-    instance: u8,
-) -> Result<(Endpoint, Connection, Message), TransportError> {
+async fn hello(handle: &Handle, credential: &Credential, instance: u8) -> Result<Open, TransportError> {
     greet(handle, credential, instance, vec![]).await
 }
 
-async fn greet(
-    handle: &Handle,
-    credential: &Credential,
-    instance: u8,
-    held: Vec<u64>,
-) -> Result<(Endpoint, Connection, Message), TransportError> {
+async fn greet(handle: &Handle, credential: &Credential, instance: u8, held: Vec<u64>) -> Result<Open, TransportError> {
     let (endpoint, connection) = connect(&place(handle), Some(&credential.client())).await?;
     let words = async {
         let (mut send, mut recv) = connection.open_bi().await.map_err(|e| lost(&e))?;
         let hello = Hello { name: "raw".to_owned(), identity: [instance; 32], cores: 1, models: vec![MODEL], held };
         write_message(&mut send, &Message::Hello(hello)).await?;
-        read_message(&mut recv).await?.ok_or(TransportError::Truncated("before a welcome"))
+        let answer = read_message(&mut recv).await?.ok_or(TransportError::Truncated("before a welcome"))?;
+        Ok((answer, (send, recv)))
     };
-    let answer = words.await.map_err(|e| ended(&connection, e))?;
-    Ok((endpoint, connection, answer))
+    let (answer, streams) = words.await.map_err(|e| ended(&connection, e))?;
+    Ok(Open { answer, connection, _streams: streams, _endpoint: endpoint })
 }
 
 /// A node that comes back under its certificate keeps its number, and one that claims foreign leases gets nothing by it.
@@ -59,7 +60,7 @@ async fn identity_survives_a_reconnect() {
     let mut numbers = Vec::new();
     let [first, second] = [member(&handle).await, member(&handle).await];
     for (credential, held) in [(&first, vec![]), (&second, vec![77]), (&first, vec![])] {
-        match greet(&handle, credential, 1, held).await.expect("answers").2 {
+        match greet(&handle, credential, 1, held).await.expect("answers").answer {
             Message::Welcome(welcome) => numbers.push(welcome.node),
             other => panic!("no welcome: {other:?}"),
         }
@@ -72,7 +73,7 @@ async fn identity_survives_a_reconnect() {
 async fn only_members_work_and_only_administrators_order() {
     let (handle, other) = (start(toy(), None).await, start(toy(), None).await);
     let node = member(&handle).await;
-    let (_a, _b, answer) = hello(&handle, &node, 1).await.expect("answers");
+    let Open { answer, .. } = hello(&handle, &node, 1).await.expect("answers");
     assert!(matches!(answer, Message::Welcome(_)), "{answer:?}");
     // No certificate.
     let (_endpoint, bare) = connect(&place(&handle), None).await.expect("connects");
@@ -93,7 +94,7 @@ async fn only_members_work_and_only_administrators_order() {
     let key = NodeKey::generate().expect("random");
     let fresh = handle.admissions().authority().certify_node(&key.request().expect("made"), unix_now(), day).expect("issued");
     let stray = Credential { key, certificate: fresh.to_vec(), ..node.duplicate().expect("copied") };
-    let (_a, _b, answer) = hello(&handle, &stray, 4).await.expect("answers");
+    let Open { answer, .. } = hello(&handle, &stray, 4).await.expect("answers");
     assert!(
         matches!(&answer, Message::Refused(Refused { reason, retry: false }) if reason.contains("not a member")),
         "{answer:?}"
@@ -126,13 +127,13 @@ async fn an_evicted_node_is_out_at_once_and_for_good() {
     let admin = handle.admissions().new_admin(handle.addresses().to_vec()).expect("made");
     let node = member(&handle).await;
     assert_eq!(state(&handle, &admin, &node).await, NodeState::Away);
-    let (_endpoint, live, answer) = hello(&handle, &node, 1).await.expect("answers");
-    assert!(matches!(answer, Message::Welcome(_)), "{answer:?}");
+    let live = hello(&handle, &node, 1).await.expect("answers");
+    assert!(matches!(live.answer, Message::Welcome(_)), "{live:?}");
     assert_eq!(state(&handle, &admin, &node).await, NodeState::Here);
     order(&handle, &admin, Message::NodeEvict(NodeEvict { node: node.id().0, reason: "stolen".to_owned() })).await;
-    let closed = tokio::time::timeout(Duration::from_secs(5), live.closed()).await.expect("the live connection ends");
+    let closed = tokio::time::timeout(Duration::from_secs(5), live.connection.closed()).await.expect("the live connection ends");
     assert!(closed.to_string().contains("stolen"), "{closed}");
-    let (_a, _b, answer) = hello(&handle, &node, 1).await.expect("answers");
+    let Open { answer, .. } = hello(&handle, &node, 1).await.expect("answers");
     assert!(matches!(&answer, Message::Refused(Refused { reason, retry: false }) if reason.contains("stolen")), "{answer:?}");
     assert_eq!(state(&handle, &admin, &node).await, NodeState::Evicted);
     // Not even with a new token, as long as the key is the same.
@@ -164,8 +165,8 @@ async fn certificates_are_renewed_at_half_life_and_end_connections_when_they_are
     let node = tokio::spawn(Node::run_until(NodeConfig::new("n"), invited(&handle), toy(), std::future::pending()));
     joined(&handle, 1).await;
     let idle = member(&handle).await;
-    let (_endpoint, live, _) = hello(&handle, &idle, 1).await.expect("answers");
-    let closed = tokio::time::timeout(Duration::from_secs(10), live.closed()).await.expect("cut off");
+    let live = hello(&handle, &idle, 1).await.expect("answers");
+    let closed = tokio::time::timeout(Duration::from_secs(10), live.connection.closed()).await.expect("cut off");
     assert!(closed.to_string().contains("not renewed"), "{closed}");
     let error = hello(&handle, &idle, 1).await.expect_err("expired");
     assert!(matches!(error, TransportError::CertificateRefused(_)), "{error}");
@@ -179,11 +180,11 @@ async fn certificates_are_renewed_at_half_life_and_end_connections_when_they_are
 async fn a_renewal_is_for_the_same_key() {
     let handle = start(toy(), None).await;
     let node = member(&handle).await;
-    let (_endpoint, live, _) = hello(&handle, &node, 1).await.expect("answers");
-    let fresh = renew(&live, &node).await.expect("renewed");
+    let live = hello(&handle, &node, 1).await.expect("answers");
+    let fresh = renew(&live.connection, &node).await.expect("renewed");
     assert!(fresh.id() == node.id() && fresh.certificate != node.certificate);
     let csr = NodeKey::generate().expect("random").request().expect("made");
-    let error = ask(&live, &Message::Renew(Renew { csr })).await.expect_err("another key").to_string();
+    let error = ask(&live.connection, &Message::Renew(Renew { csr })).await.expect_err("another key").to_string();
     assert!(error.contains("another key"), "{error}");
     handle.shutdown().await;
 }
@@ -193,7 +194,7 @@ async fn two_machines_with_one_identity_are_told() {
     let handle = start(toy(), None).await;
     let node = member(&handle).await;
     for (instance, welcome) in [(1, true), (1, true), (2, true), (1, false), (2, true)] {
-        let (_a, _b, answer) = hello(&handle, &node, instance).await.expect("answers");
+        let Open { answer, .. } = hello(&handle, &node, instance).await.expect("answers");
         assert_eq!(matches!(answer, Message::Welcome(_)), welcome, "{instance}: {answer:?}");
         if let Message::Refused(no) = answer {
             assert!(no.reason.contains("same identity") && !no.retry, "{}", no.reason);
@@ -243,7 +244,7 @@ async fn a_restarted_coordinator_knows_its_own() {
     joined(&again, 1).await;
     refused(joins(&again, &spent).await, "used 1 times");
     joins(&again, &unspent).await.expect("a token outlives the process");
-    let (_a, _b, answer) = hello(&again, &out, 1).await.expect("answers");
+    let Open { answer, .. } = hello(&again, &out, 1).await.expect("answers");
     assert!(matches!(&answer, Message::Refused(no) if no.reason.contains("lost")), "{answer:?}");
     again.shutdown().await;
     let _ = node.await;
