@@ -4,18 +4,20 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
+use std::slice;
 use std::sync::Arc;
 
 use obelysk_model::recent::Recent;
 use obelysk_node::engine::{CheckError, Checker, Pieces, Verdict, WorkKind};
 use obelysk_node::job_bytes::{Boundaries, Challenge, CommitBlob, JobSpec, OpenJob, claims_from_bytes, hidden_from_bytes};
 use obelysk_protocol::circuit::descriptor::Descriptor;
+use obelysk_protocol::circuit::segment::Circuit;
 use obelysk_protocol::circuit::{PublicInput, segment_count};
 use obelysk_protocol::field::QM31;
 use obelysk_protocol::transcript::{Digest, HashSuite};
 use obelysk_protocol::verifier::aggregate::{
-    MINIMUM_SECURITY_BITS, Statement, boundary_point, neighbours, segment_fork, segment_input, verify_bytes, verify_claims,
-    verify_segment,
+    MINIMUM_SECURITY_BITS, Outline, Stated as _, boundary_point, neighbours, segment_fork, segment_view, verify_bytes,
+    verify_claims, verify_segment,
 };
 use obelysk_protocol::verifier::bytes::Reader;
 use obelysk_protocol::verifier::opening::OpeningProof;
@@ -121,7 +123,8 @@ impl<S: HashSuite, B: Backend> ProofChecker<S, B> {
     fn check_prove(&self, job: &Job, segment: usize, inputs: &[&[u8]], (extra, output): (&[u8], &[u8])) -> Result<(), Verdict> {
         let open = self.open(job, extra).map_err(reject)?;
         let s = &open.statement;
-        let (claimed, proof) = claims_from_bytes(output, &job.model, s, segment).map_err(reject)?;
+        let circuit = s.circuit(&job.model, segment).map_err(reject)?;
+        let (claimed, proof) = claims_from_bytes(output, &job.model, (segment, &circuit)).map_err(reject)?;
         let limbs = job.model.descriptor.boundary_limbs();
         let values = |l: Option<usize>, blob: Option<&&[u8]>| -> Result<Vec<QM31>, Verdict> {
             let Some(l) = l.filter(|l| l + 1 < job.segments()) else { return Ok(Vec::new()) };
@@ -133,7 +136,7 @@ impl<S: HashSuite, B: Backend> ProofChecker<S, B> {
         if claimed != (before, after) {
             return Err(reject("the boundary values are not those of the hidden states"));
         }
-        let input = segment_input::<S>(&job.model, s, &open.seed, segment, (&claimed.0, &claimed.1));
+        let input = segment_view::<S>(&job.model, s, &open.seed, (segment, &circuit), (&claimed.0, &claimed.1));
         let mut t = segment_fork::<S>(&open.seed, s, segment);
         verify_claims(&mut t, &input, &proof).map(|_| ()).map_err(reject)
     }
@@ -142,10 +145,13 @@ impl<S: HashSuite, B: Backend> ProofChecker<S, B> {
     fn check_open(&self, job: &Job, segment: usize, inputs: &[&[u8]], (extra, output): (&[u8], &[u8])) -> Result<(), Verdict> {
         let open = self.open(job, extra).map_err(reject)?;
         let claims = inputs.last().copied().unwrap_or_default();
-        let (around, proof) = segment_proof(job, &open.statement, segment, claims, output).map_err(reject)?;
+        let circuit = &*open.statement.circuit(&job.model, segment).map_err(reject)?;
+        let (around, proof) = segment_proof(job, (segment, circuit), claims, output).map_err(reject)?;
         let root = Challenge::decode(extra).map_err(reject)?.roots[segment];
         let about = (root, (around.0.as_slice(), around.1.as_slice()));
-        verify_segment::<S>(&job.model, &open.statement, &open.seed, segment, about, &proof).map(|_| ()).map_err(reject)
+        verify_segment::<S>(&job.model, &open.statement, &open.seed, (segment, circuit), about, &proof)
+            .map(|_| ())
+            .map_err(reject)
     }
 }
 
@@ -160,8 +166,12 @@ pub fn admit<S: HashSuite>(model: &Registered, spec: &JobSpec) -> Result<(), Che
         Descriptor::Decoder(_) => Vec::new(),
     };
     let input = PublicInput { output, ..spec.input() };
-    let statement = Statement::new::<S>(model, input, spec.mode).or_else(refuse)?;
-    let bits = soundness::minimum(&soundness::budget(model, &statement.circuits));
+    let statement = Outline::new::<S>(model, input, spec.mode).or_else(refuse)?;
+    let mut bits = f64::INFINITY;
+    for segment in 0..segment_count(&model.descriptor) {
+        let circuit = &*statement.circuit(model, segment).or_else(refuse)?;
+        bits = bits.min(soundness::minimum(&soundness::budget(model, slice::from_ref(circuit))));
+    }
     if bits < MINIMUM_SECURITY_BITS {
         return refuse(format!("the model was registered for {bits:.0} bits of security only: register it again"));
     }
@@ -174,15 +184,13 @@ fn reject(error: impl Display) -> Verdict {
 
 fn segment_proof(
     job: &Job,
-    s: &Statement,
-    segment: usize,
+    (segment, circuit): (usize, &Circuit),
     claims: &[u8],
     opening: &[u8],
 ) -> Result<(Boundaries, SegmentProof), String> {
-    let (boundaries, claims) = claims_from_bytes(claims, &job.model, s, segment).map_err(|e| e.to_string())?;
+    let (boundaries, claims) = claims_from_bytes(claims, &job.model, (segment, circuit)).map_err(|e| e.to_string())?;
     let mut r = Reader::new(opening);
-    let opening =
-        OpeningProof::read(&mut r, &opening_shape(&s.circuits[segment], &job.model.opening())).map_err(|e| e.to_string())?;
+    let opening = OpeningProof::read(&mut r, &opening_shape(circuit, &job.model.opening())).map_err(|e| e.to_string())?;
     match r.remaining() {
         0 => Ok((boundaries, SegmentProof { claims, opening })),
         n => Err(format!("opening: {n} bytes too many")),
@@ -222,7 +230,7 @@ impl<S: HashSuite, B: Backend + 'static> Checker for ProofChecker<S, B> {
         let roots: Vec<Digest> = commits.iter().map(|c| c.root).collect();
         let output = commits.pop().map(|head| head.output).unwrap_or_default();
         let input = PublicInput { output: output.clone(), ..job.spec.input() };
-        let s = Statement::new::<S>(&job.model, input, job.spec.mode).map_err(pieces)?;
+        let s = Outline::new::<S>(&job.model, input, job.spec.mode).map_err(pieces)?;
         let (_, seed_nonce) = draw_seed::<S, B>(&self.backend, &job.model, &s, &roots);
         Ok(Challenge { output, roots, seed_nonce }.encode())
     }
@@ -237,7 +245,8 @@ impl<S: HashSuite, B: Backend + 'static> Checker for ProofChecker<S, B> {
         }
         let (mut around, mut segments) = (Vec::new(), Vec::new());
         for (l, (claims, opening)) in p.proves.iter().zip(p.opens).enumerate() {
-            let (boundaries, proof) = segment_proof(&job, &open.statement, l, claims, opening).map_err(pieces)?;
+            let circuit = open.statement.circuit(&job.model, l).map_err(pieces)?;
+            let (boundaries, proof) = segment_proof(&job, (l, &circuit), claims, opening).map_err(pieces)?;
             around.push(boundaries);
             segments.push(proof);
         }

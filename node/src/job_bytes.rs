@@ -9,11 +9,12 @@
 
 use obelysk_protocol::PROTOCOL_VERSION;
 use obelysk_protocol::circuit::descriptor::{Descriptor, MAX_TOKENS};
+use obelysk_protocol::circuit::segment::Circuit;
 use obelysk_protocol::circuit::{PublicInput, Sequence, segment_count};
 use obelysk_protocol::field::QM31;
 use obelysk_protocol::transcript::{Digest, HashSuite, Seed};
 use obelysk_protocol::verifier::VerifyError;
-use obelysk_protocol::verifier::aggregate::{Statement, open_statement};
+use obelysk_protocol::verifier::aggregate::{Outline, open_statement};
 use obelysk_protocol::verifier::bytes::{BytesError, Reader, put_felts};
 use obelysk_protocol::verifier::proof::{Header, read_claims, write_claims};
 use obelysk_protocol::verifier::registered::Registered;
@@ -135,7 +136,7 @@ pub struct Challenge {
 #[derive(Debug)]
 pub struct OpenJob {
     /// What is proved.
-    pub statement: Statement,
+    pub statement: Outline,
     /// Where all forks start.
     pub seed: Seed,
 }
@@ -271,15 +272,14 @@ pub fn claims_to_bytes((before, after): &Boundaries, proof: &ClaimsProof) -> Vec
     out
 }
 
-/// Reads a segment's claims with the boundary values around it: as many as limbs, but none outside the model.
+/// Reads the claims of a segment with the boundary values around it: as many as limbs, but none outside the model.
 ///
 /// # Errors
 /// [`JobBytesError`].
 pub fn claims_from_bytes(
     data: &[u8],
     model: &Registered,
-    s: &Statement,
-    segment: usize,
+    (segment, circuit): (usize, &Circuit),
 ) -> Result<(Boundaries, ClaimsProof), JobBytesError> {
     let what = "claims";
     let (err, mut r) = (bytes(what), Reader::new(data));
@@ -287,7 +287,6 @@ pub fn claims_from_bytes(
     let limbs = |exists: bool| if exists { d.boundary_limbs() } else { 0 };
     let before = r.many(limbs(segment > 0), Reader::felt).map_err(&err)?;
     let after = r.many(limbs(segment + 1 < segment_count(d)), Reader::felt).map_err(&err)?;
-    let circuit = s.circuits.get(segment).ok_or_else(|| JobBytesError::Content { what, cause: "no such segment".into() })?;
     let proof = read_claims(&mut r, circuit, usize::from(d.row_log())).map_err(&err)?;
     end(what, &r)?;
     Ok(((before, after), proof))

@@ -14,7 +14,7 @@ use obelysk_model::recent::{Key, Recent};
 use obelysk_model::source::WEIGHT_BYTES;
 use obelysk_protocol::circuit::{PublicInput, segment_count};
 use obelysk_protocol::transcript::{Digest, HashSuite};
-use obelysk_protocol::verifier::aggregate::check_input;
+use obelysk_protocol::verifier::aggregate::{Stated as _, check_input};
 use obelysk_shard::hidden;
 use obelysk_shard::job::{self, Backend, Committed, JobError, LoadedModel, SegmentClaims};
 use std::collections::BTreeMap;
@@ -102,7 +102,9 @@ impl<S: HashSuite, B: Backend + 'static> Engine for ProverEngine<S, B> {
                 progress(500);
                 let blob = inputs.last().map_or(&[][..], Vec::as_slice);
                 let (s, seed) = (&job.statement, &job.seed);
-                let (boundaries, proof) = claims_from_bytes(blob, &model.registered, s, item.segment).map_err(malformed)?;
+                let circuit = s.circuit(&model.registered, item.segment).map_err(|e| EngineError::Malformed(e.to_string()))?;
+                let of = (item.segment, &*circuit);
+                let (boundaries, proof) = claims_from_bytes(blob, &model.registered, of).map_err(malformed)?;
                 let claims = SegmentClaims { boundaries, proof };
                 let opening =
                     job::open(&self.backend, &model, s, seed, item.segment, (&committed, &claims)).map_err(job_error)?;

@@ -22,9 +22,7 @@ use obelysk_protocol::circuit::{self, BuildError, PublicInput, exp_tables};
 use obelysk_protocol::field::{M31, QM31, ZERO, signed};
 use obelysk_protocol::transcript::{Digest, HashSuite, Seed, Transcript};
 use obelysk_protocol::verifier::VerifyError;
-use obelysk_protocol::verifier::aggregate::{
-    Statement, boundary_point, oracle_claims, segment_fork, segment_input, verify_claims,
-};
+use obelysk_protocol::verifier::aggregate::{Stated, boundary_point, oracle_claims, segment_fork, segment_view, verify_claims};
 use obelysk_protocol::verifier::final_sumcheck::value_rows;
 use obelysk_protocol::verifier::opening::{Claim, OpeningProof};
 use obelysk_protocol::verifier::registered::Registered;
@@ -363,13 +361,14 @@ pub struct SegmentClaims {
 pub fn prove<S: HashSuite, B: Backend>(
     k: &B,
     model: &LoadedModel<S, B>,
-    s: &Statement,
+    s: &impl Stated,
     seed: &Seed,
     segment: usize,
     committed: &Committed<B>,
 ) -> Result<SegmentClaims, JobError> {
     let boundaries = boundaries(model, s, seed, segment, committed);
-    let input = segment_input::<S>(&model.registered, s, seed, segment, (&boundaries.0, &boundaries.1));
+    let circuit = s.circuit(&model.registered, segment)?;
+    let input = segment_view::<S>(&model.registered, s, seed, (segment, &circuit), (&boundaries.0, &boundaries.1));
     let mut t = segment_fork::<S>(seed, s, segment);
     let weights = model.model.segment(segment)?;
     let matrices: Vec<&[i8]> = weights.matrices.iter().map(|m| m.data.as_slice()).collect();
@@ -381,7 +380,7 @@ pub fn prove<S: HashSuite, B: Backend>(
 
 fn boundaries<S: HashSuite, B: Backend>(
     model: &LoadedModel<S, B>,
-    s: &Statement,
+    s: &impl Stated,
     seed: &Seed,
     segment: usize,
     committed: &Committed<B>,
@@ -400,13 +399,15 @@ fn boundaries<S: HashSuite, B: Backend>(
 pub fn open<S: HashSuite, B: Backend>(
     k: &B,
     model: &LoadedModel<S, B>,
-    s: &Statement,
+    s: &impl Stated,
     seed: &Seed,
     segment: usize,
     (committed, claims): (&Committed<B>, &SegmentClaims),
 ) -> Result<OpeningProof, JobError> {
     let _span = tracing::info_span!("open").entered();
-    let input = segment_input::<S>(&model.registered, s, seed, segment, (&claims.boundaries.0, &claims.boundaries.1));
+    let circuit = s.circuit(&model.registered, segment)?;
+    let around = (&claims.boundaries.0[..], &claims.boundaries.1[..]);
+    let input = segment_view::<S>(&model.registered, s, seed, (segment, &circuit), around);
     let mut t = segment_fork::<S>(seed, s, segment);
     let open = verify_claims(&mut t, &input, &claims.proof)?;
     let oracles = oracle_claims(&model.registered, input.circuit, segment, committed.root(), open);

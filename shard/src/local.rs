@@ -5,7 +5,7 @@ use crate::job::{self, Backend, Committed, JobError, LoadedModel};
 use obelysk_protocol::PROTOCOL_VERSION;
 use obelysk_protocol::circuit::{PublicInput, segment_count};
 use obelysk_protocol::transcript::{HashSuite, Seed};
-use obelysk_protocol::verifier::aggregate::{Statement, absorb_roots, main_transcript};
+use obelysk_protocol::verifier::aggregate::{Outline, Stated, absorb_roots, main_transcript};
 use obelysk_protocol::verifier::proof::{Header, MODE_FORKED, Proof, SegmentProof};
 use obelysk_protocol::verifier::registered::Registered;
 use std::time::{Duration, Instant};
@@ -29,7 +29,7 @@ impl Phases {
 
 /// Committed values kept until their segment is proved; what does not fit is computed again from the boundary,
 /// so that memory grows with a segment and not with the model.
-const KEPT_BYTES: usize = 1 << 30;
+const KEPT_BYTES: usize = 2 << 30;
 
 /// Boundary states of all segments, and the committed values that fit in memory.
 struct States<B: Backend> {
@@ -81,7 +81,7 @@ pub fn prove_with<S: HashSuite, B: Backend>(
     }
     let output = hidden::output(&model.registered.descriptor, input, &states.hidden[segments - 1]);
     let input = &PublicInput { output, ..input.clone() };
-    let s = phases.time("statement", || Statement::new::<S>(&model.registered, input.clone(), MODE_FORKED))?;
+    let s = phases.time("statement", || Outline::new::<S>(&model.registered, input.clone(), MODE_FORKED))?;
     let (seed, seed_nonce) = draw_seed::<S, B>(k, &model.registered, &s, &roots);
     let (mut proofs, mut boundaries) = (Vec::new(), Vec::new());
     for l in 0..segments {
@@ -114,7 +114,7 @@ pub fn prove_with<S: HashSuite, B: Backend>(
 pub fn draw_seed<S: HashSuite, B: Backend>(
     k: &B,
     model: &Registered,
-    s: &Statement,
+    s: &impl Stated,
     roots: &[obelysk_protocol::transcript::Digest],
 ) -> (Seed, u64) {
     let mut t = main_transcript::<S>(model, s);

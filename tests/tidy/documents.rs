@@ -33,9 +33,12 @@ pub fn commands() -> BTreeSet<String> {
     for command in variants(&source, "Command") {
         let title = command[..1].to_uppercase() + &command[1..];
         let nested = format!("{title}Command");
-        if source.contains(&format!("pub enum {nested} {{")) {
+        let group = source.contains(&format!("pub enum {nested} {{"));
+        if group {
             out.extend(variants(&source, &nested).into_iter().map(|inner| format!("{command} {inner}")));
-        } else {
+        }
+        // A command that may be followed by another is one by itself.
+        if !group || source.contains(&format!("Option<{nested}>")) {
             out.insert(command);
         }
     }

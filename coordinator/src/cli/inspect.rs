@@ -6,8 +6,8 @@ use super::home::{Home, read_bounded};
 use super::output::{Out, hex, size};
 use super::verify::MAX_PROOF_BYTES;
 use obelysk_node::{ModelFolder, NodeSuite};
-use obelysk_protocol::circuit::PublicInput;
-use obelysk_protocol::verifier::aggregate::Statement;
+use obelysk_protocol::circuit::{PublicInput, segment_count};
+use obelysk_protocol::verifier::aggregate::{Outline, Stated as _};
 use obelysk_protocol::verifier::bytes::Reader;
 use obelysk_protocol::verifier::opening::OpeningProof;
 use obelysk_protocol::verifier::proof::{Header, opening_shape, read_claims};
@@ -73,10 +73,11 @@ pub fn run(out: &Out, home: &Home, args: &InspectArgs) -> Result<(), Failure> {
 
 fn segments(model: &ModelFolder, header: &Header, r: &mut Reader<'_>) -> Result<Vec<SegmentBytes>, Failure> {
     let input = PublicInput { ids: header.ids.clone(), sequences: header.sequences.clone(), output: header.output.clone() };
-    let statement = Statement::new::<NodeSuite>(&model.registered, input, header.mode)?;
+    let statement = Outline::new::<NodeSuite>(&model.registered, input, header.mode)?;
     let params = model.registered.opening();
     let mut out = Vec::new();
-    for c in &statement.circuits {
+    for segment in 0..segment_count(&model.registered.descriptor) {
+        let c = &*statement.circuit(&model.registered, segment)?;
         let start = r.remaining();
         read_claims(r, c, params.h as usize)?;
         let middle = r.remaining();

@@ -5,6 +5,7 @@
 
 use super::builder::Builder;
 use super::expr::Expr;
+use super::rotations::Rotations;
 use super::segment::{Coord, Eval, Factor, Relation, Value};
 use super::shape::{Blocks, Logical, join, kappa, rho};
 use super::table::{RowIndex, TableColumn};
@@ -44,13 +45,17 @@ impl Heads {
     }
 }
 
-/// Tables of the exponential, given by the registered model: `E(i)` and `E(i - 1)` for `i` in `[0, 2^16)`.
+/// Tables that circuits share: of the exponential, `E(i)` and `E(i - 1)` for `i` in `[0, 2^16)`, and of rotations.
+///
+/// Whoever builds several circuits of a statement hands the same value to each: rotations are then computed once.
 #[derive(Clone, Debug)]
 pub struct ExpTables {
     /// E(i).
     pub at: Arc<Vec<i32>>,
     /// E(i - 1).
     pub before: Arc<Vec<i32>>,
+    /// Rotations by the positions of the statement.
+    pub(super) rotations: Rotations,
 }
 
 /// Columns of a score chip, one per block of heads.

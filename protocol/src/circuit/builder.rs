@@ -80,6 +80,9 @@ pub struct Builder {
     tags: BTreeMap<String, usize>,
     /// Windows of each table's columns, found once.
     table_windows: Vec<Vec<Window>>,
+    /// Windows of parameters and of public columns, likewise.
+    param_windows: Vec<Window>,
+    public_windows: Vec<Window>,
     error: Option<BuildError>,
 }
 
@@ -88,7 +91,15 @@ impl Builder {
     #[must_use]
     pub fn new(name: &str, tokens: usize, token_log: usize) -> Self {
         let circuit = Circuit { name: name.to_owned(), tokens, token_log, ..Circuit::default() };
-        Self { circuit, windows: Vec::new(), tags: BTreeMap::new(), table_windows: Vec::new(), error: None }
+        Self {
+            circuit,
+            windows: Vec::new(),
+            tags: BTreeMap::new(),
+            table_windows: Vec::new(),
+            param_windows: Vec::new(),
+            public_windows: Vec::new(),
+            error: None,
+        }
     }
 
     /// The circuit so far.
@@ -149,12 +160,18 @@ impl Builder {
         if !values.len().is_power_of_two() {
             self.fail_shape("a parameter block must have a power-of-two length");
         }
+        let (low, high) = (values.iter().min(), values.iter().max());
+        self.param_windows.push((low.map_or(0, |&v| v.into()), high.map_or(0, |&v| v.into())));
         self.circuit.params.push(Param { values: values.to_vec(), log_size });
         (self.circuit.params.len() - 1) as u32
     }
 
-    /// Adds a public column.
+    /// Adds a public column; one that reads the very same table in the same way is there only once.
     pub fn public(&mut self, column: PublicColumn) -> u32 {
+        if let Some(at) = self.circuit.public.iter().position(|c| c.is(&column)) {
+            return at as u32;
+        }
+        self.public_windows.push(column.window());
         self.circuit.public.push(column);
         (self.circuit.public.len() - 1) as u32
     }
@@ -373,18 +390,11 @@ impl Builder {
     }
 
     fn source_window(&self, s: Source) -> Result<(i128, i128), u32> {
+        let wide = |(low, high): Window| (i128::from(low), i128::from(high));
         match s {
-            Source::Col(c) => self.windows[c as usize].map(|(l, h)| (i128::from(l), i128::from(h))).ok_or(c),
-            Source::Param(p) => {
-                let v = &self.circuit.params[p as usize].values;
-                let lo = v.iter().min().copied().unwrap_or(0);
-                let hi = v.iter().max().copied().unwrap_or(0);
-                Ok((i128::from(lo), i128::from(hi)))
-            }
-            Source::Public(p) => {
-                let (lo, hi) = self.circuit.public[p as usize].window();
-                Ok((i128::from(lo), i128::from(hi)))
-            }
+            Source::Col(c) => self.windows[c as usize].map(wide).ok_or(c),
+            Source::Param(p) => Ok(wide(self.param_windows[p as usize])),
+            Source::Public(p) => Ok(wide(self.public_windows[p as usize])),
             Source::Mask => Ok((0, 1)),
         }
     }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::attention::ExpTables;
+use super::rotations::Rotations;
 
 /// Fraction bits of the running product; 65,536 steps lose at most 17 of them.
 const FRACTION: u32 = 96;
@@ -34,7 +35,7 @@ fn step() -> u128 {
 /// `E(-1) = round(2^18 e^(1/4096))`.
 const BEFORE_FIRST: i32 = 262_208;
 
-/// The two function columns of the exponential table: `E(i)` and `E(i - 1)` for `i` in `[0, 2^16)`.
+/// The two function columns of the exponential table: `E(i)` and `E(i - 1)` for `i` in `[0, 2^16)`; no rotation yet.
 #[must_use]
 pub fn exp_tables() -> ExpTables {
     let step = step();
@@ -47,7 +48,7 @@ pub fn exp_tables() -> ExpTables {
     }
     let mut before = vec![BEFORE_FIRST];
     before.extend_from_slice(&at[..ROWS - 1]);
-    ExpTables { at: Arc::new(at), before: Arc::new(before) }
+    ExpTables { at: Arc::new(at), before: Arc::new(before), rotations: Rotations::default() }
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ pub mod input;
 pub mod linear;
 pub mod norm;
 pub mod rotary;
+mod rotations;
 pub mod segment;
 pub mod shape;
 pub mod table;
@@ -34,7 +35,7 @@ pub fn segment_count(d: &Descriptor) -> usize {
     d.layer_count() + 2
 }
 
-/// Builds segment `index` for a public input.
+/// Builds segment `index` for a public input. Circuits built with the same `exp` share their public tables.
 ///
 /// # Errors
 /// A descriptor whose numbers do not fit together or whose equations could wrap mod p.

@@ -216,6 +216,21 @@ pub enum PublicColumn {
 }
 
 impl PublicColumn {
+    /// Whether both read the same table, in memory, in the same way. Equal tables in two places count as different.
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        match (self, other) {
+            (
+                Self::Table { values: a, skip: s, log_channels: c },
+                Self::Table { values: b, skip: other_s, log_channels: other_c },
+            ) => Arc::ptr_eq(a, b) && (s, c) == (other_s, other_c),
+            (Self::Below { thresholds: a, log_channels: c }, Self::Below { thresholds: b, log_channels: other_c }) => {
+                Arc::ptr_eq(a, b) && c == other_c
+            }
+            _ => false,
+        }
+    }
+
     /// Variables above the token axis up to the last that matters.
     #[must_use]
     pub fn upper_log(&self) -> usize {
@@ -246,8 +261,8 @@ impl PublicColumn {
     pub fn window(&self) -> (i64, i64) {
         match self {
             Self::Table { values, .. } => {
-                let low = values.iter().min().copied().unwrap_or(0);
-                let high = values.iter().max().copied().unwrap_or(0);
+                let first = values.first().copied().unwrap_or(0);
+                let (low, high) = values.iter().fold((first, first), |(low, high), &v| (low.min(v), high.max(v)));
                 (i64::from(low), i64::from(high))
             }
             Self::Below { .. } => (0, 1),

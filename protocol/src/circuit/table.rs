@@ -2,7 +2,7 @@
 //!
 //! A tag is unique per table content; tuples of different tables never meet (`docs/soundness.md` §4.1).
 
-use crate::field::{M31, ONE, QM31, ZERO, eq_at_index, identity_mle, signed, signed_ext};
+use crate::field::{M31, ONE, QM31, eq_at_index, identity_mle, mle_eval_ints, signed, signed_ext};
 use std::sync::Arc;
 
 /// One column of a table of `2^log_size` rows.
@@ -138,7 +138,10 @@ impl TableColumn {
     #[must_use]
     pub fn window(&self, log_size: usize) -> (i64, i64) {
         let rows = 1i64 << log_size;
-        let span = |f: &[i32]| f.iter().fold((i64::MAX, i64::MIN), |(l, h), &v| (l.min(i64::from(v)), h.max(i64::from(v))));
+        let span = |f: &[i32]| {
+            let (low, high) = f.iter().fold((i32::MAX, i32::MIN), |(low, high), &v| (low.min(v), high.max(v)));
+            (i64::from(low), i64::from(high))
+        };
         match self {
             Self::Identity { offset } => (*offset, offset + rows - 1),
             Self::LowBits => (0, (rows / 2 - 1).max(0)),
@@ -156,10 +159,9 @@ impl TableColumn {
         }
     }
 
-    /// The extension of the column at `z` (length `log_size`). `eq` must be the eq vector of a prefix of `z` long enough
-    /// for the function columns.
+    /// The extension of the column at `z` (length `log_size`).
     #[must_use]
-    pub fn evaluate(&self, z: &[QM31], eq: &dyn Fn(usize) -> Arc<Vec<QM31>>) -> QM31 {
+    pub fn evaluate(&self, z: &[QM31]) -> QM31 {
         let n = z.len();
         match self {
             Self::Identity { offset } => identity_mle(z) + signed_ext(*offset),
@@ -176,8 +178,8 @@ impl TableColumn {
             }
             Self::LowBits => identity_mle(&z[..n - 1]),
             Self::TopBit => z[n - 1],
-            Self::HalfFunction(f) => (ONE - z[n - 1]) * function(f, &eq(n - 1)),
-            Self::Function(f) => function(f, &eq(n)),
+            Self::HalfFunction(f) => (ONE - z[n - 1]) * mle_eval_ints(f, &z[..n - 1]),
+            Self::Function(f) => mle_eval_ints(f, z),
         }
     }
 }
@@ -191,10 +193,6 @@ fn r1_split(index: usize, e: u8) -> (i64, i64) {
 /// The extension of `[H = 0]`: the bits above e are 10..0.
 fn r1_zero(z: &[QM31], e: u8) -> QM31 {
     eq_at_index(1 << (14 - e), &z[e as usize..])
-}
-
-fn function(f: &[i32], eq: &[QM31]) -> QM31 {
-    f.iter().zip(eq).fold(ZERO, |acc, (&v, &e)| acc + e * signed(i64::from(v)))
 }
 
 impl Table {
@@ -214,7 +212,7 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::field::{eq_vector, mle_eval_base};
+    use crate::field::mle_eval_base;
 
     #[test]
     fn closed_forms_equal_their_rows() {
@@ -229,8 +227,7 @@ mod tests {
         }
         for c in columns {
             let rows: Vec<M31> = (0..1usize << 15).map(|i| signed(c.value(i, 15))).collect();
-            let eq = |n: usize| Arc::new(eq_vector(&z[..n]));
-            assert_eq!(c.evaluate(&z, &eq), mle_eval_base(&rows, &z), "{c:?}");
+            assert_eq!(c.evaluate(&z), mle_eval_base(&rows, &z), "{c:?}");
             let values = || (0..1usize << 15).map(|i| c.value(i, 15));
             assert_eq!(Some(c.window(15)), values().min().zip(values().max()), "{c:?}");
         }

@@ -1,6 +1,6 @@
 //! Multilinear extensions over the Boolean hypercube, low variable first.
 
-use super::{M31, ONE, QM31, ZERO};
+use super::{M31, ONE, QM31, ZERO, signed};
 
 /// `eq(z, i)` for all `i` in `[0, 2^n)`: bit `k` of `i` is matched with `z[k]`.
 #[must_use]
@@ -79,6 +79,60 @@ pub fn mle_eval_base(v: &[M31], z: &[QM31]) -> QM31 {
     v.iter().zip(eq_vector(z)).fold(ZERO, |acc, (&a, e)| acc + e * a)
 }
 
+/// Value at `z` of the extension of small integers, at most `2^z.len()` of them and zeros beyond.
+///
+/// The table is read in rows of `2^10`: nothing of its size is allocated, and one extension product is paid per row.
+#[must_use]
+pub fn mle_eval_ints(v: &[i32], z: &[QM31]) -> QM31 {
+    debug_assert!(v.len() <= 1 << z.len());
+    let (low, high) = z.split_at(z.len().min(INT_ROW_LOG));
+    let (weights, rows) = (IntWeights::new(&eq_vector(low)), eq_vector(high));
+    v.chunks(1 << low.len()).zip(rows).fold(ZERO, |acc, (row, e)| acc + e * weights.inner(row))
+}
+
+/// log2 of a row of integers summed up before it is reduced.
+const INT_ROW_LOG: usize = 10;
+/// Integers up to `2^20` in magnitude, times coordinates below `2^31`, `2^10` of them: below `2^61`.
+const SMALL_INT: u32 = 1 << 20;
+
+/// Extension elements that many vectors of small integers are multiplied with.
+#[derive(Clone, Debug)]
+pub struct IntWeights([Vec<i32>; 4]);
+
+impl IntWeights {
+    /// Unpacks the elements.
+    #[must_use]
+    pub fn new(weights: &[QM31]) -> Self {
+        let coordinates: Vec<[M31; 4]> = weights.iter().map(|w| w.to_m31_array()).collect();
+        Self([0, 1, 2, 3].map(|k| coordinates.iter().map(|c| c[k].0.cast_signed()).collect()))
+    }
+
+    /// Inner product over the common prefix.
+    #[must_use]
+    pub fn inner(&self, v: &[i32]) -> QM31 {
+        let mut sums = [M31::from_u32_unchecked(0); 4];
+        for (i, v) in v.chunks(1 << INT_ROW_LOG).enumerate() {
+            let sum = if v.iter().all(|v| v.unsigned_abs() <= SMALL_INT) { row } else { wide_row };
+            for (total, w) in sums.iter_mut().zip(&self.0) {
+                *total += sum(v, w.get(i << INT_ROW_LOG..).unwrap_or(&[]));
+            }
+        }
+        QM31::from_m31_array(sums)
+    }
+}
+
+/// At most `2^10` products of integers within [`SMALL_INT`], reduced at the end: no sum leaves 64 bits.
+fn row(v: &[i32], w: &[i32]) -> M31 {
+    let products = v.iter().zip(w).map(|(&v, &w)| i64::from(v).wrapping_mul(i64::from(w)));
+    signed(products.fold(0i64, i64::wrapping_add))
+}
+
+/// As [`row`] for any integers, each product below `2^62`.
+fn wide_row(v: &[i32], w: &[i32]) -> M31 {
+    let products = v.iter().zip(w).map(|(&v, &w)| signed(i64::from(v) * i64::from(w)));
+    products.fold(M31::from_u32_unchecked(0), |acc, p| acc + p)
+}
+
 /// Inner product over the common prefix of two vectors.
 #[must_use]
 pub fn inner(a: &[QM31], b: &[QM31]) -> QM31 {
@@ -88,7 +142,7 @@ pub fn inner(a: &[QM31], b: &[QM31]) -> QM31 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::field::signed_ext;
+    use crate::field::{P, signed_ext};
 
     fn point(n: u32) -> Vec<QM31> {
         (0..n).map(|k| QM31::from_u32_unchecked(7 * k + 3, k * k + 1, 11, 5 + k)).collect()
@@ -106,6 +160,23 @@ mod tests {
         for i in 0..32 {
             assert_eq!(eq_at_index(i, &z), eq_vector(&z)[i]);
         }
+    }
+
+    #[test]
+    fn sums_of_integers_equal_sums_of_field_elements() {
+        for (n, scale) in [(0, 1i64), (3, 7), (10, 1 << 20), (12, 1 << 20), (12, (1 << 31) - 1), (11, -(1 << 20))] {
+            let z = point(n);
+            // Rows of extremes, of both signs, and a last row that ends early.
+            let v: Vec<i32> =
+                (0..(1i64 << n) - i64::from(n > 1)).map(|i| if i % 5 == 0 { -scale } else { scale } as i32).collect();
+            let mut base: Vec<M31> = v.iter().map(|&v| signed(v.into())).collect();
+            base.resize(1 << n, signed(0));
+            assert_eq!(mle_eval_ints(&v, &z), mle_eval_base(&base, &z), "{n} {scale}");
+            let top = QM31::from_u32_unchecked(P - 1, P - 1, P - 1, P - 1);
+            let sum = v.iter().fold(ZERO, |acc, &v| acc + top * signed(v.into()));
+            assert_eq!(IntWeights::new(&vec![top; v.len()]).inner(&v), sum, "{n} {scale}");
+        }
+        assert_eq!(mle_eval_ints(&[i32::MIN; 4], &point(2)), mle_eval_base(&[signed(i32::MIN.into()); 4], &point(2)));
     }
 
     #[test]

@@ -6,7 +6,9 @@
 mod mle;
 mod poly;
 
-pub use mle::{eq_at_index, eq_eval, eq_vector, fold, identity_mle, inner, lt_mle, mle_eval, mle_eval_base};
+pub use mle::{
+    IntWeights, eq_at_index, eq_eval, eq_vector, fold, identity_mle, inner, lt_mle, mle_eval, mle_eval_base, mle_eval_ints,
+};
 pub use poly::RoundPoly;
 pub use stwo::core::fields::FieldExpOps;
 pub use stwo::core::fields::m31::{M31, P};

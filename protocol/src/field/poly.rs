@@ -1,6 +1,6 @@
 //! Univariate round polynomials of sumchecks, as values at 0, 1, .., degree with the value at 1 left out.
 
-use super::{FieldExpOps, ONE, QM31, ZERO, signed_ext};
+use super::{QM31, ZERO, signed, signed_ext};
 
 /// A round polynomial of degree `D`, sent as its values at `0, 2, 3, .., D`.
 ///
@@ -34,13 +34,13 @@ impl<const D: usize> RoundPoly<D> {
         };
         let mut acc = ZERO;
         for i in 0..=D {
-            let mut num = ONE;
-            let mut den = ONE;
+            // Nodes are small integers: their differences multiply in the base field, where inverting is cheap.
+            let (mut num, mut den) = (value(i), signed(1));
             for j in (0..=D).filter(|&j| j != i) {
                 num *= r - signed_ext(j as i64);
-                den *= signed_ext(i as i64 - j as i64);
+                den *= signed(i as i64 - j as i64);
             }
-            acc += value(i) * num * den.inverse();
+            acc += num * den.inverse();
         }
         acc
     }

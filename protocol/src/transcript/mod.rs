@@ -50,13 +50,12 @@ impl<S: HashSuite> Transcript<S> {
 
     /// Absorbs bytes under a label; both are length-prefixed, so no two sequences of calls collide.
     pub fn absorb_bytes(&mut self, label: &str, data: &[u8]) {
-        let mut buf = Vec::with_capacity(32 + 16 + label.len() + data.len());
+        let mut buf = Vec::with_capacity(32 + 16 + label.len());
         buf.extend_from_slice(&self.state);
         buf.extend_from_slice(&(label.len() as u64).to_le_bytes());
         buf.extend_from_slice(label.as_bytes());
         buf.extend_from_slice(&(data.len() as u64).to_le_bytes());
-        buf.extend_from_slice(data);
-        self.state = S::hash(domain::ABSORB, &buf);
+        self.state = S::hash_joined(domain::ABSORB, &buf, data);
     }
 
     /// Absorbs a Merkle root or another digest.

@@ -7,33 +7,20 @@ use super::bytes::Reader;
 use super::error::VerifyError;
 use super::final_sumcheck::{RowShape, value_rows};
 use super::opening::{self, Claim, OracleClaim};
-use super::proof::{Header, MODE_FORKED, Proof, SegmentProof};
+use super::proof::{Header, Proof, SegmentProof, read_segment};
 use super::registered::Registered;
 use super::segment::{self, Boundary, ClaimsProof, OpeningClaims, SegmentInput, registered_rows};
 use super::soundness;
+pub use super::statement::{Outline, Stated, Statement, check_input};
 use crate::PROTOCOL_VERSION;
-use crate::circuit::attention::ExpTables;
-use crate::circuit::descriptor::Descriptor;
-use crate::circuit::segment::{Circuit, log2_ceil};
-use crate::circuit::{self, PublicInput, Sequence, exp_tables, segment_count};
+use crate::circuit::segment::Circuit;
+use crate::circuit::{PublicInput, Sequence, segment_count};
 use crate::field::QM31;
 use crate::transcript::{Digest, ForkKind, HashSuite, Seed, Transcript, fork};
+use std::borrow::Cow;
 
 /// Fiat–Shamir bits below which no proof is accepted, whatever parameters a model was registered with.
 pub const MINIMUM_SECURITY_BITS: f64 = 96.0;
-
-/// The statement of one proof with everything derived from it.
-#[derive(Debug)]
-pub struct Statement {
-    /// Public input and claimed output.
-    pub input: PublicInput,
-    /// One circuit per segment.
-    pub circuits: Vec<Circuit>,
-    /// Weight-binding mode.
-    pub mode: u8,
-    /// Model id.
-    pub model_id: Digest,
-}
 
 /// What an accepted proof means.
 #[derive(Clone, Debug, PartialEq)]
@@ -50,107 +37,28 @@ pub struct Accepted {
     pub digest: Digest,
 }
 
-impl Statement {
-    /// Checks the public input against the model and builds the circuits.
-    ///
-    /// # Errors
-    /// [`VerifyError::Input`], [`VerifyError::Statement`] for an unknown mode, [`VerifyError::Circuit`].
-    pub fn new<S: HashSuite>(model: &Registered, input: PublicInput, mode: u8) -> Result<Self, VerifyError> {
-        Self::with_tables::<S>(model, &exp_tables(), input, mode)
-    }
-
-    fn with_tables<S: HashSuite>(model: &Registered, exp: &ExpTables, input: PublicInput, mode: u8) -> Result<Self, VerifyError> {
-        let d = &model.descriptor;
-        if mode != MODE_FORKED {
-            let (found, expected) = (mode.to_string(), MODE_FORKED.to_string());
-            return Err(VerifyError::Statement { field: "weight-binding mode", found, expected });
-        }
-        check_input(d, &input)?;
-        check_output(d, &input)?;
-        let circuits = (0..segment_count(d)).map(|s| circuit::build(d, exp, &input, s)).collect::<Result<_, _>>()?;
-        Ok(Self { input, circuits, mode, model_id: model.model_id::<S>() })
-    }
-
-    /// Variables of a boundary point.
-    #[must_use]
-    pub fn boundary_vars(&self, model: &Registered) -> usize {
-        self.input.token_log() + log2_ceil(model.descriptor.width() as usize)
-    }
-}
-
-/// Whether the ids and sequences of a public input are ones the model takes. Whatever its output, circuits can be built of it.
-///
-/// # Errors
-/// [`VerifyError::Input`].
-pub fn check_input(d: &Descriptor, input: &PublicInput) -> Result<(), VerifyError> {
-    let refuse = |reason: String| Err(VerifyError::Input(reason));
-    if let Some(id) = input.ids.iter().find(|&&id| id >= d.vocab()) {
-        return refuse(format!("token id {id} is outside the vocabulary of {}", d.vocab()));
-    }
-    let longest = match d {
-        Descriptor::Encoder(_) if !input.sequences.is_empty() => {
-            return refuse("an encoder takes one text, not sequences".to_owned());
-        }
-        Descriptor::Encoder(_) => input.ids.len(),
-        Descriptor::Decoder(_) => check_sequences(input)?,
-    };
-    if longest > d.positions() as usize {
-        return refuse(format!("a sequence of {longest} tokens; this model takes up to {}", d.positions()));
-    }
-    let limit = circuit::descriptor::MAX_TOKENS;
-    if input.tokens() == 0 || input.tokens() > limit {
-        return refuse(format!("{} tokens in one proof; it takes 1 to {limit}", input.tokens()));
-    }
-    Ok(())
-}
-
-/// An encoder claims as many sums as channels, a decoder none.
-fn check_output(d: &Descriptor, input: &PublicInput) -> Result<(), VerifyError> {
-    let width = match d {
-        Descriptor::Encoder(_) => d.width() as usize,
-        Descriptor::Decoder(_) => 0,
-    };
-    if input.output.len() != width {
-        return Err(VerifyError::Input(format!("{} output channels; the model has {width}", input.output.len())));
-    }
-    // |sum_t u| <= T 2^15 < p / 2, so equality mod p is equality.
-    let bound = (input.ids.len() as u64) << 15;
-    // unsigned_abs: |i64::MIN| does not fit i64, and 2^63 = 2 mod p would pass for a small value.
-    if input.output.iter().any(|v| v.unsigned_abs() > bound) {
-        return Err(VerifyError::Input(format!("an output value exceeds {bound}")));
-    }
-    Ok(())
-}
-
-/// A decoder's input: non-empty prompts and completions that cover the ids exactly. Returns the longest sequence.
-fn check_sequences(input: &PublicInput) -> Result<usize, VerifyError> {
-    if input.sequences.is_empty() || input.sequences.iter().any(|s| s.prompt == 0 || s.completion == 0) {
-        return Err(VerifyError::Input("every sequence needs a prompt and a completion".to_owned()));
-    }
-    let lengths = input.sequences.iter().map(|s| u64::from(s.prompt) + u64::from(s.completion));
-    let (total, longest) = lengths.fold((0u64, 0u64), |(sum, max), n| (sum + n, max.max(n)));
-    if total != input.ids.len() as u64 {
-        return Err(VerifyError::Input(format!("sequences of {total} tokens in all; {} ids are given", input.ids.len())));
-    }
-    Ok(usize::try_from(longest).unwrap_or(usize::MAX))
-}
-
 /// The main transcript with the statement absorbed.
 #[must_use]
-pub fn main_transcript<S: HashSuite>(model: &Registered, s: &Statement) -> Transcript<S> {
+pub fn main_transcript<S: HashSuite>(model: &Registered, s: &impl Stated) -> Transcript<S> {
+    transcript_of(&model.write(), s)
+}
+
+/// As [`main_transcript`], given the model's canonical bytes.
+fn transcript_of<S: HashSuite>(registration: &[u8], s: &impl Stated) -> Transcript<S> {
+    let input = s.input();
     let mut t = Transcript::<S>::new("obelysk");
     t.absorb_u64("version", u64::from(PROTOCOL_VERSION));
     t.absorb_bytes("suite", &[S::ID]);
-    t.absorb_bytes("mode", &[s.mode]);
-    t.absorb_digest("model", &s.model_id);
+    t.absorb_bytes("mode", &[s.mode()]);
+    t.absorb_digest("model", s.model_id());
     // Descriptor, registered roots and security parameters, in full: the model id is a name, not the statement.
-    t.absorb_bytes("registration", &model.write());
-    let ids: Vec<u8> = s.input.ids.iter().flat_map(|v| v.to_le_bytes()).collect();
+    t.absorb_bytes("registration", registration);
+    let ids: Vec<u8> = input.ids.iter().flat_map(|v| v.to_le_bytes()).collect();
     t.absorb_bytes("ids", &ids);
     let cuts: Vec<u8> =
-        s.input.sequences.iter().flat_map(|q| [q.prompt.to_le_bytes(), q.completion.to_le_bytes()].concat()).collect();
+        input.sequences.iter().flat_map(|q| [q.prompt.to_le_bytes(), q.completion.to_le_bytes()].concat()).collect();
     t.absorb_bytes("sequences", &cuts);
-    let output: Vec<u8> = s.input.output.iter().flat_map(|v| v.to_le_bytes()).collect();
+    let output: Vec<u8> = input.output.iter().flat_map(|v| v.to_le_bytes()).collect();
     t.absorb_bytes("output", &output);
     t
 }
@@ -165,36 +73,48 @@ pub fn absorb_roots<S: HashSuite>(t: &mut Transcript<S>, roots: &[Digest]) {
 
 /// The point at which segments `l` and `l + 1` open their copies of the hidden state.
 #[must_use]
-pub fn boundary_point<S: HashSuite>(seed: &Seed, s: &Statement, model: &Registered, l: usize) -> Vec<QM31> {
-    let mut t = fork::<S>(seed, PROTOCOL_VERSION, s.mode, ForkKind::Boundary, l as u32);
+pub fn boundary_point<S: HashSuite>(seed: &Seed, s: &impl Stated, model: &Registered, l: usize) -> Vec<QM31> {
+    let mut t = fork::<S>(seed, PROTOCOL_VERSION, s.mode(), ForkKind::Boundary, l as u32);
     t.draw_many("boundary.point", s.boundary_vars(model))
 }
 
-/// A segment's view of the statement: circuit and boundaries.
+/// A segment's view of a statement that has all circuits: circuit and boundaries.
 #[must_use]
 pub fn segment_input<'a, S: HashSuite>(
     model: &Registered,
     s: &'a Statement,
     seed: &Seed,
     index: usize,
+    values: (&[QM31], &[QM31]),
+) -> SegmentInput<'a> {
+    segment_view::<S>(model, s, seed, (index, &s.circuits[index]), values)
+}
+
+/// A segment's view of the statement, given its circuit.
+#[must_use]
+pub fn segment_view<'a, S: HashSuite>(
+    model: &Registered,
+    s: &'a impl Stated,
+    seed: &Seed,
+    (index, circuit): (usize, &'a Circuit),
     (values_in, values_out): (&[QM31], &[QM31]),
 ) -> SegmentInput<'a> {
     let boundary =
         |l: usize, values: &[QM31]| Boundary { point: boundary_point::<S>(seed, s, model, l), values: values.to_vec() };
-    let last = s.circuits.len() - 1;
+    let last = segment_count(&model.descriptor) - 1;
     SegmentInput {
-        circuit: &s.circuits[index],
+        circuit,
         boundary_in: if index == 0 { Boundary::default() } else { boundary(index - 1, values_in) },
         boundary_out: if index == last { Boundary::default() } else { boundary(index, values_out) },
-        output: &s.input.output,
+        output: &s.input().output,
         shape: RowShape { h: usize::from(model.descriptor.row_log()), g_fold: u32::from(model.security.g_fold) },
     }
 }
 
 /// The fresh fork of a segment.
 #[must_use]
-pub fn segment_fork<S: HashSuite>(seed: &Seed, s: &Statement, index: usize) -> Transcript<S> {
-    fork::<S>(seed, PROTOCOL_VERSION, s.mode, ForkKind::Segment, index as u32)
+pub fn segment_fork<S: HashSuite>(seed: &Seed, s: &impl Stated, index: usize) -> Transcript<S> {
+    fork::<S>(seed, PROTOCOL_VERSION, s.mode(), ForkKind::Segment, index as u32)
 }
 
 /// The oracles of a segment's opening with their claims: weights, then values.
@@ -224,19 +144,19 @@ pub fn verify_claims<S: HashSuite>(
     segment::verify(t, input, proof)
 }
 
-/// Verifies one segment in its fork; returns its closing digest.
+/// Verifies one segment in its fork, given its circuit; returns its closing digest.
 ///
 /// # Errors
 /// [`VerifyError`].
 pub fn verify_segment<S: HashSuite>(
     model: &Registered,
-    s: &Statement,
+    s: &impl Stated,
     seed: &Seed,
-    index: usize,
+    (index, circuit): (usize, &Circuit),
     (root, boundaries): (Digest, (&[QM31], &[QM31])),
     proof: &SegmentProof,
 ) -> Result<Digest, VerifyError> {
-    let input = segment_input::<S>(model, s, seed, index, boundaries);
+    let input = segment_view::<S>(model, s, seed, (index, circuit), boundaries);
     if input.circuit.matrices.is_empty() != model.roots.get(index).copied().flatten().is_none() {
         return Err(VerifyError::Input("the registered roots do not match the model's segments".to_owned()));
     }
@@ -258,17 +178,16 @@ pub fn neighbours(boundaries: &[QM31], limbs: usize, index: usize) -> (&[QM31], 
 ///
 /// # Errors
 /// [`VerifyError`].
-pub fn open_statement<S: HashSuite>(
-    model: &Registered,
-    header: &Header,
-) -> Result<(Statement, Transcript<S>, Seed), VerifyError> {
+pub fn open_statement<S: HashSuite>(model: &Registered, header: &Header) -> Result<(Outline, Transcript<S>, Seed), VerifyError> {
     let expect = |field: &'static str, found: String, expected: String| {
         if found == expected { Ok(()) } else { Err(VerifyError::Statement { field, found, expected }) }
     };
     expect("protocol version", header.version.to_string(), PROTOCOL_VERSION.to_string())?;
     expect("hash suite", header.suite.to_string(), S::ID.to_string())?;
+    let registration = model.write();
+    let model_id = Registered::id_of::<S>(&registration);
     let hex = |d: &Digest| d.iter().map(|b| format!("{b:02x}")).collect::<String>();
-    expect("model id", hex(&header.model_id), hex(&model.model_id::<S>()))?;
+    expect("model id", hex(&header.model_id), hex(&model_id))?;
     let segments = segment_count(&model.descriptor);
     let count = |step: &'static str, found: usize, expected: usize| {
         if found == expected { Ok(()) } else { Err(VerifyError::Count { step, found, expected }) }
@@ -277,8 +196,8 @@ pub fn open_statement<S: HashSuite>(
     let limbs = model.descriptor.boundary_limbs();
     count("boundaries", header.boundaries.len(), (segments - 1) * limbs)?;
     let input = PublicInput { ids: header.ids.clone(), sequences: header.sequences.clone(), output: header.output.clone() };
-    let s = Statement::new::<S>(model, input, header.mode)?;
-    let mut t = main_transcript::<S>(model, &s);
+    let s = Outline::named(model, input, header.mode, model_id)?;
+    let mut t = transcript_of::<S>(&registration, &s);
     absorb_roots(&mut t, &header.roots);
     if !t.accept_pow(u32::from(model.security.g_seed), header.seed_nonce) {
         return Err(VerifyError::Grinding("the seed"));
@@ -296,35 +215,35 @@ pub fn open_statement<S: HashSuite>(
 /// The minimum of [`soundness::budget`], reported and not judged here: [`verify_bytes`] is the entry that refuses a model
 /// registered below [`MINIMUM_SECURITY_BITS`]. The statement is about the model whose registration the caller trusts.
 pub fn verify<S: HashSuite>(model: &Registered, proof: &Proof) -> Result<Accepted, VerifyError> {
-    let (s, t, seed) = open_statement::<S>(model, &proof.header)?;
-    verify_with::<S>(model, proof, &s, t, &seed)
-}
-
-fn verify_with<S: HashSuite>(
-    model: &Registered,
-    proof: &Proof,
-    s: &Statement,
-    mut t: Transcript<S>,
-    seed: &Seed,
-) -> Result<Accepted, VerifyError> {
-    let (found, expected) = (proof.segments.len(), s.circuits.len());
+    let opened = open_statement::<S>(model, &proof.header)?;
+    let (found, expected) = (proof.segments.len(), segment_count(&model.descriptor));
     if found != expected {
         return Err(VerifyError::Count { step: "segments", found, expected });
     }
-    for (index, (segment, root)) in proof.segments.iter().zip(&proof.header.roots).enumerate() {
-        let around = neighbours(&proof.header.boundaries, model.descriptor.boundary_limbs(), index);
-        let closing = verify_segment::<S>(model, s, seed, index, (*root, around), segment)
+    let mut segments = proof.segments.iter();
+    let missing = || VerifyError::Count { step: "segments", found, expected };
+    verify_with::<S>(model, &proof.header, opened, |_| segments.next().map(Cow::Borrowed).ok_or_else(missing))
+}
+
+/// Verifies segment after segment, as `next` gives them for their circuits. No more than one of each is in memory here.
+fn verify_with<'a, S: HashSuite>(
+    model: &Registered,
+    header: &Header,
+    (s, mut t, seed): (Outline, Transcript<S>, Seed),
+    mut next: impl FnMut(&Circuit) -> Result<Cow<'a, SegmentProof>, VerifyError>,
+) -> Result<Accepted, VerifyError> {
+    let mut security_bits = f64::INFINITY;
+    for (index, root) in header.roots.iter().enumerate() {
+        let circuit = s.circuit(model, index)?;
+        let segment = next(&circuit)?;
+        let around = neighbours(&header.boundaries, model.descriptor.boundary_limbs(), index);
+        let closing = verify_segment::<S>(model, &s, &seed, (index, &circuit), (*root, around), &segment)
             .map_err(|e| VerifyError::Segment { index, source: Box::new(e) })?;
         t.absorb_digest("closing", &closing);
+        security_bits = security_bits.min(soundness::minimum(&soundness::budget(model, std::slice::from_ref(&*circuit))));
     }
-    let security_bits = soundness::minimum(&soundness::budget(model, &s.circuits));
-    Ok(Accepted {
-        security_bits,
-        ids: s.input.ids.clone(),
-        sequences: s.input.sequences.clone(),
-        output: s.input.output.clone(),
-        digest: t.digest(),
-    })
+    let PublicInput { ids, sequences, output } = s.input;
+    Ok(Accepted { security_bits, ids, sequences, output, digest: t.digest() })
 }
 
 /// Parses and verifies the bytes of a proof; total on any bytes.
@@ -349,10 +268,13 @@ pub fn verify_reduced<S: HashSuite>(model: &Registered, bytes: &[u8]) -> Result<
     let mut r = Reader::new(bytes);
     let malformed = |e: &dyn std::fmt::Display| VerifyError::Malformed(e.to_string());
     let header = Header::read(&mut r).map_err(|e| malformed(&e))?;
-    let (s, t, seed) = open_statement::<S>(model, &header)?;
-    let segments = Proof::read_segments(&mut r, &s.circuits, &model.opening()).map_err(|e| malformed(&e))?;
-    if r.remaining() != 0 {
-        return Err(VerifyError::Malformed(format!("{} bytes follow the last segment", r.remaining())));
+    let opened = open_statement::<S>(model, &header)?;
+    let params = model.opening();
+    let accepted = verify_with::<S>(model, &header, opened, |circuit| {
+        read_segment(&mut r, circuit, &params).map(Cow::Owned).map_err(|e| malformed(&e))
+    })?;
+    match r.remaining() {
+        0 => Ok(accepted),
+        n => Err(VerifyError::Malformed(format!("{n} bytes follow the last segment"))),
     }
-    verify_with::<S>(model, &Proof { header, segments }, &s, t, &seed)
 }

@@ -91,16 +91,38 @@ impl CodeDomain {
     #[must_use]
     pub fn fold_block(&self, round: u32, block: usize, values: &[QM31], alphas: &[QM31]) -> QM31 {
         debug_assert_eq!(values.len(), 1 << alphas.len());
-        let mut word = values.to_vec();
-        for (k, &alpha) in alphas.iter().enumerate() {
-            let first_pair = block << (alphas.len() - k - 1);
-            word = word
-                .chunks_exact(2)
-                .enumerate()
-                .map(|(i, p)| fold_pair(p[0], p[1], self.twiddle(round + k as u32, first_pair + i).inverse(), alpha))
-                .collect();
+        let inverses = self.block_inverses(round, block, alphas.len());
+        let (mut word, mut rest) = (values.to_vec(), inverses.as_slice());
+        for &alpha in alphas {
+            let (now, later) = rest.split_at(word.len() / 2);
+            word = word.chunks_exact(2).zip(now).map(|(p, &t_inv)| fold_pair(p[0], p[1], t_inv, alpha)).collect();
+            rest = later;
         }
         word.first().copied().unwrap_or_default()
+    }
+
+    /// Inverses of [`Self::twiddle`] of all pairs that `folds` folds of a block meet, fold after fold; one inversion in all.
+    fn block_inverses(&self, round: u32, block: usize, folds: usize) -> Vec<M31> {
+        if folds == 0 {
+            return Vec::new();
+        }
+        // The points of the first fold's pairs differ in their low bits only.
+        let mut points = vec![self.point(block << (folds as u32 + round))];
+        for step in self.steps.iter().skip(round as usize).take(folds - 1) {
+            for i in 0..points.len() {
+                points.push(add(points[i], *step));
+            }
+        }
+        let doubled = |x: M31| (1..round).fold(x, |t, _| double_x(t));
+        let mut twiddles: Vec<M31> = points.iter().map(|&(x, y)| if round == 0 { y } else { doubled(x) }).collect();
+        // Pair i of the next fold lies at the doubled point of pair 2i of this one; the first doubling only leaves y out.
+        let mut next: Vec<M31> = points.iter().map(|&(x, _)| if round == 0 { x } else { double_x(doubled(x)) }).collect();
+        for _ in 1..folds {
+            next = next.into_iter().step_by(2).collect();
+            twiddles.extend(&next);
+            next = next.into_iter().map(double_x).collect();
+        }
+        inverses(&twiddles)
     }
 
     /// The symbol at `position` of the encoding of `message`, on the domain reached by `round` folds.
@@ -122,6 +144,22 @@ impl CodeDomain {
         }
         m.first().copied().unwrap_or_default()
     }
+}
+
+/// Inverses of non-zero elements at the price of one (Montgomery's trick).
+fn inverses(values: &[M31]) -> Vec<M31> {
+    let one = M31::from_u32_unchecked(1);
+    // before[i]: the product of the first i.
+    let products = values.iter().scan(one, |product, &v| Some(std::mem::replace(product, *product * v)));
+    let before: Vec<M31> = products.collect();
+    let (Some(&last), Some(&product)) = (values.last(), before.last()) else { return Vec::new() };
+    let mut rest = (product * last).inverse();
+    let mut out = before;
+    for (slot, &v) in out.iter_mut().zip(values).rev() {
+        *slot *= rest;
+        rest *= v;
+    }
+    out
 }
 
 /// `(1 - α) f_e + α f_o` with `f_e = (p + n) / 2`, `f_o = (p - n) / (2t)`; `t_inv = 1 / t`.
@@ -182,6 +220,21 @@ mod tests {
                 assert_eq!(d.fold_block(round, i, &pair, &[alpha]), d.encode_at(round + 1, i, &folded));
             }
             m = folded;
+        }
+    }
+
+    #[test]
+    fn inverses_of_a_block_are_those_of_its_twiddles() {
+        let d = CodeDomain::new(9);
+        for round in 0..6 {
+            for folds in 1..4usize {
+                for block in 0..1usize << (9 - round as usize - folds) {
+                    let pairs = |k: usize| (0..1usize << (folds - k - 1)).map(move |i| (k, (block << (folds - k - 1)) + i));
+                    let twiddle = |(k, pair)| d.twiddle(round + k as u32, pair).inverse();
+                    let expected: Vec<M31> = (0..folds).flat_map(pairs).map(twiddle).collect();
+                    assert_eq!(d.block_inverses(round, block, folds), expected, "{round} {folds} {block}");
+                }
+            }
         }
     }
 }

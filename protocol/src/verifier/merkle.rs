@@ -74,19 +74,19 @@ pub fn verify<S: HashSuite>(root: &Digest, depth: u32, leaves: &[(usize, Digest)
     let mut sent = nodes.iter();
     let mut level: Vec<(usize, Digest)> = leaves.to_vec();
     for _ in 0..depth {
-        let mut up = Vec::with_capacity(level.len());
+        let (mut up, mut children) = (Vec::with_capacity(level.len()), Vec::with_capacity(level.len()));
         let mut known = level.iter().peekable();
         while let Some((index, digest)) = known.next() {
-            let node = if index & 1 == 1 {
-                S::node(sent.next().ok_or(MerkleError::NodeCount)?, digest)
+            children.push(if index & 1 == 1 {
+                [*sent.next().ok_or(MerkleError::NodeCount)?, *digest]
             } else if let Some((_, right)) = known.next_if(|next| next.0 == index + 1) {
-                S::node(digest, right)
+                [*digest, *right]
             } else {
-                S::node(digest, sent.next().ok_or(MerkleError::NodeCount)?)
-            };
-            up.push((index >> 1, node));
+                [*digest, *sent.next().ok_or(MerkleError::NodeCount)?]
+            });
+            up.push(index >> 1);
         }
-        level = up;
+        level = up.into_iter().zip(S::nodes(&children)).collect();
     }
     if sent.next().is_some() {
         return Err(MerkleError::NodeCount);

@@ -15,6 +15,7 @@ pub mod proof;
 pub mod registered;
 pub mod segment;
 pub mod soundness;
+pub mod statement;
 pub mod sumcheck;
 
 pub use error::VerifyError;

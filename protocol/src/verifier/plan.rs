@@ -9,9 +9,8 @@ use super::points::{Points, mask_eval, public_eval};
 use super::product::powers;
 use crate::circuit::expr::{Expr, Source, Term};
 use crate::circuit::segment::{Circuit, LeafKind, Value};
-use crate::field::{ONE, QM31, ZERO, eq_at_index, eq_vector, mle_eval, signed_ext};
+use crate::field::{ONE, QM31, ZERO, eq_at_index, eq_vector, mle_eval_ints, signed_ext};
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 /// `sum_x eq(point, x) sum_i coef_i column_i(x)`.
 #[derive(Clone, Debug)]
@@ -120,8 +119,8 @@ impl Collector<'_> {
         self.claim += num * input.leaf.numerator + den * input.leaf.denominator;
         let tree_log = self.c.tree_log();
         let rho = self.points.rho.get(..tree_log).unwrap_or(&[]).to_vec();
-        let cache = std::cell::RefCell::new(BTreeMap::<usize, Arc<Vec<QM31>>>::new());
-        let eq = |n: usize| cache.borrow_mut().entry(n).or_insert_with(|| Arc::new(eq_vector(&rho[..n]))).clone();
+        // Masked lookups are all of score rows: one size, one value.
+        let mut masks = BTreeMap::new();
         let alphas = powers(input.alpha, 8);
         let mut covered = ZERO;
         for leaf in self.c.leaves() {
@@ -133,7 +132,8 @@ impl Collector<'_> {
                 LeafKind::Lookup(i) => {
                     let lookup = &self.c.lookups[i];
                     let tag = signed_ext(i64::from(self.c.tables[lookup.table].tag));
-                    self.claim -= num * select * if lookup.masked { mask_eval(self.c, lo) } else { ONE };
+                    self.claim -=
+                        num * select * if lookup.masked { *masks.entry(n).or_insert_with(|| mask_eval(self.c, lo)) } else { ONE };
                     self.claim -= den * select * (input.beta - tag);
                     for (e, &a) in lookup.inputs.iter().zip(alphas.iter().skip(1)) {
                         self.expr(e, n, -(den * select * a));
@@ -143,7 +143,7 @@ impl Collector<'_> {
                     let table = &self.c.tables[i];
                     let mut fingerprint = input.beta - signed_ext(i64::from(table.tag));
                     for (col, &a) in table.columns.iter().zip(alphas.iter().skip(1)) {
-                        fingerprint -= a * col.evaluate(lo, &eq);
+                        fingerprint -= a * col.evaluate(lo);
                     }
                     self.claim -= den * select * fingerprint;
                     self.linear(lo, table.multiplicity, -(num * select));
@@ -205,8 +205,7 @@ pub fn source_eval(c: &Circuit, z: &[QM31], s: Source, columns: &[QM31]) -> QM31
         Source::Param(i) => {
             let p = &c.params[i as usize];
             let at = z.get(c.token_log..c.token_log + p.log_size).unwrap_or(&[]);
-            let values: Vec<QM31> = p.values.iter().map(|&v| signed_ext(i64::from(v))).collect();
-            if at.len() == p.log_size { mle_eval(&values, at) } else { ZERO }
+            if at.len() == p.log_size { mle_eval_ints(&p.values, at) } else { ZERO }
         }
         Source::Public(i) => public_eval(c, &c.public[i as usize], z),
         Source::Mask => mask_eval(c, z),

@@ -1,7 +1,10 @@
 //! The points of a segment's proof, and public data evaluated at them.
 
 use crate::circuit::segment::{Circuit, Coord, Eval, Factor, MatrixShape, PublicColumn, Selection, log2_ceil};
-use crate::field::{FieldExpOps, ONE, QM31, ZERO, eq_at_index, eq_eval, eq_vector, lt_mle, signed, signed_ext};
+use crate::field::{IntWeights, ONE, QM31, ZERO, eq_at_index, eq_eval, eq_vector, lt_mle};
+
+/// One half: `2^31 = 1` mod p.
+const HALF: QM31 = QM31::from_u32_unchecked(1 << 30, 0, 0, 0);
 
 /// The random points a segment's claims refer to.
 #[derive(Clone, Debug, Default)]
@@ -26,7 +29,7 @@ impl Points {
             Coord::Kappa(k) => at(&self.kappa, k),
             Coord::BoundaryIn(k) => at(&self.boundary_in, k),
             Coord::BoundaryOut(k) => at(&self.boundary_out, k),
-            Coord::Half => signed_ext(2).inverse(),
+            Coord::Half => HALF,
         }
     }
 
@@ -104,10 +107,8 @@ pub fn public_eval(c: &Circuit, column: &PublicColumn, z: &[QM31]) -> QM31 {
     match column {
         PublicColumn::Table { values, skip, log_channels } => {
             let channels = eq_vector(range(nt + skip, *log_channels));
-            let per_channel = values.chunks_exact(1 << nt).zip(&channels);
-            per_channel.fold(ZERO, |acc, (values, &e)| {
-                acc + e * values.iter().zip(&rows).fold(ZERO, |sum, (&v, &r)| sum + r * signed(i64::from(v)))
-            })
+            let rows = IntWeights::new(&rows);
+            values.chunks_exact(1 << nt).zip(&channels).fold(ZERO, |acc, (values, &e)| acc + e * rows.inner(values))
         }
         PublicColumn::Below { thresholds, log_channels } => {
             let at = range(nt, *log_channels);

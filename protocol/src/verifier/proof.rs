@@ -206,22 +206,14 @@ impl Proof {
         }
         out
     }
+}
 
-    /// Reads the segments after a header, for circuits built from the registered model and that header.
-    ///
-    /// # Errors
-    /// [`BytesError`]; bytes after the last segment are an error of the caller to report ([`Reader::remaining`]).
-    pub fn read_segments(
-        r: &mut Reader<'_>,
-        circuits: &[Circuit],
-        params: &OpeningParams,
-    ) -> Result<Vec<SegmentProof>, BytesError> {
-        let mut out = Vec::new();
-        for c in circuits {
-            let claims = read_claims(r, c, params.h as usize)?;
-            let opening = OpeningProof::read(r, &opening_shape(c, params))?;
-            out.push(SegmentProof { claims, opening });
-        }
-        Ok(out)
-    }
+/// Reads one segment, for the circuit built from the registered model and the header.
+///
+/// # Errors
+/// [`BytesError`]; bytes after the last segment are an error of the caller to report ([`Reader::remaining`]).
+pub fn read_segment(r: &mut Reader<'_>, c: &Circuit, params: &OpeningParams) -> Result<SegmentProof, BytesError> {
+    let claims = read_claims(r, c, params.h as usize)?;
+    let opening = OpeningProof::read(r, &opening_shape(c, params))?;
+    Ok(SegmentProof { claims, opening })
 }

@@ -72,8 +72,13 @@ impl Registered {
     /// The model id under hash suite `S`.
     #[must_use]
     pub fn model_id<S: HashSuite>(&self) -> Digest {
+        Self::id_of::<S>(&self.write())
+    }
+
+    /// The model id of canonical bytes.
+    pub(super) fn id_of<S: HashSuite>(registration: &[u8]) -> Digest {
         let mut t = Transcript::<S>::new("obelysk model");
-        t.absorb_bytes("registration", &self.write());
+        t.absorb_bytes("registration", registration);
         t.digest()
     }
 
@@ -99,6 +104,7 @@ impl Registered {
         out.extend_from_slice(&[s.g_seed, s.g_fold, s.g_query]);
         out.extend_from_slice(&self.manifest);
         let d = encode::encode(&self.descriptor);
+        out.reserve_exact(4 + d.len() + self.roots.len() * (1 + size_of::<Digest>()));
         out.extend_from_slice(&(d.len() as u32).to_le_bytes());
         out.extend_from_slice(&d);
         for root in &self.roots {

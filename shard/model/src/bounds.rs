@@ -17,13 +17,15 @@ pub const WEIGHT_MAX: i64 = 127;
 pub const EMBED_SUM_MAX: i64 = 3 * WEIGHT_MAX;
 /// Least eps of a norm: an all-zero row must still have an inverse root.
 pub const NORM_EPS_MIN: u64 = 1 << 14;
-/// Largest eps of a norm: keeps `S` within its 60 bits.
+/// Largest eps of a norm. That it stays within the circuit's `SUM_TOP` together with the squares is checked of every wide norm;
+/// two limbs admit less, which the circuit refuses at registration.
 pub const NORM_EPS_MAX: u64 = 1 << 56;
 /// Largest width of an encoder.
 pub const ENCODER_WIDTH_MAX: u32 = 8192;
 /// Largest width of a decoder: up to 16,512 a sum of products of limbs and its two parts stay below p together.
 pub const DECODER_WIDTH_MAX: u32 = 16_384;
-/// Largest residual shift: the scaled sum stays below `2^30`.
+/// Largest residual shift. The scaled sum stays below `2^30`; whether the norm behind it has room is the circuit's to say, at
+/// registration: an encoder's takes up to 6.
 pub const RESIDUAL_SHIFT_MAX: u8 = 7;
 
 /// Largest accumulator magnitude for which the requantisation by `2^e` has exactly one witness mod p.

@@ -162,7 +162,11 @@ impl<B: CommitKernels> RegisteredOracle<B> {
         let kept = if keep { Self::leaf_bytes(code, rows) } else { 0 };
         let values = backend.int8(values);
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path)?;
-        file.set_len((HEADER + kept + 32 * ((2 << code.log_n()) - 1)) as u64)?;
+        if let Err(error) = reserve(&file, (HEADER + kept + 32 * ((2 << code.log_n()) - 1)) as u64) {
+            // Whatever part of it was given is needed by others now.
+            let _ = file.set_len(0);
+            return Err(error.into());
+        }
         let mut map = map_mut(&file)?;
         let (head, body) = map.split_at_mut(HEADER);
         let (leaves, nodes) = body.split_at_mut(kept);
@@ -206,6 +210,17 @@ impl<B: CommitKernels> RegisteredOracle<B> {
     pub fn values(&self) -> &B::Int8 {
         &self.values
     }
+}
+
+/// Makes a file this long with its blocks: a full disk is an error here and not a fault in the middle of writing.
+fn reserve(file: &File, bytes: u64) -> io::Result<()> {
+    #[cfg(target_os = "linux")]
+    match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, bytes) {
+        // Not every file system can.
+        Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {}
+        done => return Ok(done?),
+    }
+    file.set_len(bytes)
 }
 
 #[expect(unsafe_code, reason = "memory-mapping a file is unsafe by nature")]

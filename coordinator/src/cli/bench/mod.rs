@@ -106,11 +106,12 @@ fn on_threads<T: Send>(n: usize, f: impl FnOnce() -> T + Send) -> Result<T, Fail
 }
 
 fn measure(out: &Out, model: &Model, ceilings: &Ceilings, tokens: usize, threads: usize) -> Result<Row, Failure> {
+    let backend = NodeBackend::default();
     let input = input(model, tokens)?;
     let spinner = out.spinner(format!("proving {tokens} tokens on {threads} threads"));
     let cpu = usage::cpu_time();
     let start = Instant::now();
-    let (outcome, spans) = on_threads(threads, || spans::record(|| local::prove(&NodeBackend::default(), model, &input)))?;
+    let (outcome, spans) = on_threads(threads, || spans::record(|| local::prove(&backend, model, &input)))?;
     let (proof, _) = outcome?;
     let seconds = start.elapsed().as_secs_f64();
     let core_seconds = (usage::cpu_time() - cpu).as_secs_f64();

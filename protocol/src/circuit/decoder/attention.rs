@@ -45,8 +45,9 @@ pub(super) fn build(b: &mut Builder, d: &Decoder, l: &DecoderLayer, u: &Factor, 
     b.circuit().block_heads_log = hl;
     let mut positions: Vec<u32> = input.rows().iter().map(|r| r.position).collect();
     positions.resize(1 << nt, 0);
-    let q = Rotation { d, positions: &positions, group: s.group }.build(b, "q", &l.q, u);
-    let k = Rotation { d, positions: &positions, group: 1 }.build(b, "k", &l.k, u);
+    let rotation = |group| Rotation { d, positions: &positions, group, shared: &exp.rotations };
+    let q = rotation(s.group).build(b, "q", &l.q, u);
+    let k = rotation(1).build(b, "k", &l.k, u);
     let v = values(b, d, l, u, s);
     let scores = scores(b, d, l, s, (&q, &k), exp);
     let mixed = mix(b, d, (s, l.o.limbs), &scores, &v);

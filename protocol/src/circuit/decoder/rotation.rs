@@ -6,9 +6,9 @@ use super::super::expr::Expr;
 use super::super::linear::{Output, Slice, requantised_slice, weight_product};
 use super::super::norm::{Sheet, limb_sum, rms_norm};
 use super::super::rotary;
+use super::super::rotations::Rotations;
 use super::super::segment::{Factor, PublicColumn};
 use super::super::shape::{Blocks, Logical};
-use std::sync::Arc;
 
 /// What a rotation needs besides its projection.
 pub(super) struct Rotation<'a> {
@@ -18,6 +18,8 @@ pub(super) struct Rotation<'a> {
     pub positions: &'a [u32],
     /// Members of the group: the query's group size, or 1 for keys.
     pub group: usize,
+    /// What circuits share of rotations.
+    pub shared: &'a Rotations,
 }
 
 impl Rotation<'_> {
@@ -94,10 +96,10 @@ impl Rotation<'_> {
         (x, y): (&Logical, &Logical),
     ) -> (Logical, Logical) {
         let d = self.d;
-        let tables = rotary::tables(d, &spec.rotary.gain, self.positions, part);
+        let tables = self.shared.tables(d, &spec.rotary.gain, self.positions, part);
         let [cos_a, sin_b, sin_a, cos_b] = tables.map(|values| {
             let (skip, log_channels) = (d.kv_low_log(), d.pair_log());
-            Expr::public(b.public(PublicColumn::Table { values: Arc::new(values), skip, log_channels }))
+            Expr::public(b.public(PublicColumn::Table { values, skip, log_channels }))
         });
         let shift = usize::from(spec.rotary.shift);
         let limit = i64::from(spec.limit);

@@ -252,9 +252,9 @@ fn add_oracle<S: HashSuite>(
     if opening.symbols.len() != positions.len().saturating_mul(o.rows) {
         return Err(MerkleError::Indices);
     }
-    let mut leaves: Vec<(usize, Digest)> = Vec::with_capacity(positions.len());
-    for ((&position, leaf), sum) in positions.iter().zip(opening.symbols.chunks(o.rows)).zip(combined) {
-        leaves.push((position, S::leaf(leaf)));
+    let symbols: Vec<&[M31]> = opening.symbols.chunks(o.rows).collect();
+    let leaves: Vec<(usize, Digest)> = positions.iter().copied().zip(S::leaves(&symbols)).collect();
+    for (leaf, sum) in symbols.into_iter().zip(combined) {
         *sum += weight * leaf.iter().zip(&residual.coefficients).fold(ZERO, |acc, (&x, &c)| acc + c * x);
     }
     merkle::verify::<S>(&o.root, params.log_n(), &leaves, &opening.nodes)
@@ -278,7 +278,7 @@ fn check_folds<S: HashSuite>(
         }
         let round = layer as u32 * STEP;
         let mut expected = symbols.iter().peekable();
-        let mut leaves: Vec<(usize, Digest)> = Vec::with_capacity(blocks.len());
+        let flat: Vec<M31> = opening.symbols.iter().flat_map(|v| v.to_m31_array()).collect();
         let mut next = Vec::with_capacity(blocks.len());
         for (&block, values) in blocks.iter().zip(opening.symbols.chunks(1 << STEP)) {
             while let Some((position, value)) = expected.next_if(|(p, _)| p >> STEP == block) {
@@ -286,10 +286,10 @@ fn check_folds<S: HashSuite>(
                     return Err(OpeningError::Inconsistent { layer });
                 }
             }
-            let flat: Vec<M31> = values.iter().flat_map(|v| v.to_m31_array()).collect();
-            leaves.push((block, S::leaf(&flat)));
             next.push((block, domain.fold_block(round, block, values, alphas)));
         }
+        let digests = S::leaves(&flat.chunks(4 << STEP).collect::<Vec<_>>());
+        let leaves: Vec<(usize, Digest)> = blocks.into_iter().zip(digests).collect();
         merkle::verify::<S>(root, params.layer_depth(layer as u32), &leaves, &opening.nodes).map_err(bad)?;
         symbols = next;
     }

@@ -1,6 +1,6 @@
 //! Leaves of the LogUp tree: tuples in the base field, denominators in the extension.
 
-use super::gkr::{Fractions, Numerators};
+use super::fractions::{Fractions, Numerators};
 use super::proof::Column;
 use crate::kernels::rows::{mask_column, param_column, public_column};
 use obelysk_protocol::circuit::expr::{Expr, Source};

@@ -9,6 +9,7 @@ mod combine;
 mod commit;
 mod encode;
 mod ext;
+mod fractions;
 mod gkr;
 mod hash;
 pub(crate) mod int8;
@@ -18,7 +19,8 @@ mod proof;
 pub use chip::Chip;
 pub use commit::AlignedWords;
 pub use ext::SimdExt;
-pub use gkr::{Fractions, Layer};
+pub use fractions::Fractions;
+pub use gkr::Layer;
 pub use proof::Column;
 
 use encode::Tables;

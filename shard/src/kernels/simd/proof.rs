@@ -1,7 +1,8 @@
 //! [`ProofKernels`] on packed lanes. Vectors shorter than two packs take the reference path.
 
 use super::chip::Chip;
-use super::gkr::{Fractions, Layer, drop_low, eq};
+use super::fractions::Fractions;
+use super::gkr::{Layer, drop_low, eq};
 use super::leaves;
 use super::{Simd, SimdExt, ext, int8};
 use crate::kernels::proof::{Evals, ProofKernels};
@@ -150,7 +151,7 @@ impl ProofKernels for Simd {
     }
 
     fn gkr_start(&self, f: Fractions, point: &[QM31], mu: QM31) -> Layer {
-        Layer::start(&f, point, mu)
+        Layer::start(f, point, mu)
     }
 
     fn gkr_round(&self, layer: &mut Layer, bind: Option<QM31>) -> [QM31; 2] {

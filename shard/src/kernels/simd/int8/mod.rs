@@ -21,8 +21,7 @@ use obelysk_protocol::field::{M31, P, QM31, signed};
 use obelysk_protocol::verifier::code::{CodeDomain, double_x};
 use portable::Portable;
 use rayon::prelude::*;
-use stwo::prover::backend::simd::m31::{N_LANES, PackedM31};
-use stwo::prover::backend::simd::qm31::PackedQM31;
+use stwo::prover::backend::simd::m31::N_LANES;
 
 /// One coordinate of 16 neighbours.
 type Lanes = [u32; N_LANES];
@@ -138,47 +137,76 @@ fn products(path: Path, rows: &[i8], e: &SimdExt) -> Vec<QM31> {
 
 /// Symbols of the words of int8 rows at `positions`, leaf after leaf.
 ///
-/// A symbol is an inner product with the code's basis functions at its position. Four positions are the coordinates of one
-/// extension vector, so they cost one pass over the weights.
+/// A symbol is an inner product with the code's basis functions at its position, and these are products of one function of
+/// the low index bits and one of the high. Four positions are the coordinates of one extension vector of the low functions;
+/// the vectors of all positions stay in the caches, so that the weights are read from memory once.
 pub(crate) fn symbols(path: Path, rows: &[i8], code: CodeShape, positions: &[usize]) -> Vec<M31> {
-    let domain = CodeDomain::new(code.log_n());
-    let four = |positions: &[usize]| {
-        let sums = products(path, rows, &basis(&domain, code.h, positions));
-        let leaf = |k: usize| sums.iter().map(move |s| s.to_m31_array()[k]);
-        (0..positions.len()).flat_map(leaf).collect::<Vec<_>>()
-    };
-    positions.chunks(4).flat_map(four).collect()
+    match path {
+        #[cfg(target_arch = "x86_64")]
+        Path::Vnni(k) => symbols_with(k, rows, code, positions),
+        #[cfg(target_arch = "x86_64")]
+        Path::Avx2(k) => symbols_with(k, rows, code, positions),
+        Path::Portable(k) => symbols_with(k, rows, code, positions),
+    }
 }
 
-/// Values of the `2^h` basis functions at up to four positions, one per coordinate: index bit 0 multiplies by `y`, bit `k`
-/// by the x-coordinate doubled `k - 1` times.
-fn basis(domain: &CodeDomain, h: u32, positions: &[usize]) -> SimdExt {
-    let mut factors = vec![[M31::from_u32_unchecked(0); 4]; h as usize];
-    for (k, &position) in positions.iter().enumerate() {
-        let (mut x, y) = domain.point(position);
-        for (bit, factor) in factors.iter_mut().enumerate() {
-            factor[k] = if bit == 0 { y } else { x };
-            x = if bit == 0 { x } else { double_x(x) };
+fn symbols_with<K: Kernel>(k: K, rows: &[i8], code: CodeShape, positions: &[usize]) -> Vec<M31> {
+    let domain = CodeDomain::new(code.log_n());
+    let low = code.h.min(POSITIONS.ilog2());
+    let factors: Vec<Vec<M31>> = positions.iter().map(|&p| factors(&domain, code.h, p)).collect();
+    let digits = |four: &[Vec<M31>]| k.positions(cast_slice(&basis(four, low as usize).packs));
+    let digits: Vec<Vec<K::Positions>> = factors.par_chunks(4).map(digits).collect();
+    let high: Vec<Vec<M31>> = factors.iter().map(|f| products_of(&f[low as usize..])).collect();
+    let slots: Vec<&[i8]> = rows.chunks_exact(1 << low).collect();
+    // Parts of symbols, slot after slot and in it group after group of four positions.
+    let groups = digits.len();
+    let mut parts = vec![[0i64; 4]; slots.len() * groups];
+    let tasks = parts.par_chunks_mut((SLOTS.0 * groups).max(1)).zip(slots.par_chunks(SLOTS.0));
+    tasks.with_min_len(TASK.div_ceil(SLOTS.0 << low)).for_each(|(parts, slots)| {
+        let mut sums = vec![[0i64; 4]; slots.len()];
+        for (group, digits) in digits.iter().enumerate() {
+            sums.fill([0; 4]);
+            k.partials(slots, digits, &mut sums);
+            parts.iter_mut().skip(group).step_by(groups).zip(&sums).for_each(|(part, &sum)| *part = sum);
         }
+    });
+    let symbol = |position: usize, slots: &[[i64; 4]]| {
+        let part = |p: &[[i64; 4]]| signed(p[position / 4][position % 4]);
+        slots.chunks_exact(groups).zip(&high[position]).map(|(p, &h)| part(p) * h).sum::<M31>()
+    };
+    let row = groups << (code.h - low);
+    let leaf = |position: usize| parts.chunks_exact(row.max(1)).map(move |slots| symbol(position, slots)).collect::<Vec<_>>();
+    (0..positions.len()).into_par_iter().flat_map_iter(leaf).collect()
+}
+
+/// What index bit `k` multiplies a basis function by at a position: `y` for bit 0, else the x-coordinate doubled `k - 1`
+/// times.
+fn factors(domain: &CodeDomain, h: u32, position: usize) -> Vec<M31> {
+    let (mut x, y) = domain.point(position);
+    let mut out = vec![y];
+    while out.len() < h as usize {
+        out.push(x);
+        x = double_x(x);
     }
-    let (low, high) = factors.split_at(factors.len().min(N_LANES.ilog2() as usize));
-    let mut first = vec![[M31::from_u32_unchecked(1); 4]];
-    for f in low {
-        let odd: Vec<[M31; 4]> = first.iter().map(|v| std::array::from_fn(|k| v[k] * f[k])).collect();
-        first.extend(odd);
-    }
-    let mut out = SimdExt::from_host(&first.into_iter().map(QM31::from_m31_array).collect::<Vec<_>>());
-    for f in high {
-        let f = f.map(PackedM31::broadcast);
-        let odd = |p: &PackedQM31| {
-            let [a, b, c, d] = p.into_packed_m31s();
-            PackedQM31::from_packed_m31s([a * f[0], b * f[1], c * f[2], d * f[3]])
-        };
-        let odd: Vec<PackedQM31> = out.packs.par_iter().with_min_len(TASK / N_LANES).map(odd).collect();
-        out.packs.extend(odd);
-    }
-    out.len = 1 << h;
+    out.truncate(h as usize);
     out
+}
+
+/// Products of every subset of factors, bit `k` of the index for factor `k`.
+fn products_of(factors: &[M31]) -> Vec<M31> {
+    let mut out = vec![M31::from_u32_unchecked(1)];
+    for &f in factors {
+        let odd: Vec<M31> = out.iter().map(|&v| v * f).collect();
+        out.extend(odd);
+    }
+    out
+}
+
+/// Values of the first `2^low` basis functions at up to four positions, one per coordinate.
+fn basis(positions: &[Vec<M31>], low: usize) -> SimdExt {
+    let four: [Vec<M31>; 4] = std::array::from_fn(|k| positions.get(k).map_or_else(Vec::new, |f| products_of(&f[..low])));
+    let at = |i: usize| QM31::from_m31_array(std::array::from_fn(|k| four[k].get(i).copied().unwrap_or_default()));
+    SimdExt::from_host(&(0..1usize << low).map(at).collect::<Vec<_>>())
 }
 
 fn combine_with<K: Kernel>(k: K, rows: &[i8], n: usize, coefficients: &[QM31]) -> SimdExt {

@@ -67,7 +67,8 @@ fn partials_equal_the_reference() {
 fn symbols_equal_those_of_encoded_rows() {
     let mut rng = Rng(15);
     for path in Path::all() {
-        for (h, blowup_log, rows) in [(2, 1, 3), (3, 2, 1), (4, 1, 5), (5, 2, 17), (9, 3, 2), (11, 2, 20)] {
+        for (h, blowup_log, rows) in [(2, 1, 3), (3, 2, 1), (4, 1, 5), (5, 2, 17), (9, 3, 2), (11, 2, 20), (16, 1, 2), (17, 2, 3)]
+        {
             let code = CodeShape { h, blowup_log };
             let weights = bytes(&mut rng, rows << h);
             let last = (1 << code.log_n()) - 1;
