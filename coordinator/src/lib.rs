@@ -1,13 +1,15 @@
 //! The cluster's brain and its server: membership, leases, checks, stitching.
 //!
-//! [`core`] decides and is pure; [`server`] moves bytes and keeps time. Neither knows what a proof is; [`checker`] does.
+//! [`core`] decides and is pure; [`identity`] says who takes part; [`server`] moves bytes and keeps time. Neither knows what a proof is; [`checker`] does.
 #![forbid(unsafe_code)]
 
 pub mod checker;
 pub mod core;
+pub mod identity;
 pub mod server;
 
 pub use checker::ProofChecker;
+pub use identity::Admissions;
 pub use server::{
     Coordinator, CoordinatorConfig, CoordinatorError, Handle, JobHandle, JobResult, LocalConfig, Phase, Progress, submit_remote,
 };

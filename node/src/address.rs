@@ -1,4 +1,4 @@
-//! Where the coordinator is and which key it must show: `host:port#fingerprint`.
+//! Where the coordinator is and which authority must answer for it: `host:port#fingerprint`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -13,8 +13,24 @@ pub struct CoordinatorAddress {
     pub host: String,
     /// UDP port.
     pub port: u16,
-    /// SHA-256 of the coordinator's public key.
+    /// SHA-256 of the public key of the cluster's authority.
     pub fingerprint: Fingerprint,
+}
+
+impl CoordinatorAddress {
+    /// Reads `host:port`, with a pin known from elsewhere.
+    ///
+    /// # Errors
+    /// [`NodeError::Address`] naming what is wrong.
+    pub fn at(place: &str, fingerprint: Fingerprint) -> Result<Self, NodeError> {
+        let bad = |cause: &str| NodeError::Address { address: place.to_owned(), cause: cause.to_owned() };
+        let (host, port) = place.rsplit_once(':').ok_or_else(|| bad("no port"))?;
+        if host.is_empty() {
+            return Err(bad("no host"));
+        }
+        let port = port.parse().ok().filter(|p| *p != 0).ok_or_else(|| bad("the port is not a number from 1 to 65535"))?;
+        Ok(Self { host: host.to_owned(), port, fingerprint })
+    }
 }
 
 impl FromStr for CoordinatorAddress {
@@ -23,13 +39,8 @@ impl FromStr for CoordinatorAddress {
     fn from_str(text: &str) -> Result<Self, NodeError> {
         let bad = |cause: &str| NodeError::Address { address: text.to_owned(), cause: cause.to_owned() };
         let (place, pin) = text.split_once('#').ok_or_else(|| bad("no `#fingerprint` at the end"))?;
-        let (host, port) = place.rsplit_once(':').ok_or_else(|| bad("no port"))?;
-        if host.is_empty() {
-            return Err(bad("no host"));
-        }
-        let port = port.parse().ok().filter(|p| *p != 0).ok_or_else(|| bad("the port is not a number from 1 to 65535"))?;
-        let fingerprint = Fingerprint::from_hex(pin).ok_or_else(|| bad("the fingerprint is not 64 hexadecimal digits"))?;
-        Ok(Self { host: host.to_owned(), port, fingerprint })
+        let fingerprint = Fingerprint::from_hex(pin).ok_or_else(|| bad("the fingerprint is not 64 hexadecimal digits"));
+        Self::at(place, fingerprint?)
     }
 }
 

@@ -1,4 +1,6 @@
-//! The node's one configuration struct, read from `node.toml`; every field but the address has a default.
+//! The node's one configuration struct, read from `node.toml`; every field has a default.
+
+use std::path::PathBuf;
 
 use serde::Deserialize;
 
@@ -8,11 +10,15 @@ use crate::error::NodeError;
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NodeConfig {
-    /// `host:port#fingerprint`, as the coordinator prints it.
-    pub coordinator: String,
     /// Name for people: up to 63 bytes.
     #[serde(default = "default_name")]
     pub name: String,
+    /// File with a token, for the first join; empty: none. A member needs none.
+    #[serde(default)]
+    pub token_file: PathBuf,
+    /// Folder for this node's identity, used by one process at a time; empty: `nodes/NAME` in the home folder.
+    #[serde(default)]
+    pub state: PathBuf,
     /// CPU threads offered; 0 means all of this machine.
     #[serde(default)]
     pub threads: u32,
@@ -49,12 +55,13 @@ const fn default_max_blob_bytes() -> u64 {
 }
 
 impl NodeConfig {
-    /// The defaults with this coordinator and name.
+    /// The defaults with this name.
     #[must_use]
-    pub fn new(coordinator: impl Into<String>, name: impl Into<String>) -> Self {
+    pub fn new(name: impl Into<String>) -> Self {
         Self {
-            coordinator: coordinator.into(),
             name: name.into(),
+            token_file: PathBuf::new(),
+            state: PathBuf::new(),
             threads: 0,
             weight_bytes: default_weight_bytes(),
             cache_bytes: default_cache_bytes(),
@@ -96,14 +103,13 @@ mod tests {
     #[test]
     fn shipped_file_is_the_default() {
         let shipped: NodeConfig = toml::from_str(include_str!("../../configs/node.toml")).expect("configs/node.toml");
-        let NodeConfig { coordinator, name, .. } = shipped.clone();
-        assert_eq!(shipped, NodeConfig::new(coordinator, name));
+        assert_eq!(shipped, NodeConfig::new("node"));
         shipped.validate().expect("valid");
     }
 
     #[test]
     fn unknown_fields_are_refused() {
-        let error = toml::from_str::<NodeConfig>("coordinator = 'x'\nspeed = 3").expect_err("unknown field");
+        let error = toml::from_str::<NodeConfig>("name = 'x'\nspeed = 3").expect_err("unknown field");
         assert!(error.to_string().contains("speed"), "{error}");
     }
 }

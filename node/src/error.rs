@@ -1,5 +1,6 @@
 //! Everything that can end a node process or a connection, each with what to do about it.
 
+use crate::identity::IdentityError;
 use obelysk_protocol::wire::{MessageId, WIRE_VERSION, WireError};
 
 /// Why a connection failed. Only some of these are worth another attempt: see [`TransportError::is_permanent`].
@@ -13,17 +14,28 @@ pub enum TransportError {
         "the other side does not speak wire version {WIRE_VERSION}; install the same release on coordinator, nodes and clients"
     )]
     NoCommonVersion,
-    /// The coordinator's key is not the pinned one.
+    /// Another authority than the pinned one answers.
     #[error(
-        "coordinator shows key {got}, but the address pins {expected}; use the address it printed at its last start, and if it \
-         was not restarted, somebody else answers there"
+        "the cluster there has key {got}, but the address pins {expected}; use an address or token of this very cluster, and if it is \
+         one, somebody else answers in its place"
     )]
     WrongKey {
         /// Pinned fingerprint.
         expected: String,
-        /// Fingerprint of the key shown.
+        /// Fingerprint of the authority shown, or of the certificate when none was.
         got: String,
     },
+    /// The pinned authority answers, and its certificate for this server does not hold.
+    #[error("the coordinator's certificate does not hold: {0}; restart the coordinator")]
+    ServerCertificate(String),
+    /// By this machine's clock the coordinator's certificate is not valid now.
+    #[error("by this machine's clock the coordinator's certificate is not valid now ({0}); set the clock, for example by NTP")]
+    Clock(String),
+    /// The coordinator does not accept this machine's certificate.
+    #[error(
+        "the coordinator does not accept this machine's certificate: {0}; make a token with `obelysk token create` and join again"
+    )]
+    CertificateRefused(&'static str),
     /// The host name does not resolve.
     #[error("cannot resolve `{host}`: {cause}; check the address")]
     Resolve {
@@ -81,6 +93,9 @@ impl TransportError {
             self,
             Self::NoCommonVersion
                 | Self::WrongKey { .. }
+                | Self::ServerCertificate(_)
+                | Self::Clock(_)
+                | Self::CertificateRefused(_)
                 | Self::Setup(_)
                 | Self::Refused { retry: false, .. }
                 | Self::Wire(WireError::Version { .. })
@@ -107,6 +122,9 @@ pub enum NodeError {
         /// What is wrong with it.
         cause: String,
     },
+    /// This machine's identity or token cannot be used.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
     /// The coordinator cannot be used, and trying again will not help.
     #[error(transparent)]
     Transport(#[from] TransportError),

@@ -8,6 +8,7 @@ pub mod address;
 pub mod config;
 pub mod engine;
 pub mod error;
+pub mod identity;
 pub mod job_bytes;
 pub mod model_folder;
 pub mod prover_engine;
@@ -19,6 +20,7 @@ pub use address::CoordinatorAddress;
 pub use config::NodeConfig;
 pub use engine::{CheckError, Checker, Engine, EngineError, Pieces, Verdict, WorkKind, WorkOutput, WorkRequest};
 pub use error::NodeError;
+pub use identity::{IdentityStore, Token};
 
 pub use model_folder::{ModelFolder, ModelFolderError};
 pub use prover_engine::ProverEngine;

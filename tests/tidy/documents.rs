@@ -4,6 +4,7 @@ use crate::{files, none, read, root};
 use std::collections::BTreeSet;
 
 const ARGUMENTS: &str = "coordinator/src/cli/args.rs";
+const CLUSTER_ARGUMENTS: &str = "coordinator/src/cli/cluster_args.rs";
 /// First parts of paths that documents name.
 const FOLDERS: [&str; 9] = ["protocol", "shard", "node", "coordinator", "tests", "docs", "configs", "deploy", ".ci"];
 
@@ -20,9 +21,14 @@ fn variants(source: &str, name: &str) -> Vec<String> {
     starts.map(|line| line.chars().take_while(char::is_ascii_alphanumeric).collect::<String>().to_lowercase()).collect()
 }
 
+/// The sources that say what the command line takes.
+fn arguments() -> String {
+    read(ARGUMENTS) + &read(CLUSTER_ARGUMENTS)
+}
+
 /// Every command of the command line, such as `prove` or `model show`.
 pub fn commands() -> BTreeSet<String> {
-    let source = read(ARGUMENTS);
+    let source = arguments();
     let mut out = BTreeSet::new();
     for command in variants(&source, "Command") {
         let title = command[..1].to_uppercase() + &command[1..];
@@ -61,7 +67,7 @@ fn invocation(text: &str) -> Option<&str> {
 
 #[test]
 fn commands_in_documents_exist() {
-    let (known, arguments) = (commands(), read(ARGUMENTS));
+    let (known, arguments) = (commands(), arguments());
     let mut broken = Vec::new();
     for file in documents() {
         let text = read(&file);

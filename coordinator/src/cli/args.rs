@@ -1,5 +1,8 @@
 //! Arguments of all commands.
 
+pub use super::cluster_args::{
+    AdminArgs, CoordinatorCommand, DoctorArgs, JoinArgs, NodeCommand, ServeArgs, TokenArgs, TokenCommand,
+};
 use super::exit::EXIT_CODES;
 use clap::{ArgGroup, Args, Parser, Subcommand};
 use obelysk_shard::registration::Codewords;
@@ -41,7 +44,10 @@ pub enum Command {
     /// Run a coordinator.
     #[command(subcommand)]
     Coordinator(CoordinatorCommand),
-    /// Run a node.
+    /// Let machines into a cluster.
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// Run a node, and look after those of a cluster.
     #[command(subcommand)]
     Node(NodeCommand),
 }
@@ -328,63 +334,4 @@ pub struct InspectArgs {
     /// Folder or registered name [default: the registered model with the proof's model id].
     #[arg(long)]
     pub model: Option<String>,
-}
-
-/// Commands on coordinators.
-#[derive(Debug, Subcommand)]
-pub enum CoordinatorCommand {
-    /// Serve nodes and clients until interrupted.
-    Serve(ServeArgs),
-}
-
-/// Arguments of `coordinator serve`.
-#[derive(Debug, Args)]
-#[command(after_help = EXIT_CODES)]
-pub struct ServeArgs {
-    /// Settings file, as configs/coordinator.toml.
-    #[arg(long)]
-    pub config: Option<PathBuf>,
-    /// UDP address to listen on.
-    #[arg(long)]
-    pub listen: Option<std::net::SocketAddr>,
-    /// Host name or address printed for nodes.
-    #[arg(long)]
-    pub advertise: Option<String>,
-    /// Models to take jobs for: folders or registered names [default: all registered].
-    #[arg(long)]
-    pub model: Vec<String>,
-}
-
-/// Commands on nodes.
-#[derive(Debug, Subcommand)]
-pub enum NodeCommand {
-    /// Work for a coordinator until it stops or this process is asked to.
-    Join(JoinArgs),
-}
-
-/// Arguments of `node join`.
-#[derive(Debug, Args)]
-#[command(after_help = EXIT_CODES)]
-pub struct JoinArgs {
-    /// `host:port#fingerprint` as the coordinator prints it; may stand in the settings file instead.
-    #[arg(required_unless_present = "config")]
-    pub address: Option<String>,
-    /// Settings file, as configs/node.toml.
-    #[arg(long)]
-    pub config: Option<PathBuf>,
-    /// Name shown in logs and progress.
-    #[arg(long)]
-    pub name: Option<String>,
-    /// Threads to use; 0 means all of this machine.
-    #[arg(long)]
-    pub threads: Option<u32>,
-    /// Models to offer: folders or registered names [default: all registered].
-    #[arg(long)]
-    pub model: Vec<String>,
-    /// Give up after this many seconds without a coordinator; 0 means never.
-    #[arg(long, value_name = "SECONDS")]
-    pub give_up_after: Option<u64>,
-    /// End when standard input is closed: for nodes started by a parent process.
-    #[arg(long, hide = true)]
-    pub tied: bool,
 }

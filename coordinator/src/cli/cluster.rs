@@ -7,9 +7,9 @@ use super::home::Home;
 use super::output::Out;
 use anyhow::anyhow;
 use indicatif::ProgressBar;
-use obelysk_coordinator::{Coordinator, Handle, JobResult, LocalConfig, ProofChecker, submit_remote};
+use obelysk_coordinator::{Admissions, Coordinator, Handle, JobResult, LocalConfig, ProofChecker, submit_remote};
 use obelysk_node::job_bytes::JobSpec;
-use obelysk_node::{CoordinatorAddress, ModelFolder, NodeBackend, NodeSuite};
+use obelysk_node::{CoordinatorAddress, ModelFolder, NodeBackend, NodeSuite, Token};
 use std::collections::BTreeMap;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -39,7 +39,9 @@ pub fn prove(out: &Out, home: &Home, model: &ModelFolder, spec: &JobSpec, nodes:
         config.coordinator.lease_ms = LEASE_MS;
         config.coordinator.retry_pause_ms = RETRY_PAUSE_MS;
         let checker = ProofChecker::<NodeSuite, _>::new(NodeBackend::default(), [model.registered.clone()]);
-        let handle = Coordinator::start(config.coordinator.clone(), Arc::new(checker), None).await.code(Code::Cluster)?;
+        let handle = Coordinator::start(config.coordinator.clone(), Arc::new(Admissions::in_memory()?), Arc::new(checker), None)
+            .await
+            .code(Code::Cluster)?;
         let outcome = on_children(out, home, model, spec, (&handle, &config)).await;
         let (result, children) = match outcome {
             Ok((result, children)) => (Ok(result), children),
@@ -62,7 +64,8 @@ async fn on_children(
     (handle, config): (&Handle, &LocalConfig),
 ) -> Result<(JobResult, Vec<Child>), Failure> {
     let spinner = out.spinner(format!("starting {} nodes", config.nodes));
-    let mut children = (1..=config.nodes).map(|i| spawn(home, model, handle, config, i)).collect::<Result<Vec<_>, _>>()?;
+    let token = handle.invite(JOIN_PATIENCE * 2, config.nodes).code(Code::Cluster)?;
+    let mut children = (1..=config.nodes).map(|i| spawn(home, model, &token, config, i)).collect::<Result<Vec<_>, _>>()?;
     let joined = wait_for(handle, &mut children).await;
     spinner.finish_and_clear();
     joined?;
@@ -77,12 +80,14 @@ async fn on_children(
     Ok((result, children))
 }
 
-fn spawn(home: &Home, model: &ModelFolder, handle: &Handle, config: &LocalConfig, i: u32) -> Result<Child, Failure> {
+fn spawn(home: &Home, model: &ModelFolder, token: &Token, config: &LocalConfig, i: u32) -> Result<Child, Failure> {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let share = u32::try_from(cores).unwrap_or(u32::MAX).div_ceil(config.nodes.max(1)).max(1);
     let threads = if config.threads_per_node == 0 { share } else { config.threads_per_node };
     let mut command = Command::new(std::env::current_exe()?);
-    command.arg("--home").arg(home.root()).args(["node", "join", handle.address(), "--tied"]);
+    command.arg("--home").arg(home.root()).args(["node", "join", "--tied"]);
+    // Not an argument: every user sees those.
+    command.env(super::secret::TOKEN, token.to_line().as_str());
     command.args(["--name", &format!("local-{i}"), "--threads", &threads.to_string()]);
     command.arg("--model").arg(&model.path);
     if std::env::var_os(super::LOG).is_none() {

@@ -5,22 +5,32 @@ use super::cluster::runtime;
 use super::exit::{Code, Coded as _, Failure};
 use super::home::Home;
 use super::output::{Out, hex};
+use super::secret;
 use super::serve::settings;
 use obelysk_node::error::NodeError;
-use obelysk_node::{ExitReason, Node, NodeBackend, NodeConfig, NodeSuite, ProverEngine};
+use obelysk_node::{ExitReason, IdentityStore, Node, NodeBackend, NodeConfig, NodeSuite, ProverEngine};
 use std::io::Read as _;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Serves until the coordinator stops or a signal asks to; work in progress is finished and delivered first.
 pub fn run(out: &Out, home: &Home, args: JoinArgs) -> Result<(), Failure> {
     let mut config: NodeConfig = match &args.config {
         Some(path) => settings(path)?,
-        None => NodeConfig::new("", "node"),
+        None => NodeConfig::new("node"),
     };
-    config.coordinator = args.address.unwrap_or(config.coordinator);
     config.name = args.name.unwrap_or(config.name);
     config.threads = args.threads.unwrap_or(config.threads);
+    config.state = args.state.unwrap_or(config.state);
+    config.token_file = args.token_file.unwrap_or(config.token_file);
     config.give_up_after_s = args.give_up_after.unwrap_or(config.give_up_after_s);
+    config.validate()?;
+    let file = (!config.token_file.as_os_str().is_empty()).then_some(config.token_file.as_path());
+    // A member's file may be gone: it was for the first time only.
+    let file = file.filter(|path| args.config.is_none() || path.exists());
+    let token = secret::token(args.token.as_deref(), file)?;
+    let store =
+        if args.tied { IdentityStore::Memory } else { IdentityStore::folder(&state_folder(home, &config.state, &config.name))? };
     let models = home.open_all(&args.model)?;
     rayon::ThreadPoolBuilder::new().num_threads(config.cores() as usize).build_global().code(Code::Internal)?;
     if args.tied {
@@ -31,9 +41,12 @@ pub fn run(out: &Out, home: &Home, args: JoinArgs) -> Result<(), Failure> {
     let weight_bytes = usize::try_from(config.weight_bytes).unwrap_or(usize::MAX);
     let engine = ProverEngine::<NodeSuite, _>::new(NodeBackend::default(), models).with_weight_bytes(weight_bytes);
     let engine = Arc::new(engine);
-    let exit = runtime()?.block_on(Node::run(config, engine)).map_err(|error| {
-        let code =
-            if matches!(error, NodeError::Address { .. } | NodeError::Config { .. }) { Code::Input } else { Code::Cluster };
+    let exit = runtime()?.block_on(Node::run(config, (store, token), engine)).map_err(|error| {
+        let code = if matches!(error, NodeError::Address { .. } | NodeError::Config { .. } | NodeError::Identity(_)) {
+            Code::Input
+        } else {
+            Code::Cluster
+        };
         Failure { code, error: error.into() }
     })?;
     let reason = match exit {
@@ -43,6 +56,16 @@ pub fn run(out: &Out, home: &Home, args: JoinArgs) -> Result<(), Failure> {
     out.json(&serde_json::json!({ "ended": reason }));
     out.field("ended", reason);
     Ok(())
+}
+
+/// Where the identity of a node lies: as configured, else by its name below the home folder.
+pub fn state_folder(home: &Home, configured: &Path, name: &str) -> PathBuf {
+    if !configured.as_os_str().is_empty() {
+        return configured.to_owned();
+    }
+    // A name is any text; a folder's name is not.
+    let plain = |c: char| if c.is_ascii_alphanumeric() || "-_".contains(c) { c } else { '_' };
+    home.root().join("nodes").join(name.chars().map(plain).collect::<String>())
 }
 
 /// A parent that was killed closes the pipe like one that is done.

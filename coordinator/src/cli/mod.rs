@@ -2,10 +2,13 @@
 //!
 //! Commands are thin: they find files, call the library and print. No switch weakens verification.
 
+mod admin;
 mod args;
 mod bench;
 mod cluster;
+mod cluster_args;
 mod demo;
+mod doctor;
 mod exit;
 mod generate;
 mod home;
@@ -18,6 +21,7 @@ mod pocket;
 mod prompts;
 mod prove;
 mod register;
+mod secret;
 mod serve;
 mod validate;
 mod verify;
@@ -36,7 +40,7 @@ const LOG: &str = "OBELYSK_LOG";
 pub fn main() -> ExitCode {
     // clap ends the process with 2 for bad usage and 0 for help.
     let cli = Cli::parse();
-    let long_running = matches!(cli.command, Command::Coordinator(_) | Command::Node(_));
+    let long_running = matches!(cli.command, Command::Coordinator(_) | Command::Node(NodeCommand::Join(_)));
     log_to_stderr(if long_running { "info" } else { "error" });
     let out = Out::new(cli.json);
     match run(&out, cli) {
@@ -56,7 +60,12 @@ fn run(out: &Out, cli: Cli) -> Result<(), Failure> {
         Command::Verify(args) => verify::run(out, &home, &args),
         Command::Inspect(args) => inspect::run(out, &home, &args),
         Command::Coordinator(CoordinatorCommand::Serve(args)) => serve::run(out, &home, args),
+        Command::Token(command) => admin::token(out, &home, command),
         Command::Node(NodeCommand::Join(args)) => join::run(out, &home, args),
+        Command::Node(NodeCommand::List { admin }) => admin::nodes(out, &home, &admin),
+        Command::Node(NodeCommand::Drain { id, admin }) => admin::part(out, &home, &id, None, &admin),
+        Command::Node(NodeCommand::Evict { id, reason, admin }) => admin::part(out, &home, &id, Some(reason), &admin),
+        Command::Node(NodeCommand::Doctor(args)) => doctor::run(out, &home, &args),
     }
 }
 

@@ -1,12 +1,15 @@
 //! `obelysk coordinator serve`.
 
+use super::admin::admin_file;
 use super::args::ServeArgs;
 use super::cluster::runtime;
 use super::exit::{Code, Coded as _, Failure};
 use super::home::Home;
 use super::output::Out;
-use obelysk_coordinator::{Coordinator, CoordinatorConfig, ProofChecker};
+use obelysk_coordinator::identity::FileStorage;
+use obelysk_coordinator::{Admissions, Coordinator, CoordinatorConfig, Handle, ProofChecker};
 use obelysk_node::engine::Engine;
+use obelysk_node::identity::write_private;
 use obelysk_node::{NodeBackend, NodeSuite, ProverEngine};
 use std::sync::Arc;
 
@@ -18,7 +21,9 @@ pub fn run(out: &Out, home: &Home, args: ServeArgs) -> Result<(), Failure> {
     };
     config.listen = args.listen.unwrap_or(config.listen);
     config.advertise = args.advertise.unwrap_or(config.advertise);
+    let state = args.state.unwrap_or_else(|| home.root().join("coordinator"));
     let models = home.open_all(&args.model)?;
+    let admissions = Arc::new(Admissions::open(Arc::new(FileStorage::open(&state)?))?);
     let registered = models.iter().map(|m| m.registered.clone());
     let checker = Arc::new(ProofChecker::<NodeSuite, _>::new(NodeBackend::default(), registered));
     // Where the weights are, this process settles disputes between nodes itself.
@@ -26,15 +31,30 @@ pub fn run(out: &Out, home: &Home, args: ServeArgs) -> Result<(), Failure> {
     let referee: Option<Arc<dyn Engine>> =
         (!weights.is_empty()).then(|| Arc::new(ProverEngine::<NodeSuite, _>::new(NodeBackend::default(), weights)) as _);
     runtime()?.block_on(async {
-        let handle = Coordinator::start(config, checker, referee).await.code(Code::Cluster)?;
-        out.json(&serde_json::json!({ "address": handle.address() }));
+        let handle = Coordinator::start(config, admissions.clone(), checker, referee).await.code(Code::Cluster)?;
+        let file = admin_file(&state);
+        write_private(&file, admissions.new_admin(reachable(&handle))?.to_text()?.as_bytes())?;
+        out.json(&serde_json::json!({ "address": handle.address(), "cluster": admissions.cluster(), "admin": file }));
         out.field("address", handle.address());
-        out.field("nodes join by", format_args!("obelysk node join {}", handle.address()));
+        out.field("nodes join by", "a token: obelysk token create");
         out.field("clients prove by", format_args!("obelysk prove --coordinator {} …", handle.address()));
         obelysk_node::worker::stop_signal().await;
         handle.shutdown().await;
         Ok(())
     })
+}
+
+/// Where an administrator on this machine reaches the coordinator, and then where others do.
+fn reachable(handle: &Handle) -> Vec<String> {
+    let local = handle.local_address();
+    let here = match (local.ip().is_unspecified(), local.is_ipv4()) {
+        (false, _) => local.to_string(),
+        (true, true) => format!("127.0.0.1:{}", local.port()),
+        (true, false) => format!("[::1]:{}", local.port()),
+    };
+    let mut all = vec![here];
+    all.extend(handle.addresses().iter().filter(|a| **a != local.to_string()).cloned());
+    all
 }
 
 /// Reads a settings file.

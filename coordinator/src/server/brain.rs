@@ -1,17 +1,21 @@
 //! The task that owns the [`State`]: feeds it inputs one at a time, carries out its effects. It waits for nobody.
 
+mod membership;
+
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use obelysk_node::engine::{Checker, Engine, Pieces, Verdict, WorkKind, WorkRequest};
-use obelysk_protocol::wire::{Assign, BlobRef, Cancel, Goodbye, MAX_TEXT_BYTES, Message, Refused, ResultAck};
+use obelysk_node::identity::NodeKeyId;
+use obelysk_protocol::wire::{Assign, BlobRef, Cancel, Goodbye, Message, NodeState, ResultAck};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use super::progress::{JobEnd, Watcher};
 use super::store::Store;
 use crate::core::{Effect, Input, JobId, Needs, NodeId, State, Work};
+use membership::{Known, name_of};
 
 /// Commands waiting for the brain: beyond, sessions wait, which is back-pressure on their peers.
 pub(super) const MAX_COMMANDS: usize = 1024;
@@ -28,6 +32,7 @@ pub(super) struct Outbox {
 /// A node's first words.
 #[derive(Debug)]
 pub(super) struct Join {
+    pub(super) key: NodeKeyId,
     pub(super) hello: obelysk_protocol::wire::Hello,
     pub(super) outbox: Outbox,
     pub(super) answer: oneshot::Sender<Result<NodeId, String>>,
@@ -51,15 +56,21 @@ pub(super) enum Command {
         segments: u32,
         watcher: Watcher,
     },
+    /// This node shall finish and leave; the answer is whether it is connected.
+    Drain {
+        key: NodeKeyId,
+        answer: oneshot::Sender<bool>,
+    },
+    /// This node is out.
+    Evict {
+        key: NodeKeyId,
+        reason: String,
+    },
+    /// How all nodes stand.
+    Census {
+        answer: oneshot::Sender<BTreeMap<NodeKeyId, (NodeState, String)>>,
+    },
     Stop,
-}
-
-/// A machine that ever joined.
-#[derive(Debug)]
-struct Known {
-    name: String,
-    outbox: Option<Outbox>,
-    banned: Option<String>,
 }
 
 pub(super) struct Brain {
@@ -70,14 +81,11 @@ pub(super) struct Brain {
     referee: Option<Arc<dyn Engine>>,
     permits: Arc<Semaphore>,
     commands: mpsc::Sender<Command>,
-    identities: BTreeMap<[u8; 32], NodeId>,
+    identities: BTreeMap<NodeKeyId, NodeId>,
     nodes: BTreeMap<NodeId, Known>,
     watchers: BTreeMap<JobId, Watcher>,
     count: watch::Sender<usize>,
 }
-
-/// Machines remembered: more than any cluster has; beyond, new ones are refused.
-const MAX_KNOWN: usize = 10_000;
 
 impl Brain {
     pub(super) fn new(
@@ -127,7 +135,21 @@ impl Brain {
 
     fn command(&mut self, command: Command) {
         match command {
-            Command::Core(input) => self.feed(input),
+            Command::Core(input) => {
+                if let Input::NodeDraining { node } = &input
+                    && let Some(known) = self.nodes.get_mut(node)
+                {
+                    known.draining = true;
+                }
+                self.feed(input);
+            }
+            Command::Drain { key, answer } => {
+                let _ = answer.send(self.drain(key));
+            }
+            Command::Evict { key, reason } => self.evict(key, &reason),
+            Command::Census { answer } => {
+                let _ = answer.send(self.census());
+            }
             Command::Join(join) => self.join(*join),
             Command::Gone { node, session, clean } => {
                 let Some(known) = self.nodes.get_mut(&node) else { return };
@@ -144,27 +166,6 @@ impl Brain {
         }
         let here = self.nodes.values().filter(|known| known.outbox.is_some()).count();
         self.count.send_if_modified(|count| std::mem::replace(count, here) != here);
-    }
-
-    fn join(&mut self, join: Join) {
-        let Join { hello, outbox, answer } = join;
-        let next = NodeId(u32::try_from(self.identities.len() + 1).unwrap_or(u32::MAX));
-        if self.identities.len() >= MAX_KNOWN && !self.identities.contains_key(&hello.identity) {
-            let _ = answer.send(Err(format!("this coordinator has met {MAX_KNOWN} machines; restart it")));
-            return;
-        }
-        let node = *self.identities.entry(hello.identity).or_insert(next);
-        let known = self.nodes.entry(node).or_insert(Known { name: String::new(), outbox: None, banned: None });
-        if let Some(reason) = &known.banned {
-            let _ = answer.send(Err(reason.clone()));
-            return;
-        }
-        known.name.clone_from(&hello.name);
-        known.outbox = Some(outbox);
-        // The welcome must be the session's first message, before any assignment that `feed` sends.
-        let _ = answer.send(Ok(node));
-        let (models, held) = (hello.models.into_iter().collect(), hello.held.into_iter().collect());
-        self.feed(Input::NodeJoined { node, models, cores: hello.cores, held });
     }
 
     fn feed(&mut self, input: Input) {
@@ -232,17 +233,6 @@ impl Brain {
             tracing::warn!(%node, session, "session does not keep up; dropped");
             let commands = self.commands.clone();
             tokio::spawn(async move { commands.send(Command::Core(Input::NodeAway { node })).await });
-        }
-    }
-
-    fn quarantine(&mut self, node: NodeId, reason: &str) {
-        let mut text = format!("quarantined: {reason}; examine this machine's memory and software before it joins again");
-        text.truncate(text.floor_char_boundary(MAX_TEXT_BYTES));
-        tracing::error!(%node, name = name_of(&self.nodes, node), reason, "quarantined");
-        self.send(node, Message::Refused(Refused { retry: false, reason: text.clone() }));
-        if let Some(known) = self.nodes.get_mut(&node) {
-            known.outbox = None;
-            known.banned = Some(text);
         }
     }
 
@@ -345,10 +335,6 @@ impl Assignment {
         let Needs { inputs, extra, .. } = needs;
         Message::Assign(Assign { epoch, job: job.0, model, kind: WorkKind::code(kind), segment, spec, extra, inputs })
     }
-}
-
-fn name_of(nodes: &BTreeMap<NodeId, Known>, node: NodeId) -> String {
-    nodes.get(&node).map_or_else(|| node.to_string(), |known| format!("{} ({node})", known.name))
 }
 
 fn load_one(store: &Store, blob: BlobRef) -> Result<Arc<Vec<u8>>, String> {

@@ -14,7 +14,7 @@ use obelysk_protocol::wire::{
 
 use super::progress::{JobResult, Phase};
 use super::session::refuse;
-use super::{CoordinatorError, Shared};
+use super::{CoordinatorError, Shared, clip};
 
 /// Blobs one client may hold here: its specification and its proof.
 const MAX_CLIENT_BLOBS: usize = 2;
@@ -83,7 +83,7 @@ async fn one_job(
                     let text = clip(match &p.node {
                         Some(node) if !p.text.is_empty() => format!("{node}: {}", p.text),
                         _ => p.text,
-                    });
+                    }, MAX_TEXT_BYTES);
                     let event = Event { job, phase: p.phase.to_owned(), done: p.done, total: p.total, node: 0, text };
                     write_message(send, &Message::Event(event)).await?;
                 }
@@ -97,7 +97,7 @@ async fn one_job(
     }
     let last = match handle.result().await {
         Ok(result) => done(result, blobs),
-        Err(error) => Message::JobFailed(JobFailed { job, reason: clip(error.to_string()) }),
+        Err(error) => Message::JobFailed(JobFailed { job, reason: clip(error.to_string(), MAX_TEXT_BYTES) }),
     };
     write_message(send, &last).await
 }
@@ -113,11 +113,6 @@ fn done(result: JobResult, blobs: &Blobs) -> Message {
     keep(blobs, proof, result.proof);
     let nodes = u32::try_from(result.nodes.len()).unwrap_or(u32::MAX);
     Message::JobDone(JobDone { job: result.job, proof, phases, peak_bytes: result.peak_memory_bytes, nodes })
-}
-
-fn clip(mut text: String) -> String {
-    text.truncate(text.floor_char_boundary(MAX_TEXT_BYTES));
-    text
 }
 
 async fn serve_bulk(shared: Arc<Shared>, connection: Connection, blobs: Blobs) {
@@ -165,7 +160,7 @@ pub async fn submit_remote(
     mut on_event: impl FnMut(&Event),
 ) -> Result<JobResult, CoordinatorError> {
     // Held to the end: the endpoint drives the connection.
-    let (endpoint, connection) = connect(address).await?;
+    let (endpoint, connection) = connect(address, None).await?;
     let (mut send, mut recv) = connection.open_bi().await.map_err(|e| lost(&e))?;
     let name = name.chars().filter(|c| !c.is_control()).take(MAX_NAME_BYTES / 4).collect();
     write_message(&mut send, &Message::ClientHello(ClientHello { name })).await?;

@@ -6,6 +6,7 @@ use obelysk_node::error::TransportError;
 use serde::Deserialize;
 
 use crate::core::Policy;
+use crate::identity::AdmissionError;
 
 /// Settings of a coordinator process; every field has a default.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -115,9 +116,9 @@ pub enum CoordinatorError {
         /// What is wrong with it.
         cause: &'static str,
     },
-    /// No key could be made.
-    #[error("cannot make a key: {0}; check that the system gives random bytes")]
-    Key(String),
+    /// The cluster's authority or its state cannot be used.
+    #[error(transparent)]
+    Admission(#[from] AdmissionError),
     /// The endpoint cannot be opened.
     #[error(transparent)]
     Transport(#[from] TransportError),

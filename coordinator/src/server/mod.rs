@@ -1,8 +1,12 @@
 //! The coordinator process: QUIC endpoint, sessions, checks on blocking threads, around the pure [`core`](crate::core).
 
+mod admin;
 mod brain;
+mod certificate;
 mod client;
 mod config;
+mod door;
+mod guard;
 mod progress;
 mod session;
 mod store;
@@ -10,25 +14,32 @@ mod store;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use obelysk_node::engine::{Checker, Engine};
 use obelysk_node::error::TransportError;
+use obelysk_node::identity::{NodeKeyId, Token};
 use obelysk_node::transport::quinn::Endpoint;
-use obelysk_node::transport::{CLOSE_DONE, Fingerprint, ServerIdentity, listen};
+use obelysk_node::transport::{CLOSE_DONE, ServerTls, listen};
 use obelysk_protocol::wire::BlobRef;
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, broadcast, mpsc, oneshot, watch};
 
 use crate::core::{Input, JobId};
+use crate::identity::Admissions;
 use brain::{Brain, Command, MAX_COMMANDS};
 pub use client::submit_remote;
 pub use config::{CoordinatorConfig, CoordinatorError, LocalConfig};
+use guard::Guard;
 use progress::Watcher;
 pub use progress::{JobResult, Phase, Progress};
 use store::Store;
 
-/// Connections served at once: the largest cluster planned, and as many clients.
-const MAX_CONNECTIONS: usize = 512;
+/// Nodes served at once: twice the largest fleet planned.
+const MAX_NODES: usize = 2048;
+/// Clients and administrators served at once: they need no certificate of a node, so they must not crowd nodes out.
+const MAX_CLIENTS: usize = 128;
+/// Evictions a session may be behind: they are orders of people.
+const MAX_EVICTIONS: usize = 256;
 /// How long a stop waits for goodbyes to be read.
 const STOP_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -43,63 +54,79 @@ pub(crate) struct Shared {
     checker: Arc<dyn Checker>,
     commands: mpsc::Sender<Command>,
     submissions: AtomicU64,
+    admissions: Arc<Admissions>,
+    /// This coordinator as nodes may dial it, `host:port`.
+    addresses: Vec<String>,
+    evictions: broadcast::Sender<NodeKeyId>,
+    nodes: Arc<Semaphore>,
+    clients: Arc<Semaphore>,
+}
+
+/// Cuts a text at a character boundary.
+fn clip(mut text: String, bytes: usize) -> String {
+    text.truncate(text.floor_char_boundary(bytes));
+    text
 }
 
 impl Coordinator {
-    /// Opens the endpoint under a fresh key and starts serving; must be called within a tokio runtime. With a `referee`,
-    /// disputes between nodes are settled by this process's own engine.
+    /// Opens the endpoint under a certificate of the cluster's authority and starts serving; must be called within a tokio runtime.
+    /// With a `referee`, disputes between nodes are settled by this process's own engine.
     ///
     /// # Errors
     /// [`CoordinatorError`]: bad configuration, no key, or the address cannot be bound.
     pub async fn start(
         config: CoordinatorConfig,
+        admissions: Arc<Admissions>,
         checker: Arc<dyn Checker>,
         referee: Option<Arc<dyn Engine>>,
     ) -> Result<Handle, CoordinatorError> {
         config.validate()?;
-        let (identity, fingerprint) = new_identity()?;
-        let endpoint = listen(config.listen, &identity, config.idle_timeout_ms)?;
+        let certificates = Arc::new(certificate::OwnCertificate::new(admissions.clone())?);
+        let tls = ServerTls { certificates, authority: admissions.authority().certificate().clone() };
+        let endpoint = listen(config.listen, &tls, config.idle_timeout_ms)?;
         let local = endpoint.local_addr().map_err(|e| TransportError::Setup(e.to_string()))?;
         let (commands, inbox) = mpsc::channel(MAX_COMMANDS);
         let (count, nodes) = watch::channel(0);
         let store = Store::new(config.max_store_bytes);
         let brain = Brain::new(&config, store.clone(), (checker.clone(), referee), commands.clone(), count);
         let brain = tokio::spawn(brain.run(inbox));
-        let address = if config.advertise.is_empty() {
-            format!("{local}#{fingerprint}")
-        } else {
-            format!("{}:{}#{fingerprint}", config.advertise, local.port())
-        };
-        let shared = Arc::new(Shared { config, store, checker, commands, submissions: AtomicU64::new(0) });
+        let place =
+            if config.advertise.is_empty() { local.to_string() } else { format!("{}:{}", config.advertise, local.port()) };
+        let address = format!("{place}#{}", admissions.pin());
+        let shared = Arc::new(Shared {
+            config,
+            store,
+            checker,
+            commands,
+            submissions: AtomicU64::new(0),
+            admissions,
+            addresses: vec![place],
+            evictions: broadcast::channel(MAX_EVICTIONS).0,
+            nodes: Arc::new(Semaphore::new(MAX_NODES)),
+            clients: Arc::new(Semaphore::new(MAX_CLIENTS)),
+        });
         tokio::spawn(accept(shared.clone(), endpoint.clone()));
         tracing::info!(address, "listening");
         Ok(Handle { shared, endpoint, local, address, nodes, brain })
     }
 }
 
-fn new_identity() -> Result<(ServerIdentity, Fingerprint), CoordinatorError> {
-    let failed = |e: rcgen::Error| CoordinatorError::Key(e.to_string());
-    let made = rcgen::generate_simple_self_signed(vec!["obelysk".to_owned()]).map_err(failed)?;
-    let certificate = made.cert.der().clone();
-    let fingerprint = Fingerprint::of_certificate(&certificate)?;
-    Ok((ServerIdentity { certificate, key: made.signing_key.serialize_der() }, fingerprint))
-}
-
 async fn accept(shared: Arc<Shared>, endpoint: Endpoint) {
-    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let mut session = 0;
+    let (guard, mut session) = (Guard::default(), 0);
     while let Some(incoming) = endpoint.accept().await {
-        let Ok(permit) = permits.clone().try_acquire_owned() else {
-            tracing::warn!(remote = %incoming.remote_address(), "refused: {MAX_CONNECTIONS} connections are open");
+        let remote = incoming.remote_address();
+        if guard.is_crowded() && incoming.may_retry() {
+            // Costs no state; whoever answers is where it says it is.
+            let _ = incoming.retry();
+            continue;
+        }
+        let Some(arrival) = guard.arrive(remote.ip(), Instant::now()) else {
+            tracing::debug!(%remote, "refused: too many unknown connections from this address");
             incoming.refuse();
             continue;
         };
         session += 1;
-        let shared = shared.clone();
-        tokio::spawn(async move {
-            session::serve(shared, incoming, session).await;
-            drop(permit);
-        });
+        tokio::spawn(session::serve(shared.clone(), incoming, session, arrival));
     }
 }
 
@@ -146,6 +173,26 @@ impl Handle {
     #[must_use]
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// This coordinator as nodes may dial it, `host:port`.
+    #[must_use]
+    pub fn addresses(&self) -> &[String] {
+        &self.shared.addresses
+    }
+
+    /// Who may join and who is a member.
+    #[must_use]
+    pub fn admissions(&self) -> &Arc<Admissions> {
+        &self.shared.admissions
+    }
+
+    /// A token for nodes that this process starts itself. Waits for the disk.
+    ///
+    /// # Errors
+    /// [`CoordinatorError::Admission`].
+    pub fn invite(&self, ttl: Duration, uses: u32) -> Result<Token, CoordinatorError> {
+        Ok(self.shared.admissions.invite(ttl.as_secs(), uses, self.shared.addresses.clone())?)
     }
 
     /// The socket this coordinator is bound to.

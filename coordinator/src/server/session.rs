@@ -4,32 +4,58 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use obelysk_node::error::TransportError;
+use obelysk_node::identity::{Id, NodeKeyId, unix_now};
+use obelysk_node::transport::quinn::crypto::rustls::HandshakeData;
 use obelysk_node::transport::quinn::{Connection, Incoming, RecvStream, SendStream};
-use obelysk_node::transport::{CLOSE_DONE, CLOSE_PROTOCOL, answer_blob, lost, read_message, receive_blob, write_message};
-use obelysk_protocol::wire::{BlobPut, BlobStored, Goodbye, Hello, MAX_TEXT_BYTES, Message, Refused, Welcome, WireError};
-use tokio::sync::{mpsc, oneshot};
+use obelysk_node::transport::rustls::pki_types::CertificateDer;
+use obelysk_node::transport::{
+    CLOSE_DONE, CLOSE_PROTOCOL, answer_blob, lost, open_up, public_key, read_message, read_message_within, receive_blob,
+    write_message,
+};
+use obelysk_protocol::wire::{
+    ALPN_JOIN, BlobPut, BlobStored, Goodbye, Hello, MAX_TEXT_BYTES, Message, Refused, Welcome, WireError,
+};
+use tokio::sync::{broadcast, mpsc, oneshot};
 
 use super::brain::{Command, Join, Outbox};
-use super::{Shared, client};
+use super::guard::Arrival;
+use super::{Shared, admin, client, clip, door};
 use crate::core::{Input, NodeId};
+use crate::identity::{AdmissionError, Member};
 
 /// Time for a peer to say who it is, and to close after a goodbye.
-const HANDSHAKE: Duration = Duration::from_secs(10);
+pub(super) const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Time for a node that was put out to read why.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 /// Messages waiting for one node: a few per lease, and it has one lease.
 const MAX_OUTBOX: usize = 64;
 
+/// Who a connection is, as its certificate says.
+enum Peer {
+    Nobody,
+    Node(NodeKeyId),
+    Admin,
+}
+
 /// Serves one connection to its end. Nothing a peer sends reaches beyond an error here.
-pub(super) async fn serve(shared: Arc<Shared>, incoming: Incoming, session: u64) {
+pub(super) async fn serve(shared: Arc<Shared>, incoming: Incoming, session: u64, arrival: Arrival) {
     let remote = incoming.remote_address();
-    let connection =
-        match tokio::time::timeout(HANDSHAKE, async { incoming.accept().map_err(|e| lost(&e))?.await.map_err(|e| lost(&e)) })
-            .await
-        {
-            Ok(Ok(connection)) => connection,
-            Ok(Err(error)) => return tracing::warn!(%remote, %error, "handshake failed"),
-            Err(_) => return tracing::warn!(%remote, "handshake took too long"),
-        };
-    match greet(&shared, &connection, session).await {
+    let shake = async { incoming.accept().map_err(|e| lost(&e))?.await.map_err(|e| lost(&e)) };
+    let shaken = tokio::select! {
+        shaken = tokio::time::timeout(HANDSHAKE, shake) => shaken,
+        () = arrival.pushed_out() => return tracing::debug!(%remote, "made room for a newer connection"),
+    };
+    let connection = match shaken {
+        Ok(Ok(connection)) => connection,
+        Ok(Err(error)) => return tracing::warn!(%remote, %error, "handshake failed"),
+        Err(_) => return tracing::debug!(%remote, "handshake took too long"),
+    };
+    let outcome = if is_at_the_door(&connection) {
+        door::serve(&shared, &connection, arrival).await
+    } else {
+        greet(&shared, &connection, session, arrival).await
+    };
+    match outcome {
         Ok(()) => {
             // The peer closes when it has read everything; waiting for that is what makes the last frames arrive.
             let _ = tokio::time::timeout(HANDSHAKE, connection.closed()).await;
@@ -37,41 +63,89 @@ pub(super) async fn serve(shared: Arc<Shared>, incoming: Incoming, session: u64)
         }
         Err(error) => {
             tracing::warn!(%remote, %error, "session ended");
-            let mut reason = error.to_string();
-            reason.truncate(reason.floor_char_boundary(MAX_CLOSE_BYTES));
-            connection.close(CLOSE_PROTOCOL, reason.as_bytes());
+            connection.close(CLOSE_PROTOCOL, clip(error.to_string(), MAX_CLOSE_BYTES).as_bytes());
         }
     }
 }
 
 /// Longest reason in a QUIC close: it must fit one packet.
 const MAX_CLOSE_BYTES: usize = 900;
+/// Longest first message: a hello with all the models and epochs it may name.
+const MAX_FIRST_BYTES: u32 = 64 << 10;
 
-async fn greet(shared: &Arc<Shared>, connection: &Connection, session: u64) -> Result<(), TransportError> {
+fn is_at_the_door(connection: &Connection) -> bool {
+    let data = connection.handshake_data().and_then(|data| data.downcast::<HandshakeData>().ok());
+    data.and_then(|data| data.protocol).is_some_and(|name| name == ALPN_JOIN)
+}
+
+fn peer(shared: &Shared, connection: &Connection) -> Result<Peer, TransportError> {
+    let shown = connection.peer_identity().and_then(|shown| shown.downcast::<Vec<CertificateDer<'static>>>().ok());
+    let Some(leaf) = shown.as_ref().and_then(|chain| chain.first()) else { return Ok(Peer::Nobody) };
+    let key: NodeKeyId = Id(*blake3::hash(&public_key(leaf)?).as_bytes());
+    Ok(if shared.admissions.is_admin(key) { Peer::Admin } else { Peer::Node(key) })
+}
+
+async fn greet(shared: &Arc<Shared>, connection: &Connection, session: u64, arrival: Arrival) -> Result<(), TransportError> {
     let first = async {
         let (send, mut recv) = connection.accept_bi().await.map_err(|e| lost(&e))?;
-        let message = read_message(&mut recv).await;
+        let message = read_message_within(&mut recv, MAX_FIRST_BYTES).await;
         Ok((send, recv, message))
     };
-    let (mut send, recv, message) =
-        tokio::time::timeout(HANDSHAKE, first).await.unwrap_or(Err(TransportError::Timeout(HANDSHAKE.as_secs())))?;
-    match message {
-        Ok(Some(Message::Hello(hello))) => node(shared, connection, session, (send, recv), hello).await,
-        Ok(Some(Message::ClientHello(hello))) => client::serve(shared, connection, (send, recv), &hello).await,
-        Ok(Some(other)) => Err(TransportError::Unexpected { expected: "a hello", got: other.id() }),
-        Ok(None) => Err(TransportError::Truncated("before a hello")),
+    let (mut send, recv, message) = tokio::select! {
+        first = tokio::time::timeout(HANDSHAKE, first) => {
+            first.unwrap_or(Err(TransportError::Timeout(HANDSHAKE.as_secs())))?
+        }
+        () = arrival.pushed_out() => return Err(TransportError::Lost("too many unknown connections; try again".to_owned())),
+    };
+    let message = match message {
+        Ok(Some(message)) => message,
+        Ok(None) => return Err(TransportError::Truncated("before a hello")),
         Err(TransportError::Wire(error @ WireError::Version { .. })) => {
             refuse(&mut send, false, &error.to_string()).await?;
-            Err(error.into())
+            return Err(error.into());
         }
-        Err(error) => Err(error),
+        Err(error) => return Err(error),
+    };
+    let (pool, kind) = match message {
+        Message::Hello(_) => (&shared.nodes, "nodes"),
+        Message::ClientHello(_) => (&shared.clients, "clients"),
+        ref order if admin::is_order(order) => (&shared.clients, "clients"),
+        other => return Err(TransportError::Unexpected { expected: "a hello", got: other.id() }),
+    };
+    let Ok(_permit) = pool.clone().try_acquire_owned() else {
+        return refuse(&mut send, true, &format!("as many {kind} are connected as this coordinator serves; try later")).await;
+    };
+    match (message, peer(shared, connection)?) {
+        (Message::Hello(hello), Peer::Node(key)) => {
+            let evicted = shared.evictions.subscribe();
+            let member = match shared.admissions.member(key) {
+                Ok(member) => member,
+                Err(error) => return refuse(&mut send, false, &error.to_string()).await,
+            };
+            arrival.known();
+            open_up(connection);
+            node(shared, connection, session, (send, recv), (hello, member), evicted).await
+        }
+        (Message::Hello(_), _) => refuse(&mut send, false, &AdmissionError::NoCertificate.to_string()).await,
+        (Message::ClientHello(hello), _) => {
+            arrival.known();
+            open_up(connection);
+            client::serve(shared, connection, (send, recv), &hello).await
+        }
+        (order, Peer::Admin) => {
+            arrival.known();
+            open_up(connection);
+            write_message(&mut send, &admin::answer(shared, order).await).await?;
+            let _ = send.finish();
+            admin::serve_rest(shared, connection).await
+        }
+        (_, Peer::Nobody | Peer::Node(_)) => refuse(&mut send, false, &AdmissionError::NotAdmin.to_string()).await,
     }
 }
 
 /// Says no, and why, and that nothing follows.
 pub(super) async fn refuse(send: &mut SendStream, retry: bool, reason: &str) -> Result<(), TransportError> {
-    let mut reason = reason.to_owned();
-    reason.truncate(reason.floor_char_boundary(MAX_TEXT_BYTES));
+    let reason = clip(reason.to_owned(), MAX_TEXT_BYTES);
     write_message(send, &Message::Refused(Refused { retry, reason })).await?;
     let _ = send.finish();
     Ok(())
@@ -82,7 +156,8 @@ async fn node(
     connection: &Connection,
     session: u64,
     (mut send, recv): (SendStream, RecvStream),
-    hello: Hello,
+    (hello, member): (Hello, Member),
+    evicted: broadcast::Receiver<NodeKeyId>,
 ) -> Result<(), TransportError> {
     let (messages, mut outgoing) = mpsc::channel(MAX_OUTBOX);
     // Only the brain holds the outbox: when it lets go, the writer ends, and the session with it.
@@ -91,14 +166,14 @@ async fn node(
     let (answer, answered) = oneshot::channel();
     let stopped = || TransportError::Lost("the coordinator stops".to_owned());
     let name = hello.name.clone();
-    shared.command(Command::Join(Box::new(Join { hello, outbox, answer }))).await.map_err(|()| stopped())?;
+    shared.command(Command::Join(Box::new(Join { key: member.id, hello, outbox, answer }))).await.map_err(|()| stopped())?;
     let node = match answered.await.map_err(|_| stopped())? {
         Ok(node) => node,
         Err(reason) => return refuse(&mut send, false, &reason).await,
     };
-    tracing::info!(%node, name, remote = %connection.remote_address(), "joined");
+    tracing::info!(%node, id = %member.id, name, remote = %connection.remote_address(), "joined");
     let (lease_ms, max_blob_bytes) = (shared.config.lease_ms, shared.config.max_blob_bytes);
-    let bulk = tokio::spawn(serve_bulk(shared.clone(), connection.clone(), node));
+    let bulk = tokio::spawn(serve_bulk(shared.clone(), connection.clone(), (node, member.id)));
     let mut writer = tokio::spawn(async move {
         write_message(&mut send, &Message::Welcome(Welcome { node: node.0, lease_ms, max_blob_bytes })).await?;
         while let Some(message) = outgoing.recv().await {
@@ -109,10 +184,16 @@ async fn node(
     });
     let reader = read_node(shared, node, recv, &weak);
     tokio::pin!(reader);
+    let served = async {
+        tokio::select! {
+            outcome = &mut reader => outcome,
+            // Dismissed: whatever the node still says within a handshake's time is heard, so that it can close in order.
+            _ = &mut writer => tokio::time::timeout(HANDSHAKE, &mut reader).await.unwrap_or(Ok(false)),
+        }
+    };
     let outcome = tokio::select! {
-        outcome = &mut reader => outcome,
-        // Dismissed: whatever the node still says within a handshake's time is heard, so that it can close in order.
-        _ = &mut writer => tokio::time::timeout(HANDSHAKE, &mut reader).await.unwrap_or(Ok(false)),
+        outcome = served => outcome,
+        reason = no_longer(shared, member, evicted) => Err(TransportError::Lost(reason)),
     };
     let clean = matches!(outcome, Ok(true));
     let _ = shared.command(Command::Gone { node, session, clean }).await;
@@ -122,6 +203,28 @@ async fn node(
     bulk.abort();
     tracing::info!(%node, clean, "gone");
     outcome.map(|_| ())
+}
+
+/// Completes, with the reason, when a connected node is no member any more: put out, or its certificate ended unrenewed.
+async fn no_longer(shared: &Shared, mut member: Member, mut evicted: broadcast::Receiver<NodeKeyId>) -> String {
+    loop {
+        let left = Duration::from_secs((member.expires_unix_s + 1).saturating_sub(unix_now()));
+        tokio::select! {
+            () = tokio::time::sleep(left) => {}
+            who = evicted.recv() => match who {
+                Ok(id) if id != member.id => continue,
+                Ok(_) => tokio::time::sleep(LAST_WORDS).await,
+                // So far behind that it may have been meant: the registry knows.
+                Err(broadcast::error::RecvError::Lagged(_)) => {}
+                Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
+            }
+        }
+        match shared.admissions.member(member.id) {
+            Ok(now) if now.expires_unix_s > unix_now() => member = now,
+            Ok(_) => return "the certificate ended and was not renewed; connect again".to_owned(),
+            Err(error) => return error.to_string(),
+        }
+    }
 }
 
 /// Reads a node's frames until its goodbye (`true`) or the end of its stream (`false`).
@@ -162,18 +265,23 @@ async fn read_node(
 }
 
 /// Answers bulk streams until the connection ends. QUIC bounds how many are open at once.
-async fn serve_bulk(shared: Arc<Shared>, connection: Connection, node: NodeId) {
+async fn serve_bulk(shared: Arc<Shared>, connection: Connection, (node, key): (NodeId, NodeKeyId)) {
     while let Ok((send, recv)) = connection.accept_bi().await {
         let shared = shared.clone();
         tokio::spawn(async move {
-            if let Err(error) = transfer(&shared, node, send, recv).await {
+            if let Err(error) = transfer(&shared, (node, key), send, recv).await {
                 tracing::warn!(%node, %error, "transfer failed");
             }
         });
     }
 }
 
-async fn transfer(shared: &Shared, node: NodeId, mut send: SendStream, mut recv: RecvStream) -> Result<(), TransportError> {
+async fn transfer(
+    shared: &Arc<Shared>,
+    (node, key): (NodeId, NodeKeyId),
+    mut send: SendStream,
+    mut recv: RecvStream,
+) -> Result<(), TransportError> {
     let first = tokio::time::timeout(HANDSHAKE, read_message(&mut recv)).await;
     match first.unwrap_or(Err(TransportError::Timeout(HANDSHAKE.as_secs())))? {
         Some(Message::BlobGet(get)) => match shared.store.get(get.blob) {
@@ -202,7 +310,24 @@ async fn transfer(shared: &Shared, node: NodeId, mut send: SendStream, mut recv:
             let _ = send.finish();
             Ok(())
         }
+        Some(Message::Renew(request)) => renew(shared, key, request.csr, &mut send).await,
         Some(other) => Err(TransportError::Unexpected { expected: "a blob request", got: other.id() }),
         None => Ok(()),
+    }
+}
+
+async fn renew(shared: &Arc<Shared>, key: NodeKeyId, csr: Vec<u8>, send: &mut SendStream) -> Result<(), TransportError> {
+    let admissions = shared.admissions.clone();
+    // Waits for the disk.
+    let made = tokio::task::spawn_blocking(move || admissions.renew(key, &csr)).await;
+    match made.map_err(|_| TransportError::Lost("the coordinator failed; see its log".to_owned()))? {
+        Ok(certificate) => {
+            tracing::info!(id = %key, "certificate renewed");
+            let answer = door::answer(shared, key.0, certificate.to_vec());
+            write_message(send, &Message::Enrolled(answer)).await?;
+            let _ = send.finish();
+            Ok(())
+        }
+        Err(error) => refuse(send, error.may_pass(), &error.to_string()).await,
     }
 }

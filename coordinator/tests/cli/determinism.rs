@@ -1,6 +1,6 @@
 //! The proof's bytes depend on the statement alone: not on nodes, threads, or a node that dies in the middle.
 
-use crate::nodes::{coordinator, node};
+use crate::nodes::{coordinator, node, token};
 use crate::toy::Place;
 use std::time::Duration;
 
@@ -33,9 +33,9 @@ fn a_node_killed_in_the_middle_does_not_change_the_bytes() {
     let place = Place::with_toy();
     let alone = place.prove(&["--ids", IDS], "alone.obk");
     let (_coordinator, address) = coordinator(&place);
-    let _survivor = node(&place, &address, &["--name", "survivor"]);
+    let _survivor = node(&place, &token(&place), &["--name", "survivor"]);
     for delay_ms in [100, 600] {
-        let mut victim = node(&place, &address, &["--name", "victim"]);
+        let mut victim = node(&place, &token(&place), &["--name", "victim"]);
         std::thread::scope(|s| {
             let job = s.spawn(|| place.prove(&["--ids", IDS, "--coordinator", &address], "killed.obk"));
             std::thread::sleep(Duration::from_millis(delay_ms));

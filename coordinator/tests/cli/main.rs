@@ -3,6 +3,7 @@
 mod chat;
 mod commands;
 mod determinism;
+mod joining;
 mod models;
 mod nodes;
 mod toy;

@@ -48,9 +48,16 @@ pub fn coordinator(place: &Place) -> (Running, String) {
     (Running(child), value["address"].as_str().expect("an address").to_owned())
 }
 
-pub fn node(place: &Place, address: &str, extra: &[&str]) -> Running {
-    let args = [&["node", "join", address, "--threads", "1"], extra].concat();
-    Running(place.command(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("starts"))
+/// A token from the coordinator that runs in `at`.
+pub fn token(at: &Place) -> String {
+    let made = at.run(&["token", "create", "--json"]).expect(0).json();
+    made["token"].as_str().expect("a token").to_owned()
+}
+
+/// A node that takes its token from the environment.
+pub fn node(place: &Place, token: &str, extra: &[&str]) -> Running {
+    let args = [&["node", "join", "--threads", "1"], extra].concat();
+    Running(place.command(&args).env("OBELYSK_TOKEN", token).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("starts"))
 }
 
 fn terminate(child: &Running) {
@@ -75,7 +82,7 @@ fn a_coordinator_serves_nodes_and_clients_until_told_to_stop() {
     let place = Place::with_toy();
     let alone = place.prove(&["--ids", "1,2,3"], "alone.obk");
     let (mut coordinator, address) = coordinator(&place);
-    let (mut first, second) = (node(&place, &address, &[]), node(&place, &address, &["--name", "second"]));
+    let (mut first, second) = (node(&place, &token(&place), &[]), node(&place, &token(&place), &["--name", "second"]));
     place.prove(&["--ids", "1,2,3", "--coordinator", &address], "remote.obk");
     assert!(place.read("remote.obk") == alone, "same bytes");
     let refused: Ran = place.run(&["prove", "--model", "toy", "--ids", "1", "--coordinator", "nonsense", "--out", "x"]);
@@ -107,8 +114,8 @@ fn a_node_with_damaged_weights_costs_no_proof() {
     bytes[90] ^= 4;
     damaged.write("home/models/toy/segment-0002.bin", &bytes);
     let (_coordinator, address) = coordinator(&place);
-    let _bad = node(&damaged, &address, &["--name", "bad"]);
-    let _good = node(&place, &address, &["--name", "good"]);
+    let _bad = node(&damaged, &token(&place), &["--name", "bad"]);
+    let _good = node(&place, &token(&place), &["--name", "good"]);
     place.prove(&["--ids", "2,7", "--coordinator", &address], "remote.obk");
     assert!(place.read("remote.obk") == alone, "same bytes");
     // Alone, the damaged copy gives a clear error.
@@ -120,12 +127,14 @@ fn a_node_with_damaged_weights_costs_no_proof() {
 fn a_node_says_why_it_cannot_join() {
     let place = Place::with_toy();
     let bad = place.run(&["node", "join", "nonsense"]).expect(2);
-    assert!(bad.stderr.contains("fingerprint"), "{}", bad.stderr);
-    let nobody = format!("127.0.0.1:9#{}", "0a".repeat(32));
-    let ran = place.run(&["node", "join", &nobody, "--give-up-after", "1"]).expect(3);
+    assert!(bad.stderr.contains("obelysk token create"), "{}", bad.stderr);
+    let bare = place.run(&["node", "join"]).expect(2);
+    assert!(bare.stderr.contains("belongs to no cluster"), "{}", bare.stderr);
+    let (mut coordinator, _) = coordinator(&place);
+    let line = token(&place);
+    let cut = place.run(&["node", "join", &line[..line.len() - 3]]).expect(2);
+    assert!(cut.stderr.contains("cut off or mistyped"), "{}", cut.stderr);
+    coordinator.kill();
+    let ran = place.run(&["node", "join", &line, "--name", "late", "--give-up-after", "1"]).expect(3);
     assert!(ran.stderr.contains("no coordinator for"), "{}", ran.stderr);
-    let (_coordinator, address) = coordinator(&place);
-    let (host, _) = address.split_once('#').unwrap();
-    let ran = place.run(&["node", "join", &format!("{host}#{}", "0a".repeat(32))]).expect(3);
-    assert!(ran.stderr.contains("but the address pins"), "{}", ran.stderr);
 }

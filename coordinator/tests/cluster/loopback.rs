@@ -6,13 +6,15 @@ use std::time::Duration;
 
 use crate::proxy::Proxy;
 use crate::toy::{MODEL, Toy, expected_proof, spec, toy};
-use obelysk_coordinator::{Coordinator, CoordinatorConfig, CoordinatorError, Handle, JobResult, Progress, submit_remote};
+use obelysk_coordinator::{
+    Admissions, Coordinator, CoordinatorConfig, CoordinatorError, Handle, JobResult, Progress, submit_remote,
+};
 use obelysk_node::engine::{Engine, EngineError, WorkKind, WorkOutput, WorkRequest};
 use obelysk_node::error::{NodeError, TransportError};
 use obelysk_node::transport::quinn::Connection;
-use obelysk_node::transport::{connect, connect_alpn, read_message, write_message};
-use obelysk_node::{CoordinatorAddress, ExitReason, Node, NodeConfig};
-use obelysk_protocol::wire::{FrameHeader, Hello, MAX_CONTROL_BYTES, Message, MessageId, ResultAck};
+use obelysk_node::transport::{connect, connect_alpn, read_message};
+use obelysk_node::{CoordinatorAddress, ExitReason, IdentityStore, Node, NodeConfig, Token};
+use obelysk_protocol::wire::{FrameHeader, MAX_CONTROL_BYTES, Message, MessageId, ResultAck};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
@@ -31,8 +33,17 @@ pub fn config() -> CoordinatorConfig {
     }
 }
 
+pub fn admissions() -> Arc<Admissions> {
+    Arc::new(Admissions::in_memory().expect("made"))
+}
+
+/// A token for one machine that keeps nothing.
+pub fn invited(handle: &Handle) -> (IdentityStore, Option<Token>) {
+    (IdentityStore::Memory, Some(handle.invite(PATIENCE, 1).expect("made")))
+}
+
 pub async fn start(checker: Arc<Toy>, referee: Option<Arc<dyn Engine>>) -> Handle {
-    Coordinator::start(config(), checker, referee).await.expect("starts")
+    Coordinator::start(config(), admissions(), checker, referee).await.expect("starts")
 }
 
 struct Running {
@@ -42,11 +53,11 @@ struct Running {
 
 fn node(handle: &Handle, name: &str, engine: Arc<dyn Engine>) -> Running {
     let (stop, stopped) = oneshot::channel::<()>();
-    let config = NodeConfig { threads: 1, ..NodeConfig::new(handle.address(), name) };
+    let config = NodeConfig { threads: 1, ..NodeConfig::new(name) };
     let stopped = async {
         let _ = stopped.await;
     };
-    Running { stop: Some(stop), task: tokio::spawn(Node::run_until(config, engine, stopped)) }
+    Running { stop: Some(stop), task: tokio::spawn(Node::run_until(config, invited(handle), engine, stopped)) }
 }
 
 pub async fn prove(handle: &Handle, spec: Vec<u8>) -> (Result<JobResult, CoordinatorError>, Vec<Progress>) {
@@ -256,7 +267,7 @@ async fn a_client_submits_over_the_network() {
 #[tokio::test(flavor = "multi_thread")]
 async fn no_nodes_and_cancel_are_clear_errors() {
     let config = CoordinatorConfig { wait_deadline_ms: 200, ..config() };
-    let handle = Coordinator::start(config, toy(), None).await.expect("starts");
+    let handle = Coordinator::start(config, admissions(), toy(), None).await.expect("starts");
     let error = prove(&handle, spec(2, 8)).await.0.expect_err("nobody there").to_string();
     assert!(error.contains("no node could work on this job"), "{error}");
     let job = handle.submit(spec(2, 8), MODEL).await.expect("submitted");
@@ -271,13 +282,14 @@ async fn no_nodes_and_cancel_are_clear_errors() {
 async fn a_wrong_key_or_version_ends_the_node_with_the_reason() {
     let handle = start(toy(), None).await;
     let other = start(toy(), None).await;
-    let pin = other.address().split_once('#').expect("pinned").1;
-    let wrong = format!("{}#{pin}", handle.local_address());
-    let exit = Node::run_until(NodeConfig::new(wrong, "n"), toy(), std::future::pending()).await;
+    let mut wrong = other.invite(PATIENCE, 1).expect("made");
+    wrong.addresses = handle.addresses().to_vec();
+    let membership = (IdentityStore::Memory, Some(wrong));
+    let exit = Node::run_until(NodeConfig::new("n"), membership, toy(), std::future::pending()).await;
     assert!(matches!(exit, Err(NodeError::Transport(TransportError::WrongKey { .. }))), "{exit:?}");
 
     let address: CoordinatorAddress = handle.address().parse().expect("own address");
-    let skewed = connect_alpn(&address, &[b"obelysk/999"]).await.expect_err("no common version");
+    let skewed = connect_alpn(&address, None, &[b"obelysk/999"]).await.expect_err("no common version");
     assert!(matches!(skewed, TransportError::NoCommonVersion), "{skewed}");
     handle.shutdown().await;
     other.shutdown().await;
@@ -286,7 +298,7 @@ async fn a_wrong_key_or_version_ends_the_node_with_the_reason() {
 /// Sends raw bytes as the first of a connection, and reads what the coordinator says: an answer, or the reason of its close.
 async fn first_words(handle: &Handle, bytes: &[u8]) -> String {
     let address: CoordinatorAddress = handle.address().parse().expect("own address");
-    let (_endpoint, connection) = connect(&address).await.expect("connects");
+    let (_endpoint, connection) = connect(&address, None).await.expect("connects");
     let (mut send, mut recv) = connection.open_bi().await.expect("opens");
     send.write_all(bytes).await.expect("writes");
     send.finish().expect("open");
@@ -327,31 +339,11 @@ async fn broken_frames_end_their_connection_and_nothing_else() {
     handle.shutdown().await;
 }
 
-/// A node that comes back under its identity keeps its number, and one that claims foreign leases gets nothing by it.
-#[tokio::test(flavor = "multi_thread")]
-async fn identity_survives_a_reconnect() {
-    let handle = start(toy(), None).await;
-    let address: CoordinatorAddress = handle.address().parse().expect("own address");
-    let hello = |identity, held| Hello { name: "raw".to_owned(), identity, cores: 1, models: vec![MODEL], held };
-    let mut numbers = Vec::new();
-    for (identity, held) in [([1; 32], vec![]), ([2; 32], vec![77]), ([1; 32], vec![])] {
-        let (_endpoint, connection) = connect(&address).await.expect("connects");
-        let (mut send, mut recv) = connection.open_bi().await.expect("opens");
-        write_message(&mut send, &Message::Hello(hello(identity, held))).await.expect("sends");
-        match read_message(&mut recv).await.expect("answers") {
-            Some(Message::Welcome(welcome)) => numbers.push(welcome.node),
-            other => panic!("no welcome: {other:?}"),
-        }
-    }
-    assert_eq!(numbers, [1, 2, 1]);
-    handle.shutdown().await;
-}
-
 /// The network fails while a node works and returns after the result is there: nothing is done twice.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_result_survives_the_connection_it_was_made_under() {
     let config = CoordinatorConfig { lease_ms: 30_000, away_grace_ms: 20_000, idle_timeout_ms: 600, ..config() };
-    let handle = Coordinator::start(config, toy(), None).await.expect("starts");
+    let handle = Coordinator::start(config, admissions(), toy(), None).await.expect("starts");
     let proxy = Proxy::start(handle.local_address()).await;
     let (working, calls) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
     let (started, counted) = (working.clone(), calls.clone());
@@ -362,9 +354,10 @@ async fn a_result_survives_the_connection_it_was_made_under() {
         }
         outcome
     }));
-    let pin = handle.address().split_once('#').expect("pinned").1;
-    let config = NodeConfig::new(format!("{}#{pin}", proxy.address), "remote");
-    let _node = tokio::spawn(Node::run_until(config, slow, std::future::pending()));
+    let mut token = handle.invite(PATIENCE, 1).expect("made");
+    token.addresses = vec![proxy.address.to_string()];
+    let membership = (IdentityStore::Memory, Some(token));
+    let _node = tokio::spawn(Node::run_until(NodeConfig::new("remote"), membership, slow, std::future::pending()));
     joined(&handle, 1).await;
     let spec = spec(2, 10);
     let outage = async {

@@ -91,7 +91,8 @@ where
     within_limit(blob, limit)?;
     let mut bytes = Vec::new();
     while (bytes.len() as u64) < blob.length {
-        let (header, chunk) = bounded(read_frame(stream)).await?.ok_or(TransportError::Truncated("before the last chunk"))?;
+        let (header, chunk) =
+            bounded(read_frame(stream, u32::MAX)).await?.ok_or(TransportError::Truncated("before the last chunk"))?;
         if header.message != MessageId::Chunk {
             return Err(TransportError::Unexpected { expected: "a chunk", got: header.message });
         }

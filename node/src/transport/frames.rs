@@ -5,11 +5,11 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::error::TransportError;
 
-/// Reads one frame: header and payload, or `None` at a clean end of the stream. **Not** cancel-safe: give it a task of its own.
+/// Reads one frame: header and payload of at most `limit` bytes, or `None` at a clean end of the stream. **Not** cancel-safe: give it a task of its own.
 ///
 /// # Errors
 /// [`TransportError::Wire`] for a bad header, [`TransportError::Truncated`] for an end inside the frame.
-pub(super) async fn read_frame<R>(stream: &mut R) -> Result<Option<(FrameHeader, Vec<u8>)>, TransportError>
+pub(super) async fn read_frame<R>(stream: &mut R, limit: u32) -> Result<Option<(FrameHeader, Vec<u8>)>, TransportError>
 where
     R: AsyncRead + Unpin,
 {
@@ -20,6 +20,9 @@ where
         got => return Err(WireError::HeaderTruncated { got }.into()),
     }
     let header = FrameHeader::decode(&header)?;
+    if header.length > limit {
+        return Err(WireError::TooLong { message: header.message, length: header.length, limit }.into());
+    }
     let mut payload = vec![0; usize::try_from(header.length).map_err(|_| TransportError::Truncated("in a payload"))?];
     if fill(stream, &mut payload).await? != payload.len() {
         return Err(TransportError::Truncated("inside a payload"));
@@ -36,7 +39,18 @@ pub async fn read_message<R>(stream: &mut R) -> Result<Option<Message>, Transpor
 where
     R: AsyncRead + Unpin,
 {
-    let Some((header, payload)) = read_frame(stream).await? else { return Ok(None) };
+    read_message_within(stream, u32::MAX).await
+}
+
+/// As [`read_message`], from a peer that is not known yet: nothing longer than `limit` is read.
+///
+/// # Errors
+/// As [`read_message`].
+pub async fn read_message_within<R>(stream: &mut R, limit: u32) -> Result<Option<Message>, TransportError>
+where
+    R: AsyncRead + Unpin,
+{
+    let Some((header, payload)) = read_frame(stream, limit).await? else { return Ok(None) };
     Ok(Some(Message::decode(header, &payload)?))
 }
 

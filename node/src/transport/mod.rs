@@ -9,9 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use bulk::{answer_blob, fetch, receive_blob, send_chunks, store};
-pub use frames::{read_message, write_message};
+pub use frames::{read_message, read_message_within, write_message};
 pub use quinn;
-pub use tls::{Fingerprint, ServerIdentity};
+pub use rustls;
+pub use tls::{ClientIdentity, Fingerprint, SERVER_NAME, ServerTls, public_key};
 
 use crate::address::CoordinatorAddress;
 use crate::error::TransportError;
@@ -25,58 +26,100 @@ pub const IDLE_TIMEOUT_MS: u32 = 30_000;
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Streams a peer may hold open: a control stream and a few transfers.
 pub const MAX_STREAMS: u32 = 32;
+/// Bytes that a peer which is not known yet may have under way to a server: its first message. [`open_up`] lifts it.
+const UNKNOWN_WINDOW: u32 = 64 << 10;
 /// QUIC close code of an orderly end.
 pub const CLOSE_DONE: VarInt = VarInt::from_u32(0);
 /// QUIC close code after a protocol violation.
 pub const CLOSE_PROTOCOL: VarInt = VarInt::from_u32(1);
 /// TLS alert `no_application_protocol`, with which QUIC ends a handshake without common ALPN name.
 const ALERT_NO_ALPN: u8 = 120;
+/// TLS alerts about a client's certificate, and what they say.
+const ALERTS_CERTIFICATE: [(u8, &str); 7] = [
+    (42, "it is malformed"),
+    (43, "it is of an unknown kind"),
+    (44, "it was revoked"),
+    (45, "it has expired"),
+    (46, "it is not acceptable"),
+    (48, "another cluster issued it"),
+    (51, "its signature is wrong"),
+];
 
 /// Opens the coordinator's endpoint.
 ///
 /// # Errors
-/// [`TransportError::Setup`]: the identity cannot be used or the address cannot be bound.
-pub fn listen(address: SocketAddr, identity: &ServerIdentity, idle_timeout_ms: u32) -> Result<Endpoint, TransportError> {
-    let mut config = quinn::ServerConfig::with_crypto(Arc::new(tls::server_config(identity)?));
-    config.transport_config(Arc::new(transport_config(idle_timeout_ms)));
+/// [`TransportError::Setup`]: the certificates cannot be used or the address cannot be bound.
+pub fn listen(address: SocketAddr, tls: &ServerTls, idle_timeout_ms: u32) -> Result<Endpoint, TransportError> {
+    let mut config = quinn::ServerConfig::with_crypto(Arc::new(tls::server_config(tls)?));
+    let mut transport = transport_config(idle_timeout_ms);
+    transport.max_concurrent_bidi_streams(VarInt::from_u32(1)).receive_window(VarInt::from_u32(UNKNOWN_WINDOW));
+    config.transport_config(Arc::new(transport));
     Endpoint::server(config, address).map_err(|e| TransportError::Setup(format!("{address}: {e}")))
 }
 
-/// Connects to a coordinator and checks its pinned key. The endpoint must be kept as long as the connection.
-///
-/// # Errors
-/// [`TransportError`]: no such host, wrong key, no common version, or nobody there.
-pub async fn connect(address: &CoordinatorAddress) -> Result<(Endpoint, quinn::Connection), TransportError> {
-    let (crypto, seen) = tls::client_config(address.fingerprint, &[obelysk_protocol::wire::ALPN])?;
-    connect_with(address, crypto, &seen).await
+/// Gives a peer that is known now the streams and the window it works with; before, it has one stream of 64 KiB.
+pub fn open_up(connection: &quinn::Connection) {
+    connection.set_receive_window(VarInt::MAX);
+    connection.set_max_concurrent_bi_streams(VarInt::from_u32(MAX_STREAMS));
 }
 
-/// As [`connect`], offering other ALPN names: for tests of version skew.
+/// Connects to a coordinator and checks that the pinned authority answers for it, showing a member's certificate or none. The endpoint
+/// must be kept as long as the connection.
+///
+/// A server that refuses the certificate says so only after this has succeeded: see [`ended`].
+///
+/// # Errors
+/// [`TransportError`]: no such host, another authority, no common version, or nobody there.
+pub async fn connect(
+    address: &CoordinatorAddress,
+    identity: Option<&ClientIdentity>,
+) -> Result<(Endpoint, quinn::Connection), TransportError> {
+    connect_alpn(address, identity, &[obelysk_protocol::wire::ALPN]).await
+}
+
+/// As [`connect`], offering other ALPN names: that of joining, or none that is known.
 ///
 /// # Errors
 /// As [`connect`].
-pub async fn connect_alpn(address: &CoordinatorAddress, alpn: &[&[u8]]) -> Result<(Endpoint, quinn::Connection), TransportError> {
-    let (crypto, seen) = tls::client_config(address.fingerprint, alpn)?;
-    connect_with(address, crypto, &seen).await
-}
-
-async fn connect_with(
+pub async fn connect_alpn(
     address: &CoordinatorAddress,
-    crypto: quinn::crypto::rustls::QuicClientConfig,
-    seen: &tls::SeenKey,
+    identity: Option<&ClientIdentity>,
+    alpn: &[&[u8]],
 ) -> Result<(Endpoint, quinn::Connection), TransportError> {
+    let crypto = tls::client_config(address.fingerprint, alpn, identity)?;
     let remote = resolve(address).await?;
     let local: SocketAddr = if remote.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { (Ipv6Addr::UNSPECIFIED.octets(), 0).into() };
     let endpoint = Endpoint::client(local).map_err(|e| TransportError::Setup(e.to_string()))?;
+    let connection = dial(&endpoint, remote, crypto).await?;
+    Ok((endpoint, connection))
+}
+
+/// As [`connect_alpn`] without a certificate, over an endpoint that exists: for many connections from one socket.
+///
+/// # Errors
+/// As [`connect`].
+pub async fn connect_over(
+    endpoint: &Endpoint,
+    address: &CoordinatorAddress,
+    alpn: &[&[u8]],
+) -> Result<quinn::Connection, TransportError> {
+    let crypto = tls::client_config(address.fingerprint, alpn, None)?;
+    dial(endpoint, resolve(address).await?, crypto).await
+}
+
+async fn dial(
+    endpoint: &Endpoint,
+    remote: SocketAddr,
+    (crypto, verdict): (quinn::crypto::rustls::QuicClientConfig, tls::Verdict),
+) -> Result<quinn::Connection, TransportError> {
     let mut config = quinn::ClientConfig::new(Arc::new(crypto));
     config.transport_config(Arc::new(transport_config(IDLE_TIMEOUT_MS)));
     let connecting = endpoint.connect_with(config, remote, tls::SERVER_NAME).map_err(|e| TransportError::Setup(e.to_string()))?;
-    let connection = match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
-        Err(_) => return Err(TransportError::Timeout(CONNECT_TIMEOUT.as_secs())),
-        Ok(Ok(connection)) => connection,
-        Ok(Err(error)) => return Err(seen.mismatch(address.fingerprint).unwrap_or_else(|| lost(&error))),
-    };
-    Ok((endpoint, connection))
+    match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
+        Err(_) => Err(TransportError::Timeout(CONNECT_TIMEOUT.as_secs())),
+        Ok(Ok(connection)) => Ok(connection),
+        Ok(Err(error)) => Err(verdict.error().unwrap_or_else(|| lost(&error))),
+    }
 }
 
 async fn resolve(address: &CoordinatorAddress) -> Result<SocketAddr, TransportError> {
@@ -94,8 +137,25 @@ pub fn lost(error: &ConnectionError) -> TransportError {
         ConnectionError::VersionMismatch => TransportError::NoCommonVersion,
         ConnectionError::TransportError(e) if e.code == no_alpn => TransportError::NoCommonVersion,
         ConnectionError::ConnectionClosed(e) if e.error_code == no_alpn => TransportError::NoCommonVersion,
+        ConnectionError::ConnectionClosed(e) if certificate_alert(e.error_code).is_some() => {
+            TransportError::CertificateRefused(certificate_alert(e.error_code).unwrap_or_default())
+        }
         ConnectionError::ApplicationClosed(close) => TransportError::Lost(String::from_utf8_lossy(&close.reason).into_owned()),
         other => TransportError::Lost(other.to_string()),
+    }
+}
+
+fn certificate_alert(code: quinn::TransportErrorCode) -> Option<&'static str> {
+    let says = |(alert, _): &&(u8, &str)| code == quinn::TransportErrorCode::crypto(*alert);
+    ALERTS_CERTIFICATE.iter().find(says).map(|(_, cause)| *cause)
+}
+
+/// The reason a connection ended for, which says more than the error of the stream that noticed it.
+#[must_use]
+pub fn ended(connection: &quinn::Connection, error: TransportError) -> TransportError {
+    match (&error, connection.close_reason()) {
+        (TransportError::Lost(_) | TransportError::Truncated(_), Some(reason)) => lost(&reason),
+        _ => error,
     }
 }
 

@@ -18,6 +18,7 @@ use crate::address::CoordinatorAddress;
 use crate::config::NodeConfig;
 use crate::engine::{Engine, EngineError, WorkOutput};
 use crate::error::NodeError;
+use crate::identity::{Identity, IdentityError, IdentityStore, Token};
 use cache::Cache;
 use device::Device;
 use session::SessionEnd;
@@ -43,12 +44,18 @@ pub enum ExitReason {
 pub struct Node;
 
 impl Node {
-    /// Serves the coordinator until told to stop by SIGTERM or SIGINT: then the current work is finished and delivered first.
+    /// Serves its cluster until told to stop by SIGTERM or SIGINT: then the current work is finished and delivered first. The identity in
+    /// the store says which cluster; without one that serves, the token lets this machine in.
     ///
     /// # Errors
-    /// [`NodeError`]: bad configuration, a coordinator that cannot be used (wrong key, version, refusal), or none for too long.
-    pub async fn run(config: NodeConfig, engine: Arc<dyn Engine>) -> Result<ExitReason, NodeError> {
-        Self::run_until(config, engine, stop_signal()).await
+    /// [`NodeError`]: bad configuration, no usable identity or token, a coordinator that cannot be used (another cluster, another version,
+    /// refusal), or none for too long.
+    pub async fn run(
+        config: NodeConfig,
+        membership: (IdentityStore, Option<Token>),
+        engine: Arc<dyn Engine>,
+    ) -> Result<ExitReason, NodeError> {
+        Self::run_until(config, membership, engine, stop_signal()).await
     }
 
     /// As [`Node::run`], stopping when `stop` completes instead of on a signal.
@@ -57,23 +64,31 @@ impl Node {
     /// As [`Node::run`].
     pub async fn run_until(
         config: NodeConfig,
+        membership: (IdentityStore, Option<Token>),
         engine: Arc<dyn Engine>,
         stop: impl Future<Output = ()> + Send,
     ) -> Result<ExitReason, NodeError> {
         config.validate()?;
-        let address: CoordinatorAddress = config.coordinator.parse()?;
-        let mut agent = Agent::new(config, engine)?;
+        let mut agent = Agent::new(config, membership, engine)?;
+        let mut attempt = 0;
         let mut stop: Stop<'_> = Box::pin(stop);
         let mut pause = BACK_OFF_FIRST;
         let mut since = Instant::now();
         loop {
             let started = Instant::now();
-            let last = match session::serve(&mut agent, &address, &mut stop).await {
+            let places = agent.places()?;
+            let address = places.get(attempt % places.len().max(1)).ok_or_else(|| {
+                let cause = "the identity names no coordinator; join again with a token".to_owned();
+                NodeError::Config { field: "state", cause }
+            })?;
+            let last = match session::serve(&mut agent, address, &mut stop).await {
                 SessionEnd::Exit(reason) => return Ok(reason),
                 SessionEnd::Fatal(error) => return Err(error),
                 SessionEnd::Lost { error, welcomed } => {
                     if welcomed {
                         (pause, since) = (BACK_OFF_FIRST, Instant::now());
+                    } else {
+                        attempt += 1;
                     }
                     error
                 }
@@ -129,7 +144,10 @@ impl Outcome {
 /// What outlives a connection.
 struct Agent {
     config: NodeConfig,
-    identity: [u8; 32],
+    identity: Identity,
+    store: IdentityStore,
+    /// Tells this process's reconnects from another process with a copy of its identity.
+    instance: [u8; 32],
     models: Vec<[u8; 32]>,
     device: Device,
     cache: Arc<Mutex<Cache>>,
@@ -139,15 +157,20 @@ struct Agent {
 }
 
 impl Agent {
-    fn new(config: NodeConfig, engine: Arc<dyn Engine>) -> Result<Self, NodeError> {
-        let mut identity = [0; 32];
+    fn new(
+        config: NodeConfig,
+        (store, token): (IdentityStore, Option<Token>),
+        engine: Arc<dyn Engine>,
+    ) -> Result<Self, NodeError> {
+        let identity = Identity::start(&store, token)?;
+        let mut instance = [0; 32];
         let no_random = |_| NodeError::Worker("the system gives no random bytes".to_owned());
-        SystemRandom::new().fill(&mut identity).map_err(no_random)?;
+        SystemRandom::new().fill(&mut instance).map_err(no_random)?;
         let models = engine.models().into_iter().collect::<BTreeSet<_>>().into_iter().collect();
         let cache = Arc::new(Mutex::new(Cache::new(config.cache_bytes)));
         let device = Device::start(engine)?;
         let (running, unacked) = (BTreeSet::new(), BTreeMap::new());
-        Ok(Self { config, identity, models, device, cache, running, unacked, draining: false })
+        Ok(Self { config, identity, store, instance, models, device, cache, running, unacked, draining: false })
     }
 
     /// Epochs to name in the next hello.
@@ -167,9 +190,17 @@ impl Agent {
         }
     }
 
+    /// Coordinators to try, in turn.
+    fn places(&self) -> Result<Vec<CoordinatorAddress>, NodeError> {
+        Ok(match &self.identity {
+            Identity::Member(credential) => credential.places()?,
+            Identity::New { token, .. } => token.places().map_err(IdentityError::from)?,
+        })
+    }
+
     /// Waits before the next dial; `true` when the node should leave now. Spread by identity so that a fleet does not return at once.
     async fn pause(&mut self, pause: Duration, stop: &mut Stop<'_>) -> bool {
-        let spread = pause.mul_f64(f64::from(self.identity[0]) / 512.0);
+        let spread = pause.mul_f64(f64::from(self.instance[0]) / 512.0);
         let sleep = tokio::time::sleep(pause + spread);
         if self.draining {
             sleep.await;

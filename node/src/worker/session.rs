@@ -15,12 +15,15 @@ use super::{Agent, Complaint, ExitReason, Outcome, Stop, clip};
 use crate::address::CoordinatorAddress;
 use crate::engine::WorkRequest;
 use crate::error::{NodeError, TransportError};
-use crate::transport::{CLOSE_DONE, connect, fetch, read_message, store, write_message};
+use crate::identity::{Credential, Identity, enrol, renew, unix_now};
+use crate::transport::{CLOSE_DONE, connect, ended, fetch, read_message, store, write_message};
 
 /// Messages read and not yet handled: more than one lease can cause.
 const MAX_INBOX: usize = 64;
 /// How long to wait for the answers to hello and goodbye.
 const ANSWER: Duration = Duration::from_secs(10);
+/// Pause after a renewal that failed, at least: the coordinator is busy or away, not slow to think.
+const RENEW_AGAIN: Duration = Duration::from_secs(1);
 
 /// How a session ended.
 pub(super) enum SessionEnd {
@@ -39,6 +42,7 @@ impl SessionEnd {
 enum Internal {
     Prepared { epoch: u64, task: Result<Task, TransportError> },
     Uploaded { epoch: u64, result: Result<(), TransportError> },
+    Renewed(Box<Result<Credential, NodeError>>),
 }
 
 struct Session<'a> {
@@ -68,7 +72,8 @@ pub(super) async fn serve(agent: &mut Agent, address: &CoordinatorAddress, stop:
     // The endpoint lives as long as the session: dropping it earlier would end the connection's driver.
     let (endpoint, connection, control, incoming, welcome) = match opened {
         Ok(parts) => parts,
-        Err(error) => return SessionEnd::lost(error, false),
+        Err(NodeError::Transport(error)) => return SessionEnd::lost(error, false),
+        Err(error) => return SessionEnd::Fatal(error),
     };
     tracing::info!(node = welcome.node, coordinator = %address, "joined");
     let (internal, mut reports) = mpsc::channel(MAX_INBOX);
@@ -82,12 +87,29 @@ pub(super) async fn serve(agent: &mut Agent, address: &CoordinatorAddress, stop:
 
 type Opened = (quinn::Endpoint, Connection, SendStream, RecvStream, Welcome);
 
-async fn open(agent: &Agent, address: &CoordinatorAddress) -> Result<Opened, TransportError> {
-    let (endpoint, connection) = connect(address).await?;
+/// Lets this machine in if need be, then opens a session as a member.
+async fn open(agent: &mut Agent, address: &CoordinatorAddress) -> Result<Opened, NodeError> {
+    if let Identity::New { token, key } = &agent.identity {
+        let credential = enrol(address, token, key, &agent.config.name).await?;
+        agent.store.save(&credential)?;
+        tracing::info!(node = %credential.id(), coordinator = %address, "let in");
+        agent.identity = Identity::Member(credential);
+    }
+    let client = match &agent.identity {
+        Identity::Member(credential) => credential.client(),
+        Identity::New { .. } => return Err(TransportError::Lost("not let in".to_owned()).into()),
+    };
+    let (endpoint, connection) = connect(address, Some(&client)).await?;
+    let greeted = greet(agent, &connection).await.map_err(|e| ended(&connection, e))?;
+    let (send, recv, welcome) = greeted;
+    Ok((endpoint, connection, send, recv, welcome))
+}
+
+async fn greet(agent: &Agent, connection: &Connection) -> Result<(SendStream, RecvStream, Welcome), TransportError> {
     let (mut send, mut recv) = connection.open_bi().await.map_err(|e| crate::transport::lost(&e))?;
     let hello = Hello {
         name: agent.config.name.clone(),
-        identity: agent.identity,
+        identity: agent.instance,
         cores: agent.config.cores(),
         models: agent.models.clone(),
         held: agent.held(),
@@ -95,7 +117,7 @@ async fn open(agent: &Agent, address: &CoordinatorAddress) -> Result<Opened, Tra
     write_message(&mut send, &Message::Hello(hello)).await?;
     let answer = tokio::time::timeout(ANSWER, read_message(&mut recv));
     match answer.await.map_err(|_| TransportError::Timeout(ANSWER.as_secs()))?? {
-        Some(Message::Welcome(welcome)) => Ok((endpoint, connection, send, recv, welcome)),
+        Some(Message::Welcome(welcome)) => Ok((send, recv, welcome)),
         Some(Message::Refused(no)) => Err(TransportError::Refused { reason: no.reason, retry: no.retry }),
         Some(other) => Err(TransportError::Unexpected { expected: "a welcome", got: other.id() }),
         None => Err(TransportError::Truncated("before a welcome")),
@@ -127,6 +149,8 @@ impl Session<'_> {
         if self.agent.draining {
             self.say_drain().await?;
         }
+        let renewal = tokio::time::sleep(self.until_renewal());
+        tokio::pin!(renewal);
         loop {
             if self.agent.draining && self.agent.idle() && self.preparing == 0 {
                 return self.leave(&mut messages).await;
@@ -134,6 +158,9 @@ impl Session<'_> {
             tokio::select! {
                 message = messages.recv() => match message {
                     Some(Ok(Some(message))) => {
+                        if matches!(message, Message::Drain(_)) {
+                            self.say_drain().await?;
+                        }
                         if let Some(end) = self.handle(message)? {
                             return Ok(end);
                         }
@@ -141,8 +168,20 @@ impl Session<'_> {
                     Some(Err(error)) => return Err(error),
                     Some(Ok(None)) | None => return Err(TransportError::Truncated("without a goodbye")),
                 },
-                Some(report) = reports.recv() => self.report(report).await?,
+                Some(report) = reports.recv() => match report {
+                    Internal::Renewed(result) => {
+                        let pause = self.renewed(*result)?;
+                        renewal.as_mut().reset(tokio::time::Instant::now() + pause);
+                    }
+                    Internal::Prepared { epoch, task } => self.prepared(epoch, task).await?,
+                    Internal::Uploaded { epoch, result } => self.uploaded(epoch, result).await?,
+                },
                 Some(event) = self.agent.device.events.recv() => self.device(event).await?,
+                () = &mut renewal => {
+                    self.renew();
+                    // Until the answer is here, which sets the next time.
+                    renewal.as_mut().reset(tokio::time::Instant::now() + self.until_expiry().max(ANSWER));
+                }
                 () = &mut *stop, if !self.agent.draining => {
                     self.agent.draining = true;
                     self.say_drain().await?;
@@ -159,6 +198,10 @@ impl Session<'_> {
             }
             // A running engine cannot be stopped from outside. Its result is offered, refused by epoch and so accounted for.
             Message::Cancel(cancel) => tracing::debug!(epoch = cancel.epoch, "result no longer wanted"),
+            Message::Drain(drain) => {
+                tracing::info!(reason = drain.reason, "asked to leave");
+                self.agent.draining = true;
+            }
             Message::Refused(Refused { retry, reason }) => return Err(TransportError::Refused { reason, retry }),
             Message::Goodbye(bye) => return Ok(Some(SessionEnd::Exit(ExitReason::Dismissed(bye.reason)))),
             other => return Err(TransportError::Unexpected { expected: "an assignment or an answer", got: other.id() }),
@@ -178,30 +221,73 @@ impl Session<'_> {
         });
     }
 
-    async fn report(&mut self, report: Internal) -> Result<(), TransportError> {
-        match report {
-            Internal::Prepared { epoch, task } => {
-                self.preparing -= 1;
-                let complaint = match task {
-                    Ok(task) => {
-                        if self.agent.device.submit(task) {
-                            self.agent.running.insert(epoch);
-                            return Ok(());
-                        }
-                        "the device already has work".to_owned()
-                    }
-                    // The fault of this work item; any other error is the connection's, and the work is leased anew after it.
-                    Err(
-                        error @ (TransportError::Refused { .. }
-                        | TransportError::BlobTooLarge { .. }
-                        | TransportError::BlobDamaged),
-                    ) => error.to_string(),
-                    Err(error) => return Err(error),
-                };
-                self.agent.finish(Outcome { epoch, result: Err(Complaint { disagrees: false, reason: clip(&complaint) }) });
-                self.deliver(epoch).await
+    async fn prepared(&mut self, epoch: u64, task: Result<Task, TransportError>) -> Result<(), TransportError> {
+        self.preparing -= 1;
+        let complaint = match task {
+            Ok(task) => {
+                if self.agent.device.submit(task) {
+                    self.agent.running.insert(epoch);
+                    return Ok(());
+                }
+                "the device already has work".to_owned()
             }
-            Internal::Uploaded { epoch, result } => self.uploaded(epoch, result).await,
+            // The fault of this work item; any other error is the connection's, and the work is leased anew after it.
+            Err(error @ (TransportError::Refused { .. } | TransportError::BlobTooLarge { .. } | TransportError::BlobDamaged)) => {
+                error.to_string()
+            }
+            Err(error) => return Err(error),
+        };
+        self.agent.finish(Outcome { epoch, result: Err(Complaint { disagrees: false, reason: clip(&complaint) }) });
+        self.deliver(epoch).await
+    }
+
+    /// Time left of the certificate.
+    fn until_expiry(&self) -> Duration {
+        match &self.agent.identity {
+            Identity::Member(c) => Duration::from_secs(c.expires_unix_s.saturating_sub(unix_now())),
+            Identity::New { .. } => Duration::ZERO,
+        }
+    }
+
+    /// Time until half of the certificate's life is over, a little less for some nodes than for others, so that a fleet that joined at
+    /// once does not renew at once.
+    fn until_renewal(&self) -> Duration {
+        let Identity::Member(c) = &self.agent.identity else { return Duration::ZERO };
+        let life = Duration::from_secs(c.expires_unix_s.saturating_sub(c.issued_unix_s));
+        let spread = f64::from(self.agent.instance[1]) / 255.0 / 10.0;
+        self.until_expiry().saturating_sub(life.mul_f64(0.5 + spread))
+    }
+
+    /// Asks for a new certificate beside the session.
+    fn renew(&self) {
+        let Identity::Member(credential) = &self.agent.identity else { return };
+        let (connection, internal) = (self.connection.clone(), self.internal.clone());
+        let old = credential.duplicate();
+        tokio::spawn(async move {
+            let result = match old {
+                Ok(old) => renew(&connection, &old).await,
+                Err(error) => Err(error.into()),
+            };
+            let _ = internal.send(Internal::Renewed(Box::new(result))).await;
+        });
+    }
+
+    /// Keeps a new certificate; returns the time until the next is due.
+    fn renewed(&mut self, result: Result<Credential, NodeError>) -> Result<Duration, TransportError> {
+        match result {
+            Ok(credential) => {
+                if let Err(error) = self.agent.store.save(&credential) {
+                    tracing::error!(%error, "the renewed certificate cannot be kept; after a restart the old one must serve");
+                }
+                tracing::info!(expires_unix_s = credential.expires_unix_s, "certificate renewed");
+                self.agent.identity = Identity::Member(credential);
+                Ok(self.until_renewal())
+            }
+            Err(NodeError::Transport(error @ TransportError::Refused { retry: false, .. })) => Err(error),
+            Err(error) => {
+                tracing::warn!(%error, "certificate not renewed; trying again");
+                Ok((self.until_expiry() / 8).max(RENEW_AGAIN))
+            }
         }
     }
 

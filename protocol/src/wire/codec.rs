@@ -58,6 +58,21 @@ messages!(
     Event,
     JobDone,
     JobFailed,
+    Enrol,
+    Enrolled,
+    Renew,
+    Probe,
+    Probed,
+    TokenNew,
+    TokenMade,
+    TokensAfter,
+    Tokens,
+    TokenRevoke,
+    NodesAfter,
+    Nodes,
+    NodeDrain,
+    NodeEvict,
+    AdminDone,
 );
 
 impl Message {

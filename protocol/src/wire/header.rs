@@ -2,7 +2,7 @@
 //!
 //! Checks everything a header can be wrong in before a byte of payload is read or a buffer is allocated.
 
-use super::{HEADER_BYTES, MAGIC, MAX_CHUNK_BYTES, MAX_CONTROL_BYTES, WIRE_VERSION, WireError};
+use super::{HEADER_BYTES, MAGIC, MAX_CHUNK_BYTES, MAX_CONTROL_BYTES, MAX_ENROL_BYTES, WIRE_VERSION, WireError};
 
 /// Identifier of a message's schema. Never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -31,11 +31,26 @@ pub enum MessageId {
     Event = 35,
     JobDone = 36,
     JobFailed = 37,
+    Enrol = 48,
+    Enrolled = 49,
+    Renew = 50,
+    Probe = 51,
+    Probed = 52,
+    TokenNew = 64,
+    TokenMade = 65,
+    TokensAfter = 66,
+    Tokens = 67,
+    TokenRevoke = 68,
+    NodesAfter = 69,
+    Nodes = 70,
+    NodeDrain = 71,
+    NodeEvict = 72,
+    AdminDone = 73,
 }
 
 impl MessageId {
     /// Every id, in order.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 37] = [
         Self::Hello,
         Self::Welcome,
         Self::Refused,
@@ -58,6 +73,21 @@ impl MessageId {
         Self::Event,
         Self::JobDone,
         Self::JobFailed,
+        Self::Enrol,
+        Self::Enrolled,
+        Self::Renew,
+        Self::Probe,
+        Self::Probed,
+        Self::TokenNew,
+        Self::TokenMade,
+        Self::TokensAfter,
+        Self::Tokens,
+        Self::TokenRevoke,
+        Self::NodesAfter,
+        Self::Nodes,
+        Self::NodeDrain,
+        Self::NodeEvict,
+        Self::AdminDone,
     ];
 
     /// The id as sent.
@@ -77,6 +107,7 @@ impl MessageId {
     pub const fn limit(self) -> u32 {
         match self {
             Self::Chunk => MAX_CHUNK_BYTES,
+            Self::Enrol | Self::Renew | Self::Probe => MAX_ENROL_BYTES,
             _ => MAX_CONTROL_BYTES,
         }
     }

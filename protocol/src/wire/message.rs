@@ -4,6 +4,11 @@
 
 use rkyv::{Archive, Deserialize, Serialize};
 
+use super::{
+    AdminDone, Enrol, Enrolled, NodeDrain, NodeEvict, Nodes, NodesAfter, Probe, Probed, Renew, TokenMade, TokenNew, TokenRevoke,
+    Tokens, TokensAfter,
+};
+
 /// A blob by content: the BLAKE3 digest of its bytes and their number.
 #[derive(Archive, Serialize, Deserialize, Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BlobRef {
@@ -68,7 +73,7 @@ impl WorkKind {
 pub struct Hello {
     /// Name for people; need not be unique.
     pub name: String,
-    /// Secret of this process, the same on every reconnect. Certificates will replace it.
+    /// Drawn by each process anew: tells a reconnect from a second machine with the same certificate.
     pub identity: [u8; 32],
     /// CPU threads offered.
     pub cores: u32,
@@ -312,4 +317,19 @@ pub enum Message {
     Event(Event),
     JobDone(JobDone),
     JobFailed(JobFailed),
+    Enrol(Enrol),
+    Enrolled(Enrolled),
+    Renew(Renew),
+    Probe(Probe),
+    Probed(Probed),
+    TokenNew(TokenNew),
+    TokenMade(TokenMade),
+    TokensAfter(TokensAfter),
+    Tokens(Tokens),
+    TokenRevoke(TokenRevoke),
+    NodesAfter(NodesAfter),
+    Nodes(Nodes),
+    NodeDrain(NodeDrain),
+    NodeEvict(NodeEvict),
+    AdminDone(AdminDone),
 }

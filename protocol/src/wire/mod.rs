@@ -5,6 +5,7 @@
 //! failure is a [`WireError`] and no input can panic. This module moves no bytes and knows no socket. A changed struct gets
 //! a new message id; ids are never reused.
 
+mod admission;
 mod codec;
 mod header;
 mod message;
@@ -13,6 +14,10 @@ mod validate;
 #[cfg(test)]
 mod tests;
 
+pub use admission::{
+    AdminDone, Enrol, Enrolled, NodeDrain, NodeEntry, NodeEvict, NodeState, Nodes, NodesAfter, Probe, Probed, Renew, TokenEntry,
+    TokenMade, TokenNew, TokenRevoke, Tokens, TokensAfter,
+};
 pub use header::{FrameHeader, MessageId};
 pub use message::{
     Assign, BlobGet, BlobPut, BlobRef, BlobSent, BlobStored, Cancel, ClientHello, Done, Drain, Event, Failed, Goodbye, Hello,
@@ -27,6 +32,20 @@ pub const MAGIC: [u8; 4] = *b"OBLK";
 pub const WIRE_VERSION: u16 = 1;
 /// ALPN protocol name offered by both sides. QUIC refuses the connection when they share none.
 pub const ALPN: &[u8] = b"obelysk/1";
+/// ALPN protocol name of machines without a certificate: they may ask to be let in, and nothing else.
+pub const ALPN_JOIN: &[u8] = b"obelysk-join/1";
+/// Largest request of a peer nobody knows yet: a certificate request of an elliptic key has under 1 KiB.
+pub const MAX_ENROL_BYTES: u32 = 4096;
+/// Longest certificate or certificate request: ours have under 1 KiB.
+pub const MAX_CERTIFICATE_BYTES: usize = 3072;
+/// Bytes of an Ed25519 signature.
+pub const SIGNATURE_BYTES: usize = 64;
+/// Most coordinators of one cluster: consensus beyond seven is slow, not safer.
+pub const MAX_ADDRESSES: usize = 8;
+/// Longest `host:port`: a DNS name has up to 253 bytes.
+pub const MAX_ADDRESS_BYTES: usize = 260;
+/// Entries of one page of a list, so that it fits [`MAX_CONTROL_BYTES`] with texts of any length.
+pub const MAX_PAGE: usize = 128;
 /// Largest control payload: the largest real one (an assignment) is under 1 KiB; 1 MiB leaves room and bounds a hostile peer.
 pub const MAX_CONTROL_BYTES: u32 = 1 << 20;
 /// Largest bulk chunk: big enough to fill a 1 Gbit/s link, small enough that a slow peer holds little memory.

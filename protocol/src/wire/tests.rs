@@ -9,6 +9,22 @@ fn blob() -> BlobRef {
     BlobRef { digest: [0xd1; 32], length: 0x0102_0304 }
 }
 
+fn token_entry() -> TokenEntry {
+    let (created_unix_s, expires_unix_s) = (1_800_000_000, 1_800_003_600);
+    TokenEntry { token: [0x70; 16], created_unix_s, expires_unix_s, uses: 2, uses_left: 1, revoked: true }
+}
+
+fn node_entry() -> NodeEntry {
+    NodeEntry {
+        node: A,
+        name: "rack-3".to_owned(),
+        state: NodeState::Evicted as u8,
+        joined_unix_s: 1_800_000_000,
+        expires_unix_s: 1_800_086_400,
+        reason: "cause; remedy".to_owned(),
+    }
+}
+
 /// One of each message, every field with a value of its own.
 fn samples() -> Vec<Message> {
     let text = || "cause; remedy".to_owned();
@@ -49,6 +65,39 @@ fn samples() -> Vec<Message> {
             nodes: 2,
         }),
         Message::JobFailed(JobFailed { job: A, reason: text() }),
+        Message::Enrol(Enrol {
+            cluster: [0xc1; 16],
+            token: [0x70; 16],
+            unix_s: 1_800_000_000,
+            name: "rack-3".to_owned(),
+            csr: vec![0x30, 0x01, 0x02],
+            signature: vec![0x51; SIGNATURE_BYTES],
+        }),
+        Message::Enrolled(Enrolled {
+            node: A,
+            certificate: vec![0x30, 0x03],
+            authority: vec![0x30, 0x04],
+            life_s: 86_400,
+            addresses: vec!["c1.example:7450".to_owned(), "[::1]:7450".to_owned()],
+        }),
+        Message::Renew(Renew { csr: vec![0x30, 0x05] }),
+        Message::Probe(Probe { unix_s: 1_800_000_001 }),
+        Message::Probed(Probed { unix_s: 1_800_000_002, cluster: [0xc1; 16], release: "0.1.0".to_owned() }),
+        Message::TokenNew(TokenNew { public_key: B, ttl_s: 3600, uses: 2 }),
+        Message::TokenMade(TokenMade {
+            token: [0x70; 16],
+            cluster: [0xc1; 16],
+            expires_unix_s: 1_800_003_600,
+            addresses: vec!["c1.example:7450".to_owned()],
+        }),
+        Message::TokensAfter(TokensAfter { token: [0x70; 16] }),
+        Message::Tokens(Tokens { tokens: vec![token_entry()] }),
+        Message::TokenRevoke(TokenRevoke { token: [0x70; 16] }),
+        Message::NodesAfter(NodesAfter { node: A }),
+        Message::Nodes(Nodes { nodes: vec![node_entry()] }),
+        Message::NodeDrain(NodeDrain { node: A }),
+        Message::NodeEvict(NodeEvict { node: A, reason: text() }),
+        Message::AdminDone(AdminDone { text: text() }),
     ]
 }
 
@@ -156,7 +205,16 @@ fn senseless_messages_are_refused_by_sender_and_receiver() {
         Message::Failed(Failed { epoch: 1, disagrees: false, reason: long.clone() }),
         Message::JobAccepted(JobAccepted { job: A, segments: 0 }),
         Message::Event(Event { job: A, phase: String::new(), done: 2, total: 1, node: 0, text: String::new() }),
-        Message::JobFailed(JobFailed { job: A, reason: long }),
+        Message::JobFailed(JobFailed { job: A, reason: long.clone() }),
+        Message::Renew(Renew { csr: vec![] }),
+        Message::Renew(Renew { csr: vec![0; MAX_CERTIFICATE_BYTES + 1] }),
+        Message::TokenNew(TokenNew { public_key: A, ttl_s: 0, uses: 1 }),
+        Message::TokenNew(TokenNew { public_key: A, ttl_s: 1, uses: 0 }),
+        Message::Tokens(Tokens { tokens: vec![TokenEntry { uses_left: 3, ..token_entry() }] }),
+        Message::Tokens(Tokens { tokens: vec![token_entry(); MAX_PAGE + 1] }),
+        Message::Nodes(Nodes { nodes: vec![NodeEntry { state: 5, ..node_entry() }] }),
+        Message::Nodes(Nodes { nodes: vec![NodeEntry { reason: long.clone(), ..node_entry() }] }),
+        Message::NodeEvict(NodeEvict { node: A, reason: long }),
     ];
     for message in cases {
         let error = message.encode().expect_err("senseless");

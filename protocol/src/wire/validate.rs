@@ -1,7 +1,8 @@
 //! Rules a well-formed message must also keep: bounded texts and lists, known codes, no duplicates. Run on both sides.
 
 use super::{
-    Assign, Hello, MAX_HELD_EPOCHS, MAX_INPUTS, MAX_MODELS, MAX_NAME_BYTES, MAX_PHASES, MAX_TEXT_BYTES, Message, PERMILLE,
+    Assign, Enrol, Enrolled, Hello, MAX_ADDRESS_BYTES, MAX_ADDRESSES, MAX_CERTIFICATE_BYTES, MAX_HELD_EPOCHS, MAX_INPUTS,
+    MAX_MODELS, MAX_NAME_BYTES, MAX_PAGE, MAX_PHASES, MAX_TEXT_BYTES, Message, NodeEntry, NodeState, PERMILLE, SIGNATURE_BYTES,
     WireError, WorkKind,
 };
 
@@ -30,6 +31,19 @@ impl Message {
             Self::JobDone(m) => rule(m.phases.len() <= MAX_PHASES, "too many phases")
                 .and_then(|()| m.phases.iter().try_for_each(|phase| text(&phase.name))),
             Self::JobFailed(m) => text(&m.reason),
+            Self::Enrol(m) => enrol(m),
+            Self::Enrolled(m) => enrolled(m),
+            Self::Renew(m) => der(&m.csr),
+            Self::Probed(m) => name(&m.release),
+            Self::TokenNew(m) => rule(m.uses > 0, "a token without uses").and(rule(m.ttl_s > 0, "a token of no time")),
+            Self::TokenMade(m) => addresses(&m.addresses),
+            Self::Tokens(m) => rule(m.tokens.len() <= MAX_PAGE, "too many tokens on a page")
+                .and_then(|()| m.tokens.iter().try_for_each(|t| rule(t.uses_left <= t.uses, "more uses left than there were"))),
+            Self::Nodes(m) => {
+                rule(m.nodes.len() <= MAX_PAGE, "too many nodes on a page").and_then(|()| m.nodes.iter().try_for_each(node_entry))
+            }
+            Self::NodeEvict(m) => text(&m.reason),
+            Self::AdminDone(m) => text(&m.text),
             Self::Done(_)
             | Self::ResultAck(_)
             | Self::Cancel(_)
@@ -37,7 +51,12 @@ impl Message {
             | Self::BlobPut(_)
             | Self::BlobSent(_)
             | Self::BlobStored(_)
-            | Self::Submit(_) => Ok(()),
+            | Self::Submit(_)
+            | Self::Probe(_)
+            | Self::TokensAfter(_)
+            | Self::TokenRevoke(_)
+            | Self::NodesAfter(_)
+            | Self::NodeDrain(_) => Ok(()),
         };
         outcome.map_err(|cause| WireError::Meaning { message: self.id(), cause })
     }
@@ -74,4 +93,36 @@ fn assign(m: &Assign) -> Rule {
     rule(WorkKind::from_code(m.kind).is_some(), "an unknown kind of work")?;
     rule(m.epoch > 0, "epoch 0, which no lease has")?;
     rule(m.inputs.len() <= MAX_INPUTS, "too many inputs")
+}
+
+fn der(bytes: &[u8]) -> Rule {
+    rule(!bytes.is_empty() && bytes.len() <= MAX_CERTIFICATE_BYTES, "a certificate or request of no or more than 3072 bytes")
+}
+
+/// Addresses reach terminals and logs, as names do.
+fn addresses(list: &[String]) -> Rule {
+    rule(list.len() <= MAX_ADDRESSES, "too many addresses")?;
+    list.iter().try_for_each(|a| {
+        let plain = !a.is_empty() && a.len() <= MAX_ADDRESS_BYTES && a.bytes().all(|b| b.is_ascii_graphic());
+        rule(plain, "an address that is none")
+    })
+}
+
+fn enrol(m: &Enrol) -> Rule {
+    name(&m.name)?;
+    der(&m.csr)?;
+    rule(m.signature.len() == SIGNATURE_BYTES, "a signature of another length than 64 bytes")
+}
+
+fn enrolled(m: &Enrolled) -> Rule {
+    der(&m.certificate)?;
+    der(&m.authority)?;
+    addresses(&m.addresses)?;
+    rule(m.life_s > 0, "a certificate of no time")
+}
+
+fn node_entry(m: &NodeEntry) -> Rule {
+    name(&m.name)?;
+    text(&m.reason)?;
+    rule(NodeState::from_code(m.state).is_some(), "an unknown state of a node")
 }

@@ -1,0 +1,234 @@
+//! `obelysk token …` and `obelysk node list|drain|evict`: orders to a running coordinator, by the administrator's file.
+
+use super::args::{AdminArgs, TokenArgs, TokenCommand};
+use super::cluster::runtime;
+use super::exit::{Code, Coded as _, Failure};
+use super::home::Home;
+use super::output::Out;
+use obelysk_node::CoordinatorAddress;
+use obelysk_node::error::TransportError;
+use obelysk_node::identity::{Credential, Id, MAX_CREDENTIAL_BYTES, TokenSeed, ask, read_private, unix_now};
+use obelysk_node::transport::quinn::{Connection, Endpoint};
+use obelysk_node::transport::{CLOSE_DONE, connect};
+use obelysk_protocol::wire::{
+    Message, NodeDrain, NodeEntry, NodeEvict, NodeState, NodesAfter, TokenEntry, TokenNew, TokenRevoke, TokensAfter,
+};
+use std::path::PathBuf;
+
+/// The administrator's file in a coordinator's folder.
+pub const ADMIN_FILE: &str = "admin.toml";
+
+/// A connection on which orders are given.
+struct Desk {
+    credential: Credential,
+    connection: Connection,
+    _endpoint: Endpoint,
+}
+
+impl Desk {
+    async fn open(home: &Home, args: &AdminArgs) -> Result<Self, Failure> {
+        let path = args.admin.clone().unwrap_or_else(|| home.root().join("coordinator").join(ADMIN_FILE));
+        let bytes = read_private(&path, MAX_CREDENTIAL_BYTES)?.ok_or_else(|| none(&path))?;
+        let text = std::str::from_utf8(&bytes).map_err(|_| Failure::input(format!("{} is damaged", path.display())))?;
+        let credential = Credential::from_text(text)?;
+        let mut last = None;
+        for place in credential.places()? {
+            match connect(&place, Some(&credential.client())).await {
+                Ok((endpoint, connection)) => return Ok(Self { credential, connection, _endpoint: endpoint }),
+                Err(error) => last = Some(error),
+            }
+        }
+        Err(last.unwrap_or_else(|| TransportError::Lost("the file names no coordinator".to_owned()))).code(Code::Cluster)
+    }
+
+    async fn order(&self, order: Message) -> Result<Message, Failure> {
+        ask(&self.connection, &order).await.code(Code::Cluster)
+    }
+
+    async fn tokens(&self) -> Result<Vec<TokenEntry>, Failure> {
+        let mut all: Vec<TokenEntry> = Vec::new();
+        loop {
+            let token = all.last().map_or([0; 16], |t| t.token);
+            match self.order(Message::TokensAfter(TokensAfter { token })).await? {
+                Message::Tokens(page) if page.tokens.is_empty() => return Ok(all),
+                Message::Tokens(page) => all.extend(page.tokens),
+                other => return Err(unexpected(&other)),
+            }
+        }
+    }
+
+    async fn nodes(&self) -> Result<Vec<NodeEntry>, Failure> {
+        let mut all: Vec<NodeEntry> = Vec::new();
+        loop {
+            let node = all.last().map_or([0; 32], |n| n.node);
+            match self.order(Message::NodesAfter(NodesAfter { node })).await? {
+                Message::Nodes(page) if page.nodes.is_empty() => return Ok(all),
+                Message::Nodes(page) => all.extend(page.nodes),
+                other => return Err(unexpected(&other)),
+            }
+        }
+    }
+
+    /// The id of the one node whose id begins so, or whose name is this.
+    async fn node(&self, named: &str) -> Result<[u8; 32], Failure> {
+        let nodes = self.nodes().await?;
+        let ids = nodes.iter().map(|n| (n.node, Id(n.node).to_string()));
+        one("node", named, ids)
+    }
+
+    async fn done(&self, out: &Out, order: Message) -> Result<(), Failure> {
+        match self.order(order).await? {
+            Message::AdminDone(done) => {
+                out.json(&serde_json::json!({ "done": done.text }));
+                out.line(done.text);
+                Ok(())
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    fn close(self) {
+        self.connection.close(CLOSE_DONE, b"done");
+    }
+}
+
+fn none(path: &std::path::Path) -> Failure {
+    let text = format!(
+        "there is no administrator's file {}; run this on the coordinator's machine as its user, or pass a copy with --admin FILE \
+         (`obelysk coordinator serve` writes it)",
+        path.display()
+    );
+    Failure::input(text)
+}
+
+fn unexpected(message: &Message) -> Failure {
+    let error = TransportError::Unexpected { expected: "an answer to an order", got: message.id() };
+    Failure { code: Code::Cluster, error: error.into() }
+}
+
+/// The one id that begins so.
+fn one<T: Copy>(what: &str, begin: &str, ids: impl Iterator<Item = (T, String)>) -> Result<T, Failure> {
+    let begin = begin.to_ascii_lowercase();
+    let found: Vec<(T, String)> = ids.filter(|(_, text)| !begin.is_empty() && text.starts_with(&begin)).collect();
+    match found.as_slice() {
+        [(id, _)] => Ok(*id),
+        [] => Err(Failure::input(format!("no {what} has an id that begins with `{begin}`; see `obelysk {what} list`"))),
+        more => Err(Failure::input(format!("{} {what}s have ids that begin with `{begin}`; give more of it", more.len()))),
+    }
+}
+
+/// Runs `token …`.
+pub fn token(out: &Out, home: &Home, command: TokenCommand) -> Result<(), Failure> {
+    runtime()?.block_on(async {
+        match command {
+            TokenCommand::Create(args) => create(out, home, args).await,
+            TokenCommand::List { admin } => list_tokens(out, home, &admin).await,
+            TokenCommand::Revoke { id, admin } => {
+                let desk = Desk::open(home, &admin).await?;
+                let tokens = desk.tokens().await?;
+                let token = one("token", &id, tokens.iter().map(|t| (t.token, Id(t.token).to_string())))?;
+                desk.done(out, Message::TokenRevoke(TokenRevoke { token })).await?;
+                desk.close();
+                Ok(())
+            }
+        }
+    })
+}
+
+async fn create(out: &Out, home: &Home, args: TokenArgs) -> Result<(), Failure> {
+    let desk = Desk::open(home, &args.admin).await?;
+    let pin = desk.credential.pin;
+    for address in &args.address {
+        CoordinatorAddress::at(address, pin)?;
+    }
+    if args.address.len() > obelysk_protocol::wire::MAX_ADDRESSES {
+        return Err(Failure::input("a token takes up to 8 addresses"));
+    }
+    // The secret half is made here and leaves this process only as the line that is printed.
+    let seed = TokenSeed::generate().code(Code::Internal)?;
+    let order = TokenNew { public_key: seed.public_key().code(Code::Internal)?, ttl_s: args.ttl, uses: args.uses };
+    let made = match desk.order(Message::TokenNew(order)).await? {
+        Message::TokenMade(made) => made,
+        other => return Err(unexpected(&other)),
+    };
+    desk.close();
+    let addresses = if args.address.is_empty() { made.addresses } else { args.address };
+    if let Some(address) = addresses.iter().find(|a| a.starts_with("0.0.0.0:") || a.starts_with("[::]:")) {
+        out.note(&format!("{address} leads nowhere from another machine: pass --address HOST:PORT, or set `advertise`"));
+    }
+    let token = seed.into_token((Id(made.cluster), pin), Id(made.token), made.expires_unix_s, addresses);
+    let line = token.to_line();
+    out.json(&serde_json::json!({
+        "token": line.as_str(), "id": token.id, "expires_unix_s": token.expires_unix_s, "uses": args.uses,
+        "addresses": token.addresses, "command": format!("obelysk node join {}", line.as_str()),
+    }));
+    // Alone on its line, to be copied or piped whole.
+    out.line(format_args!("obelysk node join {}", line.as_str()));
+    Ok(())
+}
+
+async fn list_tokens(out: &Out, home: &Home, admin: &AdminArgs) -> Result<(), Failure> {
+    let desk = Desk::open(home, admin).await?;
+    let tokens = desk.tokens().await?;
+    desk.close();
+    let now = unix_now();
+    let state = |t: &TokenEntry| match t {
+        t if t.revoked => "revoked",
+        t if t.expires_unix_s <= now => "expired",
+        t if t.uses_left == 0 => "spent",
+        _ => "open",
+    };
+    let shown = |t: &TokenEntry| {
+        serde_json::json!({
+            "id": Id(t.token), "state": state(t), "uses": t.uses, "uses_left": t.uses_left,
+            "created_unix_s": t.created_unix_s, "expires_unix_s": t.expires_unix_s,
+        })
+    };
+    out.json(&tokens.iter().map(shown).collect::<Vec<_>>());
+    for t in &tokens {
+        let left = t.expires_unix_s.saturating_sub(now);
+        out.line(format_args!("{}  {:8} {} of {} uses left, {left} s", Id(t.token), state(t), t.uses_left, t.uses));
+    }
+    Ok(())
+}
+
+/// Runs `node list`.
+pub fn nodes(out: &Out, home: &Home, admin: &AdminArgs) -> Result<(), Failure> {
+    runtime()?.block_on(async {
+        let desk = Desk::open(home, admin).await?;
+        let nodes = desk.nodes().await?;
+        desk.close();
+        let state = |n: &NodeEntry| NodeState::from_code(n.state).map_or("unknown", NodeState::name);
+        let shown = |n: &NodeEntry| {
+            serde_json::json!({
+                "id": Id(n.node), "name": n.name, "state": state(n), "reason": n.reason,
+                "joined_unix_s": n.joined_unix_s, "expires_unix_s": n.expires_unix_s,
+            })
+        };
+        out.json(&nodes.iter().map(shown).collect::<Vec<_>>());
+        for n in &nodes {
+            out.line(format_args!("{}  {:11} {} {}", Id(n.node), state(n), n.name, n.reason));
+        }
+        Ok(())
+    })
+}
+
+/// Runs `node drain`, or `node evict` with a reason.
+pub fn part(out: &Out, home: &Home, id: &str, reason: Option<String>, admin: &AdminArgs) -> Result<(), Failure> {
+    runtime()?.block_on(async {
+        let desk = Desk::open(home, admin).await?;
+        let node = desk.node(id).await?;
+        let order = match reason {
+            Some(reason) => Message::NodeEvict(NodeEvict { node, reason }),
+            None => Message::NodeDrain(NodeDrain { node }),
+        };
+        desk.done(out, order).await?;
+        desk.close();
+        Ok(())
+    })
+}
+
+/// Where the administrator's file of a coordinator's folder lies.
+pub fn admin_file(state: &std::path::Path) -> PathBuf {
+    state.join(ADMIN_FILE)
+}

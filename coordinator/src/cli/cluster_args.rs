@@ -1,0 +1,195 @@
+//! Arguments of the commands on clusters: coordinators, tokens, nodes.
+
+use super::exit::EXIT_CODES;
+use clap::{Args, Subcommand};
+use std::path::PathBuf;
+
+/// Commands on coordinators.
+#[derive(Debug, Subcommand)]
+pub enum CoordinatorCommand {
+    /// Serve nodes and clients until interrupted.
+    Serve(ServeArgs),
+}
+
+/// Arguments of `coordinator serve`.
+#[derive(Debug, Args)]
+#[command(after_help = EXIT_CODES)]
+pub struct ServeArgs {
+    /// Settings file, as configs/coordinator.toml.
+    #[arg(long)]
+    pub config: Option<PathBuf>,
+    /// UDP address to listen on.
+    #[arg(long)]
+    pub listen: Option<std::net::SocketAddr>,
+    /// Host name or address written into tokens and printed for clients.
+    #[arg(long)]
+    pub advertise: Option<String>,
+    /// Folder for the cluster's authority, tokens and members [default: `coordinator` in the home folder].
+    #[arg(long, value_name = "DIR")]
+    pub state: Option<PathBuf>,
+    /// Models to take jobs for: folders or registered names [default: all registered].
+    #[arg(long)]
+    pub model: Vec<String>,
+}
+
+/// Who gives an order to a coordinator.
+#[derive(Debug, Args)]
+pub struct AdminArgs {
+    /// The administrator's file that `coordinator serve` wrote [default: `coordinator/admin.toml` in the home folder].
+    #[arg(long, value_name = "FILE")]
+    pub admin: Option<PathBuf>,
+}
+
+/// Commands on tokens.
+#[derive(Debug, Subcommand)]
+pub enum TokenCommand {
+    /// Make a token, and print the whole command for the new machine.
+    #[command(after_help = EXIT_CODES)]
+    Create(TokenArgs),
+    /// Show all tokens: none of their secrets, which nobody keeps.
+    #[command(after_help = EXIT_CODES)]
+    List {
+        /// Whose order.
+        #[command(flatten)]
+        admin: AdminArgs,
+    },
+    /// Let nobody in by this token any more.
+    #[command(after_help = EXIT_CODES)]
+    Revoke {
+        /// Its id, or a beginning of it that only it has.
+        id: String,
+        /// Whose order.
+        #[command(flatten)]
+        admin: AdminArgs,
+    },
+}
+
+/// Arguments of `token create`.
+#[derive(Debug, Args)]
+pub struct TokenArgs {
+    /// How long it serves: a number with s, m, h or d.
+    #[arg(long, default_value = "1h", value_parser = parse_seconds)]
+    pub ttl: u64,
+    /// How many machines it lets in.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub uses: u32,
+    /// Where the new machine reaches a coordinator, `host:port`, several times for several [default: what the coordinator calls itself].
+    #[arg(long, value_name = "HOST:PORT")]
+    pub address: Vec<String>,
+    /// Whose order.
+    #[command(flatten)]
+    pub admin: AdminArgs,
+}
+
+/// Commands on nodes.
+#[derive(Debug, Subcommand)]
+pub enum NodeCommand {
+    /// Join a cluster, or come back to it, and work until it stops or this process is asked to.
+    Join(JoinArgs),
+    /// Show the nodes of a cluster.
+    #[command(after_help = EXIT_CODES)]
+    List {
+        /// Whose order.
+        #[command(flatten)]
+        admin: AdminArgs,
+    },
+    /// Let a node finish what it runs, and leave.
+    #[command(after_help = EXIT_CODES)]
+    Drain {
+        /// Its id, or a beginning of it that only it has.
+        id: String,
+        /// Whose order.
+        #[command(flatten)]
+        admin: AdminArgs,
+    },
+    /// Put a node out, now and for good.
+    #[command(after_help = EXIT_CODES)]
+    Evict {
+        /// Its id, or a beginning of it that only it has.
+        id: String,
+        /// Why, for the log and the node.
+        #[arg(long, default_value = "an administrator's decision")]
+        reason: String,
+        /// Whose order.
+        #[command(flatten)]
+        admin: AdminArgs,
+    },
+    /// Check what joining needs: token, identity, reachability, clock, release, disk. Changes nothing.
+    #[command(after_help = EXIT_CODES)]
+    Doctor(DoctorArgs),
+}
+
+/// Arguments of `node join`.
+#[derive(Debug, Args)]
+#[command(after_help = EXIT_CODES)]
+pub struct JoinArgs {
+    /// The token, or - to read it from standard input; other users of this machine can see it here. Not needed by a member.
+    pub token: Option<String>,
+    /// File with the token [default: the token in $OBELYSK_TOKEN].
+    #[arg(long, value_name = "FILE", conflicts_with = "token")]
+    pub token_file: Option<PathBuf>,
+    /// Settings file, as configs/node.toml.
+    #[arg(long)]
+    pub config: Option<PathBuf>,
+    /// Name shown in logs and progress; nodes of one machine need different ones.
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Folder for this node's identity [default: `nodes/NAME` in the home folder].
+    #[arg(long, value_name = "DIR")]
+    pub state: Option<PathBuf>,
+    /// Threads to use; 0 means all of this machine.
+    #[arg(long)]
+    pub threads: Option<u32>,
+    /// Models to offer: folders or registered names [default: all registered].
+    #[arg(long)]
+    pub model: Vec<String>,
+    /// Give up after this many seconds without a coordinator; 0 means never.
+    #[arg(long, value_name = "SECONDS")]
+    pub give_up_after: Option<u64>,
+    /// For nodes started by a parent process: end when standard input is closed, and keep no identity.
+    #[arg(long, hide = true)]
+    pub tied: bool,
+}
+
+/// Arguments of `node doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// The token to check, or - to read it from standard input.
+    pub token: Option<String>,
+    /// File with the token [default: the token in $OBELYSK_TOKEN].
+    #[arg(long, value_name = "FILE", conflicts_with = "token")]
+    pub token_file: Option<PathBuf>,
+    /// Name of the node whose identity is checked.
+    #[arg(long, default_value = "node")]
+    pub name: String,
+    /// Folder of that identity [default: `nodes/NAME` in the home folder].
+    #[arg(long, value_name = "DIR")]
+    pub state: Option<PathBuf>,
+}
+
+/// Reads a duration such as `90s`, `10m`, `1h` or `2d`.
+fn parse_seconds(text: &str) -> Result<u64, String> {
+    let bad = || "give a number with s, m, h or d, for example 1h".to_owned();
+    let unit = match text.chars().last().ok_or_else(bad)? {
+        's' => 1,
+        'm' => 60,
+        'h' => 3600,
+        'd' => 86_400,
+        _ => return Err(bad()),
+    };
+    let number: u64 = text[..text.len() - 1].parse().map_err(|_| bad())?;
+    number.checked_mul(unit).filter(|s| *s > 0).ok_or_else(bad)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse_seconds;
+
+    #[test]
+    fn durations_are_read_or_refused() {
+        assert_eq!([parse_seconds("90s"), parse_seconds("10m"), parse_seconds("2d")], [Ok(90), Ok(600), Ok(172_800)]);
+        for text in ["", "1", "h", "0s", "-1h", "1.5h", "99999999999999999999d", "18446744073709551615d", "1é"] {
+            assert!(parse_seconds(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! Orders of administrators: tokens and nodes. Only for holders of a key that the registry knows as one.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use obelysk_node::error::TransportError;
+use obelysk_node::identity::{Id, NodeKeyId};
+use obelysk_node::transport::quinn::Connection;
+use obelysk_node::transport::{read_message, write_message};
+use obelysk_protocol::wire::{
+    AdminDone, MAX_PAGE, MAX_TEXT_BYTES, Message, NodeEntry, NodeState, Nodes, Refused, TokenEntry, TokenMade, Tokens,
+};
+use tokio::sync::oneshot;
+
+use super::brain::Command;
+use super::session::HANDSHAKE;
+use super::{Shared, clip};
+use crate::identity::{AdmissionError, Member, TokenOrder, TokenRecord};
+
+/// Whether a message is for administrators.
+pub(super) const fn is_order(message: &Message) -> bool {
+    matches!(
+        message,
+        Message::TokenNew(_)
+            | Message::TokensAfter(_)
+            | Message::TokenRevoke(_)
+            | Message::NodesAfter(_)
+            | Message::NodeDrain(_)
+            | Message::NodeEvict(_)
+    )
+}
+
+/// Serves what follows the first order, each on a stream of its own, until the administrator goes or is silent.
+pub(super) async fn serve_rest(shared: &Arc<Shared>, connection: &Connection) -> Result<(), TransportError> {
+    while let Ok(Ok((mut send, mut recv))) = tokio::time::timeout(HANDSHAKE, connection.accept_bi()).await {
+        let order = tokio::time::timeout(HANDSHAKE, read_message(&mut recv)).await;
+        match order.unwrap_or(Err(TransportError::Timeout(HANDSHAKE.as_secs())))? {
+            Some(order) => write_message(&mut send, &answer(shared, order).await).await?,
+            None => return Ok(()),
+        }
+        let _ = send.finish();
+    }
+    Ok(())
+}
+
+/// Carries an order out.
+pub(super) async fn answer(shared: &Arc<Shared>, order: Message) -> Message {
+    carry_out(shared, order).await.unwrap_or_else(|error| {
+        let reason = clip(error.to_string(), MAX_TEXT_BYTES);
+        Message::Refused(Refused { retry: error.may_pass(), reason })
+    })
+}
+
+async fn carry_out(shared: &Arc<Shared>, order: Message) -> Result<Message, AdmissionError> {
+    match order {
+        Message::TokenNew(new) => {
+            let order = TokenOrder { public_key: new.public_key, ttl_s: new.ttl_s, uses: new.uses };
+            let made = on_disk(shared, move |s| s.admissions.add_token(order)).await?;
+            tracing::info!(token = %made.id, uses = made.uses, expires_unix_s = made.expires_unix_s, "token made");
+            Ok(Message::TokenMade(TokenMade {
+                token: made.id.0,
+                cluster: shared.admissions.cluster().0,
+                expires_unix_s: made.expires_unix_s,
+                addresses: shared.addresses.clone(),
+            }))
+        }
+        Message::TokensAfter(page) => {
+            let tokens = shared.admissions.tokens_after(Id(page.token), MAX_PAGE);
+            Ok(Message::Tokens(Tokens { tokens: tokens.iter().map(token_entry).collect() }))
+        }
+        Message::TokenRevoke(which) => {
+            let id = Id(which.token);
+            on_disk(shared, move |s| s.admissions.revoke_token(id)).await?;
+            tracing::info!(token = %id, "token revoked");
+            Ok(done(format!("token {id} lets nobody in any more")))
+        }
+        Message::NodesAfter(page) => {
+            let members = shared.admissions.members_after(Id(page.node), MAX_PAGE);
+            let (answer, states) = oneshot::channel();
+            shared.command(Command::Census { answer }).await.map_err(|()| stopped())?;
+            let states = states.await.map_err(|_| stopped())?;
+            Ok(Message::Nodes(Nodes { nodes: members.iter().map(|m| node_entry(m, &states)).collect() }))
+        }
+        Message::NodeDrain(which) => {
+            let node = Id(which.node);
+            shared.admissions.member(node)?;
+            let (answer, told) = oneshot::channel();
+            shared.command(Command::Drain { key: node, answer }).await.map_err(|()| stopped())?;
+            match told.await {
+                Ok(true) => Ok(done(format!("node {node} finishes what it runs and leaves"))),
+                _ => Err(AdmissionError::NoSuch(format!("connected node {node}"))),
+            }
+        }
+        Message::NodeEvict(which) => {
+            let (node, reason) = (Id(which.node), which.reason);
+            let why = reason.clone();
+            on_disk(shared, move |s| s.admissions.evict(node, &why)).await?;
+            tracing::warn!(%node, reason, "evicted");
+            shared.command(Command::Evict { key: node, reason }).await.map_err(|()| stopped())?;
+            // Nobody listening means that it is not connected.
+            let _ = shared.evictions.send(node);
+            Ok(done(format!("node {node} is out; its certificate counts no more")))
+        }
+        _ => Err(AdmissionError::NoSuch("order of this kind".to_owned())),
+    }
+}
+
+async fn on_disk<T: Send + 'static>(
+    shared: &Arc<Shared>,
+    work: impl FnOnce(&Shared) -> Result<T, AdmissionError> + Send + 'static,
+) -> Result<T, AdmissionError> {
+    let shared = shared.clone();
+    tokio::task::spawn_blocking(move || work(&shared)).await.unwrap_or_else(|_| Err(stopped()))
+}
+
+fn stopped() -> AdmissionError {
+    AdmissionError::Authority("the coordinator stops; start it again".to_owned())
+}
+
+const fn done(text: String) -> Message {
+    Message::AdminDone(AdminDone { text })
+}
+
+fn token_entry(token: &TokenRecord) -> TokenEntry {
+    let (created_unix_s, expires_unix_s) = (token.created_unix_s, token.expires_unix_s);
+    let (uses, uses_left, revoked) = (token.uses, token.uses_left(), token.revoked);
+    TokenEntry { token: token.id.0, created_unix_s, expires_unix_s, uses, uses_left, revoked }
+}
+
+fn node_entry(member: &Member, states: &BTreeMap<NodeKeyId, (NodeState, String)>) -> NodeEntry {
+    let seen = states.get(&member.id).cloned().unwrap_or((NodeState::Away, String::new()));
+    let (state, reason) = member.evicted.clone().map_or(seen, |reason| (NodeState::Evicted, reason));
+    NodeEntry {
+        node: member.id.0,
+        name: member.name.clone(),
+        state: state as u8,
+        joined_unix_s: member.joined_unix_s,
+        expires_unix_s: member.expires_unix_s,
+        reason: clip(reason, MAX_TEXT_BYTES),
+    }
+}

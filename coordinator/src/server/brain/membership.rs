@@ -1,0 +1,114 @@
+//! Machines as the brain knows them: who speaks for which, who is here, who is out.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use obelysk_node::identity::NodeKeyId;
+use obelysk_protocol::wire::{Drain, MAX_TEXT_BYTES, Message, NodeState, Refused};
+
+use super::{Brain, Join, Outbox};
+use crate::core::{Input, NodeId};
+use crate::server::clip;
+
+/// A machine that ever joined.
+#[derive(Debug)]
+pub(super) struct Known {
+    pub(super) name: String,
+    pub(super) outbox: Option<Outbox>,
+    pub(super) banned: Option<String>,
+    pub(super) draining: bool,
+    /// The process that speaks for it, and those that did before.
+    pub(super) instance: [u8; 32],
+    pub(super) superseded: VecDeque<[u8; 32]>,
+}
+
+/// Processes of one node remembered: enough to tell two that take turns.
+const MAX_SUPERSEDED: usize = 16;
+/// Machines remembered: more than any cluster has; beyond, new ones are refused.
+const MAX_KNOWN: usize = 10_000;
+
+impl Brain {
+    pub(super) fn join(&mut self, join: Join) {
+        let Join { key, hello, outbox, answer } = join;
+        let next = NodeId(u32::try_from(self.identities.len() + 1).unwrap_or(u32::MAX));
+        if self.identities.len() >= MAX_KNOWN && !self.identities.contains_key(&key) {
+            let _ = answer.send(Err(format!("this coordinator has met {MAX_KNOWN} machines; restart it")));
+            return;
+        }
+        let node = *self.identities.entry(key).or_insert(next);
+        let known = self.nodes.entry(node).or_insert_with(|| Known {
+            name: String::new(),
+            outbox: None,
+            banned: None,
+            draining: false,
+            instance: hello.identity,
+            superseded: VecDeque::new(),
+        });
+        if let Some(reason) = &known.banned {
+            let _ = answer.send(Err(reason.clone()));
+            return;
+        }
+        if known.superseded.contains(&hello.identity) {
+            let text = "another process has taken this node's place with the same identity; remove the identity here and join again with \
+                        a token, and copy no identity to a second machine";
+            let _ = answer.send(Err(text.to_owned()));
+            return;
+        }
+        if known.instance != hello.identity {
+            known.superseded.push_back(std::mem::replace(&mut known.instance, hello.identity));
+            if known.superseded.len() > MAX_SUPERSEDED {
+                known.superseded.pop_front();
+            }
+        }
+        known.draining = false;
+        known.name.clone_from(&hello.name);
+        known.outbox = Some(outbox);
+        // The welcome must be the session's first message, before any assignment that `feed` sends.
+        let _ = answer.send(Ok(node));
+        let (models, held) = (hello.models.into_iter().collect(), hello.held.into_iter().collect());
+        self.feed(Input::NodeJoined { node, models, cores: hello.cores, held });
+    }
+
+    pub(super) fn drain(&mut self, key: NodeKeyId) -> bool {
+        let Some(&node) = self.identities.get(&key) else { return false };
+        let here = self.nodes.get(&node).is_some_and(|known| known.outbox.is_some());
+        if here {
+            self.send(node, Message::Drain(Drain { reason: "an administrator asks".to_owned() }));
+        }
+        here
+    }
+
+    pub(super) fn evict(&mut self, key: NodeKeyId, reason: &str) {
+        let Some(&node) = self.identities.get(&key) else { return };
+        let reason = clip(format!("evicted: {reason}; remove this machine's identity before it joins again"), MAX_TEXT_BYTES);
+        self.send(node, Message::Refused(Refused { retry: false, reason }));
+        if let Some(known) = self.nodes.get_mut(&node)
+            && known.outbox.take().is_some()
+        {
+            self.feed(Input::NodeLeft { node });
+        }
+    }
+
+    pub(super) fn census(&self) -> BTreeMap<NodeKeyId, (NodeState, String)> {
+        let state = |known: &Known| match (&known.banned, &known.outbox) {
+            (Some(reason), _) => (NodeState::Quarantined, reason.clone()),
+            (None, None) => (NodeState::Away, String::new()),
+            (None, Some(_)) => (if known.draining { NodeState::Draining } else { NodeState::Here }, String::new()),
+        };
+        self.identities.iter().filter_map(|(key, node)| Some((*key, state(self.nodes.get(node)?)))).collect()
+    }
+
+    pub(super) fn quarantine(&mut self, node: NodeId, reason: &str) {
+        let mut text = format!("quarantined: {reason}; examine this machine's memory and software before it joins again");
+        text.truncate(text.floor_char_boundary(MAX_TEXT_BYTES));
+        tracing::error!(%node, name = name_of(&self.nodes, node), reason, "quarantined");
+        self.send(node, Message::Refused(Refused { retry: false, reason: text.clone() }));
+        if let Some(known) = self.nodes.get_mut(&node) {
+            known.outbox = None;
+            known.banned = Some(text);
+        }
+    }
+}
+
+pub(super) fn name_of(nodes: &BTreeMap<NodeId, Known>, node: NodeId) -> String {
+    nodes.get(&node).map_or_else(|| node.to_string(), |known| format!("{} ({node})", known.name))
+}
