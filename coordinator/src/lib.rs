@@ -1,9 +1,11 @@
 //! The cluster's brain and its server: membership, leases, checks, stitching.
 //!
-//! [`core`] decides and is pure; [`identity`] says who takes part; [`server`] moves bytes and keeps time. Neither knows what a proof is; [`checker`] does.
+//! [`core`] decides and is pure; [`consensus`] keeps what must survive; [`identity`] says who takes part; [`server`] moves bytes and keeps
+//! time. None of them knows what a proof is; [`checker`] does.
 #![forbid(unsafe_code)]
 
 pub mod checker;
+pub mod consensus;
 pub mod core;
 pub mod identity;
 pub mod server;
