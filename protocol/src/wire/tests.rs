@@ -98,6 +98,16 @@ fn samples() -> Vec<Message> {
         Message::NodeDrain(NodeDrain { node: A }),
         Message::NodeEvict(NodeEvict { node: A, reason: text() }),
         Message::AdminDone(AdminDone { text: text() }),
+        Message::Holding(Holding {
+            epoch: 17,
+            job: A,
+            kind: WorkKind::Prove.code(),
+            segment: 5,
+            extra: blob(),
+            inputs: vec![BlobRef::of(b"abc")],
+        }),
+        Message::Resume(Resume { epoch: 17 }),
+        Message::SubmitOnce(SubmitOnce { key: [0x5b; 16], spec: blob(), model: B }),
     ]
 }
 

@@ -1,7 +1,7 @@
 //! Rules a well-formed message must also keep: bounded texts and lists, known codes, no duplicates. Run on both sides.
 
 use super::{
-    Assign, Enrol, Enrolled, Hello, MAX_ADDRESS_BYTES, MAX_ADDRESSES, MAX_CERTIFICATE_BYTES, MAX_HELD_EPOCHS, MAX_INPUTS,
+    Assign, Enrol, Enrolled, Hello, Holding, MAX_ADDRESS_BYTES, MAX_ADDRESSES, MAX_CERTIFICATE_BYTES, MAX_HELD_EPOCHS, MAX_INPUTS,
     MAX_MODELS, MAX_NAME_BYTES, MAX_PAGE, MAX_PHASES, MAX_TEXT_BYTES, Message, NodeEntry, NodeState, PERMILLE, SIGNATURE_BYTES,
     WireError, WorkKind,
 };
@@ -23,6 +23,7 @@ impl Message {
             Self::Failed(m) => text(&m.reason),
             Self::Drain(m) => text(&m.reason),
             Self::Goodbye(m) => text(&m.reason),
+            Self::Holding(m) => holding(m),
             Self::ClientHello(m) => name(&m.name),
             Self::JobAccepted(m) => rule(m.segments > 0, "a job without segments"),
             Self::Event(m) => {
@@ -51,7 +52,9 @@ impl Message {
             | Self::BlobPut(_)
             | Self::BlobSent(_)
             | Self::BlobStored(_)
+            | Self::Resume(_)
             | Self::Submit(_)
+            | Self::SubmitOnce(_)
             | Self::Probe(_)
             | Self::TokensAfter(_)
             | Self::TokenRevoke(_)
@@ -90,6 +93,12 @@ fn hello(m: &Hello) -> Rule {
 }
 
 fn assign(m: &Assign) -> Rule {
+    rule(WorkKind::from_code(m.kind).is_some(), "an unknown kind of work")?;
+    rule(m.epoch > 0, "epoch 0, which no lease has")?;
+    rule(m.inputs.len() <= MAX_INPUTS, "too many inputs")
+}
+
+fn holding(m: &Holding) -> Rule {
     rule(WorkKind::from_code(m.kind).is_some(), "an unknown kind of work")?;
     rule(m.epoch > 0, "epoch 0, which no lease has")?;
     rule(m.inputs.len() <= MAX_INPUTS, "too many inputs")
