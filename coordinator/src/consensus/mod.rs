@@ -3,6 +3,8 @@
 //! The seam between the cluster's facts and the way they are kept. The facts ([`Machine`]) are a pure function of the log; a [`Consensus`]
 //! knows nothing of jobs or nodes. Entries are opaque bytes.
 
+pub mod raft;
+
 use std::fmt::Debug;
 use std::future::Future;
 use std::pin::Pin;

@@ -73,6 +73,9 @@ messages!(
     NodeDrain,
     NodeEvict,
     AdminDone,
+    PeerHello,
+    PeerMessage,
+    PeerBulk,
 );
 
 impl Message {

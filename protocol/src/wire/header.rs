@@ -46,11 +46,14 @@ pub enum MessageId {
     NodeDrain = 71,
     NodeEvict = 72,
     AdminDone = 73,
+    PeerHello = 96,
+    PeerMessage = 97,
+    PeerBulk = 98,
 }
 
 impl MessageId {
     /// Every id, in order.
-    pub const ALL: [Self; 37] = [
+    pub const ALL: [Self; 40] = [
         Self::Hello,
         Self::Welcome,
         Self::Refused,
@@ -88,6 +91,9 @@ impl MessageId {
         Self::NodeDrain,
         Self::NodeEvict,
         Self::AdminDone,
+        Self::PeerHello,
+        Self::PeerMessage,
+        Self::PeerBulk,
     ];
 
     /// The id as sent.
