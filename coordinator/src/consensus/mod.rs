@@ -5,6 +5,7 @@
 
 mod memory;
 mod solo;
+pub mod raft;
 
 use std::fmt::Debug;
 use std::future::Future;

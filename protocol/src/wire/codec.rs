@@ -76,6 +76,9 @@ messages!(
     NodeDrain,
     NodeEvict,
     AdminDone,
+    PeerHello,
+    PeerMessage,
+    PeerBulk,
 );
 
 impl Message {

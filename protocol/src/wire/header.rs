@@ -49,6 +49,9 @@ pub enum MessageId {
     NodeDrain = 71,
     NodeEvict = 72,
     AdminDone = 73,
+    PeerHello = 96,
+    PeerMessage = 97,
+    PeerBulk = 98,
 }
 
 impl MessageId {
@@ -94,6 +97,9 @@ impl MessageId {
         Self::NodeDrain,
         Self::NodeEvict,
         Self::AdminDone,
+        Self::PeerHello,
+        Self::PeerMessage,
+        Self::PeerBulk,
     ];
 
     /// The id as sent.

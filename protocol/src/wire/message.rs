@@ -5,8 +5,8 @@
 use rkyv::{Archive, Deserialize, Serialize};
 
 use super::{
-    AdminDone, Enrol, Enrolled, NodeDrain, NodeEvict, Nodes, NodesAfter, Probe, Probed, Renew, TokenMade, TokenNew, TokenRevoke,
-    Tokens, TokensAfter,
+    AdminDone, Enrol, Enrolled, NodeDrain, NodeEvict, Nodes, NodesAfter, PeerBulk, PeerHello, PeerMessage, Probe, Probed, Renew,
+    TokenMade, TokenNew, TokenRevoke, Tokens, TokensAfter,
 };
 
 /// A blob by content: the BLAKE3 digest of its bytes and their number.
@@ -371,4 +371,7 @@ pub enum Message {
     NodeDrain(NodeDrain),
     NodeEvict(NodeEvict),
     AdminDone(AdminDone),
+    PeerHello(PeerHello),
+    PeerMessage(PeerMessage),
+    PeerBulk(PeerBulk),
 }

@@ -1,9 +1,7 @@
 //! Rules a well-formed message must also keep: bounded texts and lists, known codes, no duplicates. Run on both sides.
 
 use super::{
-    Assign, Enrol, Enrolled, Hello, Holding, MAX_ADDRESS_BYTES, MAX_ADDRESSES, MAX_CERTIFICATE_BYTES, MAX_HELD_EPOCHS, MAX_INPUTS,
-    MAX_MODELS, MAX_NAME_BYTES, MAX_PAGE, MAX_PHASES, MAX_TEXT_BYTES, Message, NodeEntry, NodeState, PERMILLE, SIGNATURE_BYTES,
-    WireError, WorkKind,
+    Assign, Enrol, Enrolled, Hello, Holding, MAX_ADDRESSES, MAX_ADDRESS_BYTES, MAX_CERTIFICATE_BYTES, MAX_HELD_EPOCHS, MAX_INPUTS, MAX_MODELS, MAX_NAME_BYTES, MAX_PAGE, MAX_PEERS, MAX_PHASES, MAX_TEXT_BYTES, Message, NodeEntry, NodeState, PERMILLE, PeerHello, SIGNATURE_BYTES, WireError, WorkKind,
 };
 
 type Rule = Result<(), &'static str>;
@@ -45,6 +43,9 @@ impl Message {
             }
             Self::NodeEvict(m) => text(&m.reason),
             Self::AdminDone(m) => text(&m.text),
+            Self::PeerHello(m) => peer_hello(m),
+            Self::PeerMessage(m) => rule(!m.bytes.is_empty(), "a message of nothing"),
+            Self::PeerBulk(m) => rule(m.blob.length > 0, "a message of nothing"),
             Self::Done(_)
             | Self::ResultAck(_)
             | Self::Cancel(_)
@@ -134,4 +135,10 @@ fn node_entry(m: &NodeEntry) -> Rule {
     name(&m.name)?;
     text(&m.reason)?;
     rule(NodeState::from_code(m.state).is_some(), "an unknown state of a node")
+}
+
+fn peer_hello(m: &PeerHello) -> Rule {
+    rule(m.from != 0 && m.to != 0 && m.from != m.to, "a greeting from nobody, to nobody, or to oneself")?;
+    rule(m.members.len() <= MAX_PEERS, "too many coordinators")?;
+    m.members.iter().try_for_each(|entry| addresses(&[entry.peer.clone(), entry.service.clone()]))
 }
