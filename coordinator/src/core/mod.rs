@@ -4,11 +4,13 @@
 //! back ([`JobEvent::Redo`]); a result counts only for the inputs it was computed from; a node is quarantined only for
 //! a result that arrived whole and is wrong. Forward results are believed until a commit contradicts them.
 
+pub mod demand;
 mod job;
 mod judge;
 mod outcome;
 mod schedule;
 mod types;
+pub mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -73,6 +73,17 @@ messages!(
     NodeDrain,
     NodeEvict,
     AdminDone,
+    StatusGet,
+    Status,
+    WorkersAfter,
+    Workers,
+    JobsAfter,
+    Jobs,
+    JobItemsGet,
+    JobItems,
+    JobCancel,
+    JobLogAfter,
+    JobLog,
 );
 
 impl Message {

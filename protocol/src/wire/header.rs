@@ -46,11 +46,22 @@ pub enum MessageId {
     NodeDrain = 71,
     NodeEvict = 72,
     AdminDone = 73,
+    StatusGet = 74,
+    Status = 75,
+    WorkersAfter = 76,
+    Workers = 77,
+    JobsAfter = 78,
+    Jobs = 79,
+    JobItemsGet = 80,
+    JobItems = 81,
+    JobCancel = 82,
+    JobLogAfter = 83,
+    JobLog = 84,
 }
 
 impl MessageId {
     /// Every id, in order.
-    pub const ALL: [Self; 37] = [
+    pub const ALL: [Self; 48] = [
         Self::Hello,
         Self::Welcome,
         Self::Refused,
@@ -88,6 +99,17 @@ impl MessageId {
         Self::NodeDrain,
         Self::NodeEvict,
         Self::AdminDone,
+        Self::StatusGet,
+        Self::Status,
+        Self::WorkersAfter,
+        Self::Workers,
+        Self::JobsAfter,
+        Self::Jobs,
+        Self::JobItemsGet,
+        Self::JobItems,
+        Self::JobCancel,
+        Self::JobLogAfter,
+        Self::JobLog,
     ];
 
     /// The id as sent.
