@@ -1,6 +1,7 @@
 //! The task that owns the [`State`]: feeds it inputs one at a time, carries out its effects. It waits for nobody.
 
 mod membership;
+mod picture;
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,10 +13,12 @@ use obelysk_node::identity::NodeKeyId;
 use obelysk_protocol::wire::{Assign, BlobRef, Cancel, Goodbye, Message, NodeState, ResultAck};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
+use super::observer::Observer;
 use super::progress::{JobEnd, Watcher};
 use super::store::Store;
 use crate::core::{Effect, Input, JobId, Needs, NodeId, State, Work};
 use membership::{Known, name_of};
+pub(super) use picture::{Face, Picture};
 
 /// Commands waiting for the brain: beyond, sessions wait, which is back-pressure on their peers.
 pub(super) const MAX_COMMANDS: usize = 1024;
@@ -70,6 +73,10 @@ pub(super) enum Command {
     Census {
         answer: oneshot::Sender<BTreeMap<NodeKeyId, (NodeState, String)>>,
     },
+    /// Everything as it stands.
+    View {
+        answer: oneshot::Sender<Picture>,
+    },
     Stop,
 }
 
@@ -85,6 +92,7 @@ pub(super) struct Brain {
     nodes: BTreeMap<NodeId, Known>,
     watchers: BTreeMap<JobId, Watcher>,
     count: watch::Sender<usize>,
+    observer: Arc<Observer>,
 }
 
 impl Brain {
@@ -94,6 +102,7 @@ impl Brain {
         engines: (Arc<dyn Checker>, Option<Arc<dyn Engine>>),
         commands: mpsc::Sender<Command>,
         count: watch::Sender<usize>,
+        observer: Arc<Observer>,
     ) -> Self {
         let (checker, referee) = engines;
         Self {
@@ -108,6 +117,7 @@ impl Brain {
             nodes: BTreeMap::new(),
             watchers: BTreeMap::new(),
             count,
+            observer,
         }
     }
 
@@ -150,6 +160,9 @@ impl Brain {
             Command::Census { answer } => {
                 let _ = answer.send(self.census());
             }
+            Command::View { answer } => {
+                let _ = answer.send(self.picture());
+            }
             Command::Join(join) => self.join(*join),
             Command::Gone { node, session, clean } => {
                 let Some(known) = self.nodes.get_mut(&node) else { return };
@@ -170,12 +183,14 @@ impl Brain {
 
     fn feed(&mut self, input: Input) {
         let now_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.observer.input(&input);
         for effect in self.state.apply(now_ms, input) {
             self.carry_out(effect);
         }
     }
 
     fn carry_out(&mut self, effect: Effect) {
+        self.observer.effect(&effect, &|node| self.who(node));
         match effect {
             Effect::Assign { node, epoch, job, model, work, spec, needs } => {
                 self.store.lease(epoch, node, job);
@@ -197,7 +212,6 @@ impl Brain {
             }
             Effect::Quarantine { node, reason } => self.quarantine(node, &reason),
             Effect::Notify { job, event } => {
-                tracing::info!(%job, ?event, "job");
                 if let Some(watcher) = self.watchers.get_mut(&job) {
                     let names = |node: NodeId| name_of(&self.nodes, node);
                     watcher.notify(&event, &names);
@@ -237,12 +251,18 @@ impl Brain {
     }
 
     /// Runs a judgement on a blocking thread, a bounded number at a time. A panic there fails the job and nothing else.
-    fn judge(&self, job: JobId, work: impl FnOnce(&Store, &dyn Checker) -> Result<Input, String> + Send + 'static) {
+    fn judge(
+        &self,
+        job: JobId,
+        step: &'static str,
+        work: impl FnOnce(&Store, &dyn Checker) -> Result<Input, String> + Send + 'static,
+    ) {
         let (store, checker, permits) = (self.store.clone(), self.checker.clone(), self.permits.clone());
-        let commands = self.commands.clone();
+        let (commands, observer) = (self.commands.clone(), self.observer.clone());
         tokio::spawn(async move {
             let Ok(_permit) = permits.acquire_owned().await else { return };
-            let guarded = move || catch_unwind(AssertUnwindSafe(|| work(&store, checker.as_ref())));
+            let judge = move || observer.time(step, || work(&store, checker.as_ref()));
+            let guarded = move || catch_unwind(AssertUnwindSafe(judge));
             let panicked = || "the coordinator's checker panicked; report this with its log".to_owned();
             let outcome = match tokio::task::spawn_blocking(guarded).await {
                 Ok(Ok(outcome)) => outcome,
@@ -255,7 +275,7 @@ impl Brain {
 
     fn check(&self, job: JobId, work: Work, epoch: u64, about: (BlobRef, Needs, BlobRef)) {
         let (spec, needs, output) = about;
-        self.judge(job, move |store, checker| {
+        self.judge(job, work.kind.name(), move |store, checker| {
             let blobs = load(store, needs.inputs.iter().chain(&needs.against))?;
             let inputs: Vec<&[u8]> = blobs.iter().map(|b| b.as_slice()).collect();
             let [spec, extra, output] = [spec, needs.extra, output].map(|blob| load_one(store, blob));
@@ -269,7 +289,7 @@ impl Brain {
     }
 
     fn derive(&self, job: JobId, spec: BlobRef, commits: Vec<BlobRef>) {
-        self.judge(job, move |store, checker| {
+        self.judge(job, "challenge", move |store, checker| {
             let blobs = load(store, commits.iter())?;
             let pieces: Vec<&[u8]> = blobs.iter().map(|b| b.as_slice()).collect();
             let result = checker.challenge(&load_one(store, spec)?, &pieces).map_err(|e| e.to_string());
@@ -279,7 +299,7 @@ impl Brain {
     }
 
     fn finish(&self, job: JobId, spec: BlobRef, pieces: (Vec<BlobRef>, BlobRef, Vec<BlobRef>, Vec<BlobRef>)) {
-        self.judge(job, move |store, checker| {
+        self.judge(job, "finish", move |store, checker| {
             let (commits, challenge, proves, opens) = pieces;
             let blobs = [load(store, commits.iter())?, load(store, proves.iter())?, load(store, opens.iter())?];
             let [commits, proves, opens] = blobs.each_ref().map(|list| list.iter().map(|b| b.as_slice()).collect::<Vec<_>>());

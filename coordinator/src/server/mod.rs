@@ -7,7 +7,9 @@ mod client;
 mod config;
 mod door;
 mod guard;
+mod observer;
 mod progress;
+mod questions;
 mod session;
 mod store;
 
@@ -19,6 +21,7 @@ use std::time::{Duration, Instant};
 use obelysk_node::engine::{Checker, Engine};
 use obelysk_node::error::TransportError;
 use obelysk_node::identity::{NodeKeyId, Token};
+use obelysk_node::scrape;
 use obelysk_node::transport::quinn::Endpoint;
 use obelysk_node::transport::{CLOSE_DONE, ServerTls, listen};
 use obelysk_protocol::wire::BlobRef;
@@ -30,6 +33,8 @@ use brain::{Brain, Command, MAX_COMMANDS};
 pub use client::submit_remote;
 pub use config::{CoordinatorConfig, CoordinatorError, LocalConfig};
 use guard::Guard;
+use observer::Observer;
+pub use observer::{DONE, Entry, FAILED, Facts, Id, Replay, replay};
 use progress::Watcher;
 pub use progress::{JobResult, Phase, Progress};
 use store::Store;
@@ -60,6 +65,7 @@ pub(crate) struct Shared {
     evictions: broadcast::Sender<NodeKeyId>,
     nodes: Arc<Semaphore>,
     clients: Arc<Semaphore>,
+    observer: Arc<Observer>,
 }
 
 /// Cuts a text at a character boundary.
@@ -82,13 +88,15 @@ impl Coordinator {
     ) -> Result<Handle, CoordinatorError> {
         config.validate()?;
         let certificates = Arc::new(certificate::OwnCertificate::new(admissions.clone())?);
+        let own = certificates.clone();
         let tls = ServerTls { certificates, authority: admissions.authority().certificate().clone() };
         let endpoint = listen(config.listen, &tls, config.idle_timeout_ms)?;
         let local = endpoint.local_addr().map_err(|e| TransportError::Setup(e.to_string()))?;
         let (commands, inbox) = mpsc::channel(MAX_COMMANDS);
         let (count, nodes) = watch::channel(0);
         let store = Store::new(config.max_store_bytes);
-        let brain = Brain::new(&config, store.clone(), (checker.clone(), referee), commands.clone(), count);
+        let observer = Arc::new(Observer::new(&config.job_logs));
+        let brain = Brain::new(&config, store.clone(), (checker.clone(), referee), commands.clone(), count, observer.clone());
         let brain = tokio::spawn(brain.run(inbox));
         let place =
             if config.advertise.is_empty() { local.to_string() } else { format!("{}:{}", config.advertise, local.port()) };
@@ -104,7 +112,9 @@ impl Coordinator {
             evictions: broadcast::channel(MAX_EVICTIONS).0,
             nodes: Arc::new(Semaphore::new(MAX_NODES)),
             clients: Arc::new(Semaphore::new(MAX_CLIENTS)),
+            observer,
         });
+        questions::sample(shared.clone(), move || own.expires_unix_s());
         tokio::spawn(accept(shared.clone(), endpoint.clone()));
         tracing::info!(address, "listening");
         Ok(Handle { shared, endpoint, local, address, nodes, brain })
@@ -199,6 +209,17 @@ impl Handle {
     #[must_use]
     pub const fn local_address(&self) -> SocketAddr {
         self.local
+    }
+
+    /// Serves metrics where the settings say; returns the address, or `None` when they say nowhere.
+    ///
+    /// # Errors
+    /// [`CoordinatorError::Metrics`] when the address cannot be bound.
+    pub async fn serve_metrics(&self) -> Result<Option<SocketAddr>, CoordinatorError> {
+        let Some(listen) = self.shared.config.metrics_listen()? else { return Ok(None) };
+        let observer = self.shared.observer.clone();
+        let served = scrape::serve(listen, Arc::new(move || observer.metrics.text())).await;
+        served.map(Some).map_err(|e| CoordinatorError::Metrics(e.to_string()))
     }
 
     /// Nodes connected now.

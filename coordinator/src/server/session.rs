@@ -50,6 +50,7 @@ pub(super) async fn serve(shared: Arc<Shared>, incoming: Incoming, session: u64,
         Ok(Err(error)) => return tracing::warn!(%remote, %error, "handshake failed"),
         Err(_) => return tracing::debug!(%remote, "handshake took too long"),
     };
+    let _counted = shared.observer.traffic.count(&connection);
     let outcome = if is_at_the_door(&connection) {
         door::serve(&shared, &connection, arrival).await
     } else {

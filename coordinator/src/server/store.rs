@@ -45,6 +45,11 @@ impl Store {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Bytes held.
+    pub(super) fn held(&self) -> u64 {
+        self.inner().held
+    }
+
     /// Keeps bytes for a job.
     pub(super) fn put(&self, job: JobId, blob: BlobRef, bytes: Vec<u8>) -> Result<(), Full> {
         let mut inner = self.inner();
