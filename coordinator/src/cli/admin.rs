@@ -7,11 +7,11 @@ use super::home::Home;
 use super::output::Out;
 use obelysk_node::CoordinatorAddress;
 use obelysk_node::error::TransportError;
-use obelysk_node::identity::{Credential, Id, MAX_CREDENTIAL_BYTES, TokenSeed, ask, read_private, unix_now};
+use obelysk_node::identity::{Credential, Id, MAX_CREDENTIAL_BYTES, TokenSeed, ask_within, read_private, unix_now};
 use obelysk_node::transport::quinn::{Connection, Endpoint};
 use obelysk_node::transport::{CLOSE_DONE, connect};
 use obelysk_protocol::wire::{
-    Message, NodeDrain, NodeEntry, NodeEvict, NodeState, NodesAfter, TokenEntry, TokenNew, TokenRevoke, TokensAfter,
+    MAX_CONTROL_BYTES, Message, NodeDrain, NodeEntry, NodeEvict, NodeState, NodesAfter, TokenEntry, TokenNew, TokenRevoke, TokensAfter,
 };
 use std::path::PathBuf;
 
@@ -44,7 +44,7 @@ impl Desk {
 
     /// Sends one order or question and waits for its answer.
     pub async fn order(&self, order: Message) -> Result<Message, Failure> {
-        ask(&self.connection, &order).await.code(Code::Cluster)
+        ask_within(&self.connection, &order, MAX_CONTROL_BYTES).await.code(Code::Cluster)
     }
 
     async fn tokens(&self) -> Result<Vec<TokenEntry>, Failure> {
