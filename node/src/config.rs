@@ -1,5 +1,6 @@
 //! The node's one configuration struct, read from `node.toml`; every field has a default.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use serde::Deserialize;
@@ -34,6 +35,9 @@ pub struct NodeConfig {
     /// Give up when the coordinator could not be reached for this long; 0 means never.
     #[serde(default)]
     pub give_up_after_s: u64,
+    /// TCP address for metrics, `host:port`; empty: none.
+    #[serde(default)]
+    pub metrics_listen: String,
 }
 
 fn default_name() -> String {
@@ -67,6 +71,7 @@ impl NodeConfig {
             cache_bytes: default_cache_bytes(),
             max_blob_bytes: default_max_blob_bytes(),
             give_up_after_s: 0,
+            metrics_listen: String::new(),
         }
     }
 
@@ -75,6 +80,16 @@ impl NodeConfig {
     pub fn cores(&self) -> u32 {
         let all = || std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX));
         if self.threads == 0 { all() } else { self.threads }
+    }
+
+    /// Where metrics are served.
+    ///
+    /// # Errors
+    /// [`NodeError::Config`] when it is no address.
+    pub fn metrics_listen(&self) -> Result<Option<SocketAddr>, NodeError> {
+        let cause = || "must be an address and a port, such as 127.0.0.1:7452, or empty".to_owned();
+        let parse = |text: &str| text.parse().map_err(|_| NodeError::Config { field: "metrics_listen", cause: cause() });
+        (!self.metrics_listen.is_empty()).then(|| parse(&self.metrics_listen)).transpose()
     }
 
     /// Checks the values that a type cannot.
@@ -92,7 +107,7 @@ impl NodeConfig {
         if self.max_blob_bytes == 0 || self.cache_bytes < self.max_blob_bytes {
             return bad("cache_bytes", "must be at least max_blob_bytes, and that at least 1");
         }
-        Ok(())
+        self.metrics_listen().map(|_| ())
     }
 }
 

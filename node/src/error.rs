@@ -139,4 +139,12 @@ pub enum NodeError {
     /// The worker thread could not be started or died.
     #[error("worker thread: {0}; check the process limits of this machine")]
     Worker(String),
+    /// The address for metrics cannot be bound.
+    #[error("metrics cannot be served at {listen}: {cause}; set `metrics_listen` to a free address, or to nothing")]
+    Metrics {
+        /// The address.
+        listen: std::net::SocketAddr,
+        /// What the system says.
+        cause: String,
+    },
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 const ARGUMENTS: &str = "coordinator/src/cli/args.rs";
 const CLUSTER_ARGUMENTS: &str = "coordinator/src/cli/cluster_args.rs";
+const OBSERVE_ARGUMENTS: &str = "coordinator/src/cli/observe_args.rs";
 /// First parts of paths that documents name.
 const FOLDERS: [&str; 9] = ["protocol", "shard", "node", "coordinator", "tests", "docs", "configs", "deploy", ".ci"];
 
@@ -23,7 +24,7 @@ fn variants(source: &str, name: &str) -> Vec<String> {
 
 /// The sources that say what the command line takes.
 fn arguments() -> String {
-    read(ARGUMENTS) + &read(CLUSTER_ARGUMENTS)
+    read(ARGUMENTS) + &read(CLUSTER_ARGUMENTS) + &read(OBSERVE_ARGUMENTS)
 }
 
 /// Every command of the command line, such as `prove` or `model show`.

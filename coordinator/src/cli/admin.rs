@@ -7,11 +7,12 @@ use super::home::Home;
 use super::output::Out;
 use obelysk_node::CoordinatorAddress;
 use obelysk_node::error::TransportError;
-use obelysk_node::identity::{Credential, Id, MAX_CREDENTIAL_BYTES, TokenSeed, ask, read_private, unix_now};
+use obelysk_node::identity::{Credential, Id, MAX_CREDENTIAL_BYTES, TokenSeed, ask_within, read_private, unix_now};
 use obelysk_node::transport::quinn::{Connection, Endpoint};
 use obelysk_node::transport::{CLOSE_DONE, connect};
 use obelysk_protocol::wire::{
-    Message, NodeDrain, NodeEntry, NodeEvict, NodeState, NodesAfter, TokenEntry, TokenNew, TokenRevoke, TokensAfter,
+    MAX_CONTROL_BYTES, Message, NodeDrain, NodeEntry, NodeEvict, NodeState, NodesAfter, TokenEntry, TokenNew, TokenRevoke,
+    TokensAfter,
 };
 use std::path::PathBuf;
 
@@ -19,14 +20,15 @@ use std::path::PathBuf;
 pub const ADMIN_FILE: &str = "admin.toml";
 
 /// A connection on which orders are given.
-struct Desk {
+pub struct Desk {
     credential: Credential,
     connection: Connection,
     _endpoint: Endpoint,
 }
 
 impl Desk {
-    async fn open(home: &Home, args: &AdminArgs) -> Result<Self, Failure> {
+    /// Connects by the administrator's file.
+    pub async fn open(home: &Home, args: &AdminArgs) -> Result<Self, Failure> {
         let path = args.admin.clone().unwrap_or_else(|| home.root().join("coordinator").join(ADMIN_FILE));
         let bytes = read_private(&path, MAX_CREDENTIAL_BYTES)?.ok_or_else(|| none(&path))?;
         let text = std::str::from_utf8(&bytes).map_err(|_| Failure::input(format!("{} is damaged", path.display())))?;
@@ -41,8 +43,9 @@ impl Desk {
         Err(last.unwrap_or_else(|| TransportError::Lost("the file names no coordinator".to_owned()))).code(Code::Cluster)
     }
 
-    async fn order(&self, order: Message) -> Result<Message, Failure> {
-        ask(&self.connection, &order).await.code(Code::Cluster)
+    /// Sends one order or question and waits for its answer.
+    pub async fn order(&self, order: Message) -> Result<Message, Failure> {
+        ask_within(&self.connection, &order, MAX_CONTROL_BYTES).await.code(Code::Cluster)
     }
 
     async fn tokens(&self) -> Result<Vec<TokenEntry>, Failure> {
@@ -76,7 +79,8 @@ impl Desk {
         one("node", named, ids)
     }
 
-    async fn done(&self, out: &Out, order: Message) -> Result<(), Failure> {
+    /// Sends an order and prints what was done.
+    pub async fn done(&self, out: &Out, order: Message) -> Result<(), Failure> {
         match self.order(order).await? {
             Message::AdminDone(done) => {
                 out.json(&serde_json::json!({ "done": done.text }));
@@ -87,7 +91,8 @@ impl Desk {
         }
     }
 
-    fn close(self) {
+    /// Says that nothing follows.
+    pub fn close(self) {
         self.connection.close(CLOSE_DONE, b"done");
     }
 }
@@ -101,13 +106,14 @@ fn none(path: &std::path::Path) -> Failure {
     Failure::input(text)
 }
 
-fn unexpected(message: &Message) -> Failure {
+/// The error of an answer to something else.
+pub fn unexpected(message: &Message) -> Failure {
     let error = TransportError::Unexpected { expected: "an answer to an order", got: message.id() };
     Failure { code: Code::Cluster, error: error.into() }
 }
 
 /// The one id that begins so.
-fn one<T: Copy>(what: &str, begin: &str, ids: impl Iterator<Item = (T, String)>) -> Result<T, Failure> {
+pub fn one<T: Copy>(what: &str, begin: &str, ids: impl Iterator<Item = (T, String)>) -> Result<T, Failure> {
     let begin = begin.to_ascii_lowercase();
     let found: Vec<(T, String)> = ids.filter(|(_, text)| !begin.is_empty() && text.starts_with(&begin)).collect();
     match found.as_slice() {

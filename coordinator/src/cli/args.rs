@@ -4,6 +4,7 @@ pub use super::cluster_args::{
     AdminArgs, CoordinatorCommand, DoctorArgs, JoinArgs, NodeCommand, ServeArgs, TokenArgs, TokenCommand,
 };
 use super::exit::EXIT_CODES;
+pub use super::observe_args::{JobCommand, StatusArgs, TopArgs};
 use clap::{ArgGroup, Args, Parser, Subcommand};
 use obelysk_shard::registration::Codewords;
 use std::path::PathBuf;
@@ -15,12 +16,24 @@ pub struct Cli {
     /// Print results as JSON on stdout.
     #[arg(long, global = true)]
     pub json: bool,
+    /// How log lines on stderr are written.
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
     /// Where models and downloads are kept [default: $OBELYSK_HOME, else the platform's data folder].
     #[arg(long, global = true, value_name = "DIR")]
     pub home: Option<PathBuf>,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object per line, for log collectors.
+    Json,
 }
 
 /// Commands.
@@ -50,6 +63,13 @@ pub enum Command {
     /// Run a node, and look after those of a cluster.
     #[command(subcommand)]
     Node(NodeCommand),
+    /// Show how a cluster stands.
+    Status(StatusArgs),
+    /// Watch a cluster: nodes, jobs, every piece of work.
+    Top(TopArgs),
+    /// Look after the jobs of a cluster.
+    #[command(subcommand)]
+    Job(JobCommand),
 }
 
 /// Models of the demo.

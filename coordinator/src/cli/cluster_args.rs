@@ -30,6 +30,9 @@ pub struct ServeArgs {
     /// Models to take jobs for: folders or registered names [default: all registered].
     #[arg(long)]
     pub model: Vec<String>,
+    /// TCP address for metrics in the Prometheus format, or `none` [default: 127.0.0.1:7451].
+    #[arg(long, value_name = "ADDRESS")]
+    pub metrics_listen: Option<String>,
 }
 
 /// Who gives an order to a coordinator.
@@ -146,6 +149,9 @@ pub struct JoinArgs {
     /// Give up after this many seconds without a coordinator; 0 means never.
     #[arg(long, value_name = "SECONDS")]
     pub give_up_after: Option<u64>,
+    /// TCP address for metrics in the Prometheus format [default: none].
+    #[arg(long, value_name = "ADDRESS")]
+    pub metrics_listen: Option<String>,
     /// For nodes started by a parent process: end when standard input is closed, and keep no identity.
     #[arg(long, hide = true)]
     pub tied: bool,

@@ -24,6 +24,7 @@ pub fn run(out: &Out, home: &Home, args: JoinArgs) -> Result<(), Failure> {
     config.state = args.state.unwrap_or(config.state);
     config.token_file = args.token_file.unwrap_or(config.token_file);
     config.give_up_after_s = args.give_up_after.unwrap_or(config.give_up_after_s);
+    config.metrics_listen = args.metrics_listen.unwrap_or(config.metrics_listen);
     config.validate()?;
     let file = (!config.token_file.as_os_str().is_empty()).then_some(config.token_file.as_path());
     // A member's file may be gone: it was for the first time only.

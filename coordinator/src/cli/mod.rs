@@ -13,9 +13,14 @@ mod exit;
 mod generate;
 mod home;
 mod inspect;
+mod job;
 mod join;
 mod manifest;
 mod model;
+mod observe;
+mod observe_args;
+#[cfg(feature = "otlp")]
+mod otlp;
 mod output;
 mod pocket;
 mod prompts;
@@ -23,15 +28,20 @@ mod prove;
 mod register;
 mod secret;
 mod serve;
+mod status;
+mod top;
 mod validate;
 mod verify;
 
-use args::{Cli, Command, CoordinatorCommand, NodeCommand};
+use args::{Cli, Command, CoordinatorCommand, LogFormat, NodeCommand};
 use clap::Parser as _;
 use exit::{Code, Failure};
 use home::Home;
 use output::Out;
 use std::process::ExitCode;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer as _};
 
 /// Environment variable with the log filter, for example `debug` or `obelysk_node=trace`.
 const LOG: &str = "OBELYSK_LOG";
@@ -41,7 +51,7 @@ pub fn main() -> ExitCode {
     // clap ends the process with 2 for bad usage and 0 for help.
     let cli = Cli::parse();
     let long_running = matches!(cli.command, Command::Coordinator(_) | Command::Node(NodeCommand::Join(_)));
-    log_to_stderr(if long_running { "info" } else { "error" });
+    log_to_stderr(if long_running { "info" } else { "error" }, cli.log_format);
     let out = Out::new(cli.json);
     match run(&out, cli) {
         Ok(()) => ExitCode::SUCCESS,
@@ -66,6 +76,9 @@ fn run(out: &Out, cli: Cli) -> Result<(), Failure> {
         Command::Node(NodeCommand::Drain { id, admin }) => admin::part(out, &home, &id, None, &admin),
         Command::Node(NodeCommand::Evict { id, reason, admin }) => admin::part(out, &home, &id, Some(reason), &admin),
         Command::Node(NodeCommand::Doctor(args)) => doctor::run(out, &home, &args),
+        Command::Status(args) => status::run(out, &home, &args),
+        Command::Top(args) => top::run(out, &home, &args),
+        Command::Job(command) => job::run(out, &home, command),
     }
 }
 
@@ -82,9 +95,16 @@ fn report(out: &Out, failure: &Failure) -> ExitCode {
     ExitCode::from(failure.code as u8)
 }
 
-fn log_to_stderr(default: &str) {
-    let filter = tracing_subscriber::EnvFilter::try_from_env(LOG)
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(format!("{default},quinn=error,rustls=error")));
+fn log_to_stderr(default: &str, format: LogFormat) {
+    let filter = EnvFilter::try_from_env(LOG).unwrap_or_else(|_| EnvFilter::new(format!("{default},quinn=error,rustls=error")));
     let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).init();
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(ansi);
+    let lines = match format {
+        LogFormat::Text => lines.boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).boxed(),
+    };
+    let subscriber = tracing_subscriber::registry().with(lines.with_filter(filter));
+    #[cfg(feature = "otlp")]
+    let subscriber = subscriber.with(otlp::layer());
+    subscriber.init();
 }

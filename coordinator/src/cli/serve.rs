@@ -22,6 +22,14 @@ pub fn run(out: &Out, home: &Home, args: ServeArgs) -> Result<(), Failure> {
     config.listen = args.listen.unwrap_or(config.listen);
     config.advertise = args.advertise.unwrap_or(config.advertise);
     let state = args.state.unwrap_or_else(|| home.root().join("coordinator"));
+    match args.metrics_listen.as_deref() {
+        Some("none") => config.metrics_listen.clear(),
+        Some(listen) => config.metrics_listen = listen.to_owned(),
+        None => {}
+    }
+    if config.job_logs.as_os_str().is_empty() {
+        config.job_logs = state.join("jobs");
+    }
     let models = home.open_all(&args.model)?;
     let admissions = Arc::new(Admissions::open(Arc::new(FileStorage::open(&state)?))?);
     let registered = models.iter().map(|m| m.registered.clone());
@@ -34,8 +42,19 @@ pub fn run(out: &Out, home: &Home, args: ServeArgs) -> Result<(), Failure> {
         let handle = Coordinator::start(config, admissions.clone(), checker, referee).await.code(Code::Cluster)?;
         let file = admin_file(&state);
         write_private(&file, admissions.new_admin(reachable(&handle))?.to_text()?.as_bytes())?;
-        out.json(&serde_json::json!({ "address": handle.address(), "cluster": admissions.cluster(), "admin": file }));
+        let metrics = handle.serve_metrics().await.unwrap_or_else(|error| {
+            // Whoever asked for this address expressly wants to know; a second coordinator on one machine still serves.
+            tracing::warn!(%error, "serving without metrics");
+            None
+        });
+        let metrics = metrics.map(|bound| format!("http://{bound}/metrics"));
+        out.json(&serde_json::json!({
+            "address": handle.address(), "cluster": admissions.cluster(), "admin": file, "metrics": metrics,
+        }));
         out.field("address", handle.address());
+        if let Some(metrics) = &metrics {
+            out.field("metrics", metrics);
+        }
         out.field("nodes join by", "a token: obelysk token create");
         out.field("clients prove by", format_args!("obelysk prove --coordinator {} …", handle.address()));
         obelysk_node::worker::stop_signal().await;

@@ -4,8 +4,8 @@
 //! knows nothing of jobs or nodes. Entries are opaque bytes.
 
 mod memory;
-mod solo;
 pub mod raft;
+mod solo;
 
 use std::fmt::Debug;
 use std::future::Future;

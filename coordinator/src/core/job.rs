@@ -236,6 +236,11 @@ impl Job {
         self.peak_bytes = self.peak_bytes.max(peak_bytes);
     }
 
+    /// Core-microseconds of results of this kind so far.
+    pub(super) fn core_us(&self, kind: WorkKind) -> u64 {
+        self.phases.get(&kind).map_or(0, |phase| phase.core_us)
+    }
+
     pub(super) fn report(&self) -> Report {
         let phase =
             |(kind, p): (&WorkKind, &Phase)| (kind.name(), p.last_ms.saturating_sub(p.first_ms.unwrap_or(p.last_ms)), p.core_us);

@@ -4,6 +4,7 @@
 //! back ([`JobEvent::Redo`]); a result counts only for the inputs it was computed from; a node is quarantined only for
 //! a result that arrived whole and is wrong. Forward results are believed until a commit contradicts them.
 
+pub mod demand;
 mod fact;
 mod job;
 mod judge;
@@ -11,6 +12,7 @@ mod outcome;
 mod restore;
 mod schedule;
 mod types;
+pub mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 
 use super::brain::Command;
 use super::session::HANDSHAKE;
-use super::{Shared, clip};
+use super::{Shared, clip, questions};
 use crate::identity::{AdmissionError, Member, TokenOrder, TokenRecord};
 
 /// Whether a message is for administrators.
@@ -27,7 +27,7 @@ pub(super) const fn is_order(message: &Message) -> bool {
             | Message::NodesAfter(_)
             | Message::NodeDrain(_)
             | Message::NodeEvict(_)
-    )
+    ) || questions::is_question(message)
 }
 
 /// Serves what follows the first order, each on a stream of its own, until the administrator goes or is silent.
@@ -101,7 +101,7 @@ async fn carry_out(shared: &Arc<Shared>, order: Message) -> Result<Message, Admi
             let _ = shared.evictions.send(node);
             Ok(done(format!("node {node} is out; its certificate counts no more")))
         }
-        _ => Err(AdmissionError::NoSuch("order of this kind".to_owned())),
+        question => questions::answer(shared, question).await,
     }
 }
 

@@ -4,6 +4,7 @@
 mod judge;
 mod membership;
 mod output;
+mod picture;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use obelysk_protocol::wire::{BlobRef, Goodbye, MAX_TEXT_BYTES, Message, NodeStat
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use super::lead::Parts;
+use super::observer::Observer;
 use super::progress::Watcher;
 use super::store::Store;
 use super::{Facts, clip};
@@ -23,6 +25,7 @@ use crate::core::{Input, JobId, NodeId, State};
 use crate::ledger::{Roster, SharedLedger};
 use membership::Known;
 use output::Output;
+pub(super) use picture::{Face, Picture};
 
 /// Commands waiting for the brain: beyond, sessions wait, which is back-pressure on their peers.
 pub(super) const MAX_COMMANDS: usize = 1024;
@@ -87,6 +90,10 @@ pub(super) enum Command {
     Census {
         answer: oneshot::Sender<BTreeMap<NodeKeyId, (NodeState, String)>>,
     },
+    /// Everything as it stands.
+    View {
+        answer: oneshot::Sender<Picture>,
+    },
 }
 
 /// How a brain's time ended.
@@ -117,12 +124,14 @@ pub(super) struct Brain {
     submitting: BTreeMap<JobId, Vec<oneshot::Sender<()>>>,
     swept_at: Option<Instant>,
     count: Arc<watch::Sender<usize>>,
+    observer: Arc<Observer>,
 }
 
 impl Brain {
     /// The brain of the leader of this term.
     pub(super) fn restore(parts: Parts, term: u64, commands: mpsc::Sender<Command>) -> Self {
-        let Parts { policy, store, checker, referee, permits, facts: Facts { ledger, consensus, outlive, .. }, count } = parts;
+        let Parts { policy, store, checker, referee, permits, facts: Facts { ledger, consensus, outlive, .. }, count, observer } =
+            parts;
         let facts = ledger.lock();
         let roster = Roster::of(&facts);
         let state = State::restore(policy, &facts, &roster, term);
@@ -148,6 +157,7 @@ impl Brain {
             submitting: BTreeMap::new(),
             swept_at: None,
             count,
+            observer,
         }
     }
 
@@ -237,6 +247,9 @@ impl Brain {
             Command::Evict { key, reason } => self.evict(key, &reason),
             Command::Census { answer } => {
                 let _ = answer.send(self.census());
+            }
+            Command::View { answer } => {
+                let _ = answer.send(self.picture());
             }
             Command::Join(join) => self.join(*join),
             Command::Gone { node, session, clean } => {

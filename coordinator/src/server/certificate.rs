@@ -23,6 +23,11 @@ impl OwnCertificate {
         Ok(Self { admissions, current })
     }
 
+    /// When it ends, seconds since 1970.
+    pub(super) fn expires_unix_s(&self) -> u64 {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner).0 + SERVER_LIFE_S
+    }
+
     fn at(&self, now: u64) -> Arc<CertifiedKey> {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         // A clock that was set back makes the certificate look too new; that is as good a reason.

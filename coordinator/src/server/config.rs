@@ -1,6 +1,7 @@
 //! The coordinator's one configuration struct, that of a cluster on one machine, and what can go wrong at start.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use obelysk_node::error::TransportError;
 use serde::Deserialize;
@@ -8,6 +9,7 @@ use serde::Deserialize;
 use super::store::StoreError;
 use crate::consensus::SoloError;
 use crate::core::Policy;
+use crate::core::demand::ScalePolicy;
 use crate::identity::AdmissionError;
 
 /// Settings of a coordinator process; every field has a default.
@@ -34,6 +36,18 @@ pub struct CoordinatorConfig {
     pub max_store_bytes: u64,
     /// Results checked at the same time; 0 means one per core.
     pub check_threads: usize,
+    /// TCP address for metrics, `host:port`; empty: none.
+    pub metrics_listen: String,
+    /// Folder for the event logs of jobs; empty: none. `coordinator serve` sets `jobs` in its folder.
+    pub job_logs: PathBuf,
+    /// What waits should be done within this by the number of nodes that the metrics ask for.
+    pub scale_target_s: u64,
+    /// That number is never below this.
+    pub scale_min: u32,
+    /// Nor above this.
+    pub scale_max: u32,
+    /// It falls only when less was wanted for this long.
+    pub scale_settle_s: u64,
 }
 
 impl Default for CoordinatorConfig {
@@ -49,6 +63,12 @@ impl Default for CoordinatorConfig {
             max_blob_bytes: 1 << 30,
             max_store_bytes: 8 << 30,
             check_threads: 0,
+            metrics_listen: "127.0.0.1:7451".to_owned(),
+            job_logs: PathBuf::new(),
+            scale_target_s: 600,
+            scale_min: 0,
+            scale_max: 64,
+            scale_settle_s: 300,
         }
     }
 }
@@ -70,7 +90,32 @@ impl CoordinatorConfig {
         if self.max_blob_bytes == 0 || self.max_store_bytes < self.max_blob_bytes {
             return bad("max_store_bytes", "must be at least max_blob_bytes, and that at least 1");
         }
-        Ok(())
+        if self.scale_target_s == 0 {
+            return bad("scale_target_s", "must not be 0");
+        }
+        if self.scale_min > self.scale_max {
+            return bad("scale_min", "must be at most scale_max");
+        }
+        self.metrics_listen().map(|_| ())
+    }
+
+    /// Where metrics are served.
+    ///
+    /// # Errors
+    /// [`CoordinatorError::Config`] when it is no address.
+    pub fn metrics_listen(&self) -> Result<Option<SocketAddr>, CoordinatorError> {
+        let cause = "must be an address and a port, such as 127.0.0.1:7451, or empty";
+        let wrong = |_| CoordinatorError::Config { field: "metrics_listen", cause };
+        (!self.metrics_listen.is_empty()).then(|| self.metrics_listen.parse().map_err(wrong)).transpose()
+    }
+
+    pub(super) const fn scale(&self) -> ScalePolicy {
+        ScalePolicy {
+            drain_target_ms: self.scale_target_s.saturating_mul(1000),
+            min: self.scale_min,
+            max: self.scale_max,
+            settle_ms: self.scale_settle_s.saturating_mul(1000),
+        }
     }
 
     pub(super) const fn policy(&self) -> Policy {
@@ -134,6 +179,9 @@ pub enum CoordinatorError {
         /// How long.
         seconds: u64,
     },
+    /// The address for metrics cannot be bound.
+    #[error("{0}")]
+    Metrics(String),
     /// The specification is not a job.
     #[error(transparent)]
     Spec(#[from] obelysk_node::engine::CheckError),

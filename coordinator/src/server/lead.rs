@@ -8,6 +8,7 @@ use obelysk_node::engine::{Checker, Engine};
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use super::brain::{Brain, Command, Ended, MAX_COMMANDS};
+use super::observer::Observer;
 use super::store::Store;
 use super::{CoordinatorConfig, Facts};
 use crate::consensus::Role;
@@ -30,6 +31,7 @@ pub(super) struct Parts {
     pub(super) permits: Arc<Semaphore>,
     pub(super) facts: Facts,
     pub(super) count: Arc<watch::Sender<usize>>,
+    pub(super) observer: Arc<Observer>,
 }
 
 impl Parts {
@@ -39,9 +41,10 @@ impl Parts {
         (checker, referee): (Arc<dyn Checker>, Option<Arc<dyn Engine>>),
         facts: Facts,
         count: watch::Sender<usize>,
+        observer: Arc<Observer>,
     ) -> Self {
         let permits = Arc::new(Semaphore::new(config.check_threads()));
-        Self { policy: config.policy(), store, checker, referee, permits, facts, count: Arc::new(count) }
+        Self { policy: config.policy(), store, checker, referee, permits, facts, count: Arc::new(count), observer }
     }
 }
 
@@ -90,7 +93,9 @@ async fn lead(
         parts.adopt_blobs();
         Brain::restore(parts, term, sender)
     });
-    let Ok(brain) = made.await else { return Ended::Lost("the brain could not be restored; report this with the log".to_owned()) };
+    let Ok(brain) = made.await else {
+        return Ended::Lost("the brain could not be restored; report this with the log".to_owned());
+    };
     gate.send_replace(Gate::Open(commands));
     brain.run(inbox, role, stop).await
 }

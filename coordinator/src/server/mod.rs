@@ -9,7 +9,9 @@ mod door;
 mod facts;
 mod guard;
 mod lead;
+mod observer;
 mod progress;
+mod questions;
 mod session;
 mod store;
 mod submit;
@@ -21,6 +23,7 @@ use std::time::{Duration, Instant};
 use obelysk_node::engine::{Checker, Engine};
 use obelysk_node::error::TransportError;
 use obelysk_node::identity::{NodeKeyId, Token};
+use obelysk_node::scrape;
 use obelysk_node::transport::quinn::Endpoint;
 use obelysk_node::transport::{CLOSE_DONE, ServerTls, listen};
 use obelysk_protocol::wire::BlobRef;
@@ -35,11 +38,13 @@ pub use config::{CoordinatorConfig, CoordinatorError, LocalConfig};
 pub use facts::Facts;
 use guard::Guard;
 use lead::{Gate, Parts};
+use observer::Observer;
+pub use observer::{DONE, Entry, FAILED, Id, JobFacts, Replay, replay};
 use progress::Watcher;
 pub use progress::{JobResult, Phase, Progress};
 use store::Store;
-pub use submit::submit_remote;
 pub use store::{Backing, Folder, StoreError};
+pub use submit::submit_remote;
 
 /// Nodes served at once: twice the largest fleet planned.
 const MAX_NODES: usize = 2048;
@@ -69,6 +74,7 @@ pub(crate) struct Shared {
     evictions: broadcast::Sender<NodeKeyId>,
     nodes: Arc<Semaphore>,
     clients: Arc<Semaphore>,
+    observer: Arc<Observer>,
 }
 
 /// Cuts a text at a character boundary.
@@ -113,6 +119,7 @@ impl Coordinator {
     ) -> Result<Handle, CoordinatorError> {
         config.validate()?;
         let certificates = Arc::new(certificate::OwnCertificate::new(admissions.clone())?);
+        let own = certificates.clone();
         let tls = ServerTls { certificates, authority: admissions.authority().certificate().clone() };
         let endpoint = listen(config.listen, &tls, config.idle_timeout_ms)?;
         let local = endpoint.local_addr().map_err(|e| TransportError::Setup(e.to_string()))?;
@@ -121,7 +128,8 @@ impl Coordinator {
         let (stop, stopped) = watch::channel(false);
         let store = Store::new(config.max_store_bytes, facts.blobs.clone());
         let ledger = facts.ledger.clone();
-        let parts = Parts::new(&config, store.clone(), (checker.clone(), referee), facts, count);
+        let observer = Arc::new(Observer::new(&config.job_logs));
+        let parts = Parts::new(&config, store.clone(), (checker.clone(), referee), facts, count, observer.clone());
         let brain = tokio::spawn(lead::run(parts, gate_end, stopped));
         let place =
             if config.advertise.is_empty() { local.to_string() } else { format!("{}:{}", config.advertise, local.port()) };
@@ -137,7 +145,9 @@ impl Coordinator {
             evictions: broadcast::channel(MAX_EVICTIONS).0,
             nodes: Arc::new(Semaphore::new(MAX_NODES)),
             clients: Arc::new(Semaphore::new(MAX_CLIENTS)),
+            observer,
         });
+        questions::sample(&shared, move || own.expires_unix_s());
         tokio::spawn(accept(shared.clone(), endpoint.clone()));
         tracing::info!(address, "listening");
         Ok(Handle { shared, endpoint, local, address, nodes, brain, stop })
@@ -177,6 +187,14 @@ impl Shared {
             Gate::Open(_) => "the coordinator is busy".to_owned(),
             Gate::Closed(reason) => reason.clone(),
         })
+    }
+
+    /// Commands that wait for the brain, if there is one here.
+    fn waiting_commands(&self) -> usize {
+        match &*self.gate.borrow() {
+            Gate::Open(commands) => commands.max_capacity() - commands.capacity(),
+            Gate::Closed(_) => 0,
+        }
     }
 
     async fn command(&self, command: Command) -> Result<(), ()> {
@@ -260,6 +278,17 @@ impl Handle {
     #[must_use]
     pub const fn local_address(&self) -> SocketAddr {
         self.local
+    }
+
+    /// Serves metrics where the settings say; returns the address, or `None` when they say nowhere.
+    ///
+    /// # Errors
+    /// [`CoordinatorError::Metrics`] when the address cannot be bound.
+    pub async fn serve_metrics(&self) -> Result<Option<SocketAddr>, CoordinatorError> {
+        let Some(listen) = self.shared.config.metrics_listen()? else { return Ok(None) };
+        let observer = self.shared.observer.clone();
+        let served = scrape::serve(listen, Arc::new(move || observer.metrics.text())).await;
+        served.map(Some).map_err(|e| CoordinatorError::Metrics(e.to_string()))
     }
 
     /// Nodes connected now.

@@ -19,8 +19,8 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 
 use super::brain::{Command, Join, Outbox};
 use super::guard::Arrival;
-use super::{Shared, admin, client, clip, door};
 use super::store::Store;
+use super::{Shared, admin, client, clip, door};
 use crate::core::{Input, JobId, NodeId, Work};
 use crate::identity::{AdmissionError, Member};
 
@@ -51,6 +51,7 @@ pub(super) async fn serve(shared: Arc<Shared>, incoming: Incoming, session: u64,
         Ok(Err(error)) => return tracing::warn!(%remote, %error, "handshake failed"),
         Err(_) => return tracing::debug!(%remote, "handshake took too long"),
     };
+    let _counted = shared.observer.traffic.count(&connection);
     let outcome = if is_at_the_door(&connection) {
         door::serve(&shared, &connection, arrival).await
     } else {

@@ -101,6 +101,11 @@ impl Store {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Bytes held.
+    pub(super) fn held(&self) -> u64 {
+        self.inner().held
+    }
+
     /// Keeps bytes for a job; when it returns they are as safe as the backing makes them. Waits for the disk.
     pub(super) fn put(&self, job: JobId, blob: BlobRef, bytes: Vec<u8>) -> Result<(), StoreError> {
         {

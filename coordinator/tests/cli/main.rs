@@ -6,4 +6,5 @@ mod determinism;
 mod joining;
 mod models;
 mod nodes;
+mod observe;
 mod toy;

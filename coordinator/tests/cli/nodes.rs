@@ -21,6 +21,12 @@ impl Running {
         let _ = self.0.kill();
     }
 
+    /// Sends a signal, as `kill` names it.
+    pub fn signal(&self, signal: &str) {
+        let id = self.0.id().to_string();
+        assert!(std::process::Command::new("kill").args([signal, &id]).status().expect("kill runs").success());
+    }
+
     #[track_caller]
     fn exit_code(&mut self) -> Option<i32> {
         let started = Instant::now();
@@ -61,8 +67,7 @@ pub fn node(place: &Place, token: &str, extra: &[&str]) -> Running {
 }
 
 fn terminate(child: &Running) {
-    let id = child.0.id().to_string();
-    assert!(std::process::Command::new("kill").args(["-TERM", &id]).status().expect("kill runs").success());
+    child.signal("-TERM");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 mod joining;
 mod loopback;
 mod members;
+mod observed;
 mod process;
 mod proxy;
 mod simulator;

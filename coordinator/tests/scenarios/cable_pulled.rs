@@ -10,7 +10,7 @@ fn a_pulled_cable_changes_no_byte_wherever_it_was() {
     // Longer than a silent connection is waited for: all are lost and come back.
     let outage = Duration::from_secs(5);
     for machines in [vec![machine(0)], vec![COORDINATOR], vec![machine(0), machine(1)]] {
-        let mut client = fleet.submit_and_reach("Commit");
+        let mut client = fleet.submit_and_reach("commit/");
         machines.iter().for_each(|m| fleet.lab.cable(*m, false));
         Fleet::still_at_work(&mut client);
         std::thread::sleep(outage);

@@ -15,5 +15,5 @@ fn a_flapping_line_delays_and_changes_nothing() {
         }
     }
     assert!(fleet.finished(client) == alone, "other bytes");
-    assert_eq!(fleet.count(&["Quarantined"]), 0, "{}", fleet.coordinator.log());
+    assert_eq!(fleet.count(&["\"quarantined\""]), 0, "{}", fleet.coordinator.log());
 }

@@ -156,10 +156,10 @@ impl Fleet {
     /// Submits, and waits until one more result of a kind was accepted.
     #[track_caller]
     pub fn submit_and_reach(&self, kind: &str) -> Child {
-        let before = self.count(&["Accepted", kind]);
+        let before = self.count(&["\"accepted\"", kind]);
         let client = self.submit();
         let started = Instant::now();
-        while self.count(&["Accepted", kind]) == before {
+        while self.count(&["\"accepted\"", kind]) == before {
             assert!(started.elapsed() < PATIENCE, "no {kind} was accepted:\n{}", self.coordinator.log());
             std::thread::sleep(Duration::from_millis(5));
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 fn a_node_that_stands_still_holds_nothing_up_and_may_come_back() {
     let Some(mut fleet) = Fleet::start(2) else { return };
     let alone = fleet.alone();
-    let mut client = fleet.submit_and_reach("Forward");
+    let mut client = fleet.submit_and_reach("forward/");
     fleet.nodes[0].signal("-STOP");
     Fleet::still_at_work(&mut client);
     assert!(fleet.finished(client) == alone, "other bytes");
@@ -16,5 +16,5 @@ fn a_node_that_stands_still_holds_nothing_up_and_may_come_back() {
     std::thread::sleep(Duration::from_millis(200));
     let client = fleet.submit();
     assert!(fleet.finished(client) == alone, "other bytes after it came back");
-    assert!(fleet.nodes[0].lives() && fleet.count(&["Quarantined"]) == 0, "{}", fleet.coordinator.log());
+    assert!(fleet.nodes[0].lives() && fleet.count(&["\"quarantined\""]) == 0, "{}", fleet.coordinator.log());
 }

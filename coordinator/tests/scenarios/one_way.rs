@@ -8,7 +8,7 @@ fn a_line_that_works_one_way_counts_as_broken() {
     let alone = fleet.alone();
     let node = machine(0);
     for (from, to) in [(node, COORDINATOR), (COORDINATOR, node)] {
-        let mut client = fleet.submit_and_reach("Forward");
+        let mut client = fleet.submit_and_reach("forward/");
         fleet.lab.lose(from, to, true);
         Fleet::still_at_work(&mut client);
         assert!(fleet.finished(client) == alone, "{from:?} to {to:?}: other bytes");

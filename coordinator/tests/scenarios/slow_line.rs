@@ -9,5 +9,5 @@ fn a_slow_line_is_no_fault() {
     fleet.lab.slow_down(machine(1), "1mbit");
     let client = fleet.submit();
     assert!(fleet.finished(client) == alone, "other bytes");
-    assert_eq!(fleet.count(&["Quarantined"]), 0, "{}", fleet.coordinator.log());
+    assert_eq!(fleet.count(&["\"quarantined\""]), 0, "{}", fleet.coordinator.log());
 }

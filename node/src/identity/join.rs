@@ -68,12 +68,20 @@ pub async fn probe(address: &CoordinatorAddress) -> Result<Probed, TransportErro
 /// # Errors
 /// [`TransportError`].
 pub async fn ask(connection: &Connection, question: &Message) -> Result<Message, TransportError> {
+    ask_within(connection, question, MAX_ANSWER_BYTES).await
+}
+
+/// As [`ask`], for answers of up to `limit` bytes: pages of lists.
+///
+/// # Errors
+/// As [`ask`].
+pub async fn ask_within(connection: &Connection, question: &Message, limit: u32) -> Result<Message, TransportError> {
     let exchange = async {
         let (mut send, mut recv) = connection.open_bi().await.map_err(|e| lost(&e))?;
         // A refusal may stop our sending; the reason is in the answer, so that is read in either case.
         let sent = write_message(&mut send, question).await;
         let _ = send.finish();
-        match read_message_within(&mut recv, MAX_ANSWER_BYTES).await {
+        match read_message_within(&mut recv, limit).await {
             Ok(answer) => sent.map(|()| answer),
             Err(error) => Err(error),
         }

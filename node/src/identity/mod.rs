@@ -17,7 +17,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 pub use credential::{Credential, MAX_CREDENTIAL_BYTES};
 pub use files::{FolderLock, private_folder, read_private, write_private};
 pub use id::{ClusterId, Id, NodeKeyId, TokenId};
-pub use join::{ask, enrol, probe, renew};
+pub use join::{ask, ask_within, enrol, probe, renew};
 pub use key::NodeKey;
 pub use statement::JoinStatement;
 pub use store::{Identity, IdentityStore};

@@ -8,6 +8,8 @@ use tokio::sync::mpsc;
 
 use crate::engine::{Engine, EngineError, WorkOutput, WorkRequest};
 use crate::error::NodeError;
+use crate::metrics::NodeMetrics;
+use crate::trace::run_span;
 
 /// Work items waiting for the device: the coordinator leases one at a time, one more covers a reassignment in flight.
 const MAX_WAITING: usize = 2;
@@ -37,13 +39,17 @@ pub(super) struct Device {
 }
 
 impl Device {
-    /// Starts the thread.
-    pub(super) fn start(engine: Arc<dyn Engine>) -> Result<Self, NodeError> {
+    /// Starts the thread; `name` is the node's, for traces.
+    pub(super) fn start(engine: Arc<dyn Engine>, metrics: Arc<NodeMetrics>, name: String) -> Result<Self, NodeError> {
         let (tasks, inbox) = std_mpsc::sync_channel::<Task>(MAX_WAITING);
         let (outbox, events) = mpsc::channel(MAX_EVENTS);
         let work = move || {
             while let Ok(task) = inbox.recv() {
-                let event = DeviceEvent::Finished { epoch: task.epoch, outcome: run(engine.as_ref(), &task, &outbox) };
+                let WorkRequest { job, kind, segment, .. } = &task.request;
+                let span = run_span(job, &format!("{}/{segment}", kind.name()), task.epoch, &name);
+                let outcome = span.in_scope(|| metrics.work(*kind, || run(engine.as_ref(), &task, &outbox)));
+                drop(span);
+                let event = DeviceEvent::Finished { epoch: task.epoch, outcome };
                 if outbox.blocking_send(event).is_err() {
                     return;
                 }

@@ -19,6 +19,8 @@ use crate::config::NodeConfig;
 use crate::engine::{Engine, EngineError, WorkOutput};
 use crate::error::NodeError;
 use crate::identity::{Identity, IdentityError, IdentityStore, Token};
+use crate::metrics::NodeMetrics;
+use crate::scrape;
 use cache::Cache;
 use device::Device;
 use session::SessionEnd;
@@ -69,7 +71,13 @@ impl Node {
         stop: impl Future<Output = ()> + Send,
     ) -> Result<ExitReason, NodeError> {
         config.validate()?;
-        let mut agent = Agent::new(config, membership, engine)?;
+        let metrics = NodeMetrics::new();
+        if let Some(listen) = config.metrics_listen()? {
+            let source = metrics.clone();
+            let bound = scrape::serve(listen, Arc::new(move || source.text())).await?;
+            tracing::info!(address = %bound, "metrics");
+        }
+        let mut agent = Agent::new(config, membership, engine, metrics)?;
         let mut attempt = 0;
         let mut stop: Stop<'_> = Box::pin(stop);
         let mut pause = BACK_OFF_FIRST;
@@ -156,6 +164,7 @@ struct Agent {
     /// What each assignment was about, for a coordinator that does not know its epoch.
     about: BTreeMap<u64, Holding>,
     draining: bool,
+    metrics: Arc<NodeMetrics>,
 }
 
 impl Agent {
@@ -163,6 +172,7 @@ impl Agent {
         config: NodeConfig,
         (store, token): (IdentityStore, Option<Token>),
         engine: Arc<dyn Engine>,
+        metrics: Arc<NodeMetrics>,
     ) -> Result<Self, NodeError> {
         let identity = Identity::start(&store, token)?;
         let mut instance = [0; 32];
@@ -170,9 +180,22 @@ impl Agent {
         SystemRandom::new().fill(&mut instance).map_err(no_random)?;
         let models = engine.models().into_iter().collect::<BTreeSet<_>>().into_iter().collect();
         let cache = Arc::new(Mutex::new(Cache::new(config.cache_bytes)));
-        let device = Device::start(engine)?;
+        let device = Device::start(engine, metrics.clone(), config.name.clone())?;
         let (running, unacked) = (BTreeSet::new(), BTreeMap::new());
-        Ok(Self { config, identity, store, instance, models, device, cache, running, unacked, about: BTreeMap::new(), draining: false })
+        Ok(Self {
+            config,
+            identity,
+            store,
+            instance,
+            models,
+            device,
+            cache,
+            running,
+            unacked,
+            about: BTreeMap::new(),
+            draining: false,
+            metrics,
+        })
     }
 
     /// Epochs to name in the next hello.

@@ -80,11 +80,16 @@ pub(super) async fn serve(agent: &mut Agent, address: &CoordinatorAddress, stop:
     };
     tracing::info!(node = welcome.node, coordinator = %address, "joined");
     let (internal, mut reports) = mpsc::channel(MAX_INBOX);
+    let counted = agent.metrics.traffic.count(&connection);
+    let metrics = agent.metrics.clone();
+    metrics.joined();
     let mut session = Session { agent, connection: connection.clone(), control, internal, asked: BTreeSet::new(), preparing: 0 };
     let end = session.run(incoming, &mut reports, stop).await.unwrap_or_else(|e| SessionEnd::lost(e, true));
+    metrics.parted();
     connection.close(CLOSE_DONE, b"session over");
     // Gives the close a chance to reach the peer; without it the peer waits for its idle timeout.
     let _ = tokio::time::timeout(Duration::from_secs(1), endpoint.wait_idle()).await;
+    drop(counted);
     end
 }
 
@@ -275,6 +280,7 @@ impl Session<'_> {
     /// once does not renew at once.
     fn until_renewal(&self) -> Duration {
         let Identity::Member(c) = &self.agent.identity else { return Duration::ZERO };
+        self.agent.metrics.certified_until(c.expires_unix_s);
         let life = Duration::from_secs(c.expires_unix_s.saturating_sub(c.issued_unix_s));
         let spread = f64::from(self.agent.instance[1]) / 255.0 / 10.0;
         self.until_expiry().saturating_sub(life.mul_f64(0.5 + spread))

@@ -5,8 +5,9 @@
 use rkyv::{Archive, Deserialize, Serialize};
 
 use super::{
-    AdminDone, Enrol, Enrolled, NodeDrain, NodeEvict, Nodes, NodesAfter, PeerBulk, PeerHello, PeerMessage, Probe, Probed, Renew,
-    TokenMade, TokenNew, TokenRevoke, Tokens, TokensAfter,
+    AdminDone, Enrol, Enrolled, JobCancel, JobItems, JobItemsGet, JobLog, JobLogAfter, Jobs, JobsAfter, NodeDrain, NodeEvict,
+    Nodes, NodesAfter, PeerBulk, PeerHello, PeerMessage, Probe, Probed, Renew, Status, StatusGet, TokenMade, TokenNew,
+    TokenRevoke, Tokens, TokensAfter, Workers, WorkersAfter,
 };
 
 /// A blob by content: the BLAKE3 digest of its bytes and their number.
@@ -371,6 +372,17 @@ pub enum Message {
     NodeDrain(NodeDrain),
     NodeEvict(NodeEvict),
     AdminDone(AdminDone),
+    StatusGet(StatusGet),
+    Status(Status),
+    WorkersAfter(WorkersAfter),
+    Workers(Workers),
+    JobsAfter(JobsAfter),
+    Jobs(Jobs),
+    JobItemsGet(JobItemsGet),
+    JobItems(JobItems),
+    JobCancel(JobCancel),
+    JobLogAfter(JobLogAfter),
+    JobLog(JobLog),
     PeerHello(PeerHello),
     PeerMessage(PeerMessage),
     PeerBulk(PeerBulk),

@@ -9,6 +9,7 @@ mod admission;
 mod codec;
 mod header;
 mod message;
+mod observation;
 mod peer;
 mod validate;
 
@@ -21,8 +22,13 @@ pub use admission::{
 };
 pub use header::{FrameHeader, MessageId};
 pub use message::{
-    Assign, BlobGet, BlobPut, BlobRef, BlobSent, BlobStored, Cancel, ClientHello, Done, Drain, Event, Failed, Goodbye, Hello, Holding,
-    JobAccepted, JobDone, JobFailed, Message, PhaseTime, Progress, Refused, ResultAck, Resume, Submit, SubmitOnce, Welcome, WorkKind,
+    Assign, BlobGet, BlobPut, BlobRef, BlobSent, BlobStored, Cancel, ClientHello, Done, Drain, Event, Failed, Goodbye, Hello,
+    Holding, JobAccepted, JobDone, JobFailed, Message, PhaseTime, Progress, Refused, ResultAck, Resume, Submit, SubmitOnce,
+    Welcome, WorkKind,
+};
+pub use observation::{
+    ItemEntry, ItemPhase, JobCancel, JobEntry, JobItems, JobItemsGet, JobLog, JobLogAfter, JobState, Jobs, JobsAfter, LogEntry,
+    Status, StatusGet, WorkerEntry, Workers, WorkersAfter,
 };
 
 pub use peer::{PeerBulk, PeerEntry, PeerHello, PeerMessage};
@@ -69,6 +75,8 @@ pub const MAX_INPUTS: usize = 64;
 pub const MAX_HELD_EPOCHS: usize = 64;
 /// Most phases in a job report.
 pub const MAX_PHASES: usize = 64;
+/// Most items in one answer: all kinds of one page of segments.
+pub const MAX_ITEMS: usize = MAX_PAGE * WorkKind::ALL.len();
 /// A permille is at most this.
 pub const PERMILLE: u32 = 1000;
 

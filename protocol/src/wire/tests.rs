@@ -25,6 +25,79 @@ fn node_entry() -> NodeEntry {
     }
 }
 
+fn status() -> Status {
+    Status {
+        cluster: [0xc1; 16],
+        release: "0.1.0".to_owned(),
+        unix_s: 1_800_000_004,
+        uptime_ms: 3_600_000,
+        nodes: [1, 2, 3, 4, 5],
+        cores: 64,
+        jobs: [6, 7, 8, 9, 10],
+        items: [11, 12, 13, 14, 15],
+        events: [16, 17, 18, 19, 20, 21, 22],
+        core_us: [23, 24, 25, 26],
+        queued_core_us: 27,
+        desired_nodes: 28,
+        received_bytes: 29,
+        sent_bytes: 30,
+        store_bytes: [31, 32],
+    }
+}
+
+fn worker_entry() -> WorkerEntry {
+    WorkerEntry {
+        node: 3,
+        id: A,
+        name: "rack-3".to_owned(),
+        state: NodeState::Here as u8,
+        cores: 64,
+        accepted: 12,
+        core_us: 1_000_001,
+        busy: true,
+        epoch: 17,
+        job: B,
+        kind: WorkKind::Prove.code(),
+        segment: 5,
+        permille: 250,
+    }
+}
+
+fn job_entry() -> JobEntry {
+    JobEntry {
+        job: A,
+        model: B,
+        segments: 12,
+        state: JobState::Failed as u8,
+        submitted_unix_s: 1_800_000_000,
+        ended_unix_s: 1_800_000_060,
+        accepted: [12, 11, 3, 1],
+        core_us: [4, 3, 2, 1],
+        left_ms: u64::MAX,
+        proof: blob(),
+        reason: "cause; remedy".to_owned(),
+    }
+}
+
+fn item_entry() -> ItemEntry {
+    let (kind, phase) = (WorkKind::Commit.code(), ItemPhase::Leased as u8);
+    ItemEntry { kind, segment: 5, phase, node: 3, permille: 250, disputed: true, tries: 2 }
+}
+
+fn log_entry() -> LogEntry {
+    LogEntry {
+        number: 9,
+        unix_ms: 1_800_000_000_123,
+        event: "accepted".to_owned(),
+        work: "prove/5".to_owned(),
+        epoch: 17,
+        node: "rack-3 (node 3)".to_owned(),
+        id: A,
+        digest: blob(),
+        text: "cause; remedy".to_owned(),
+    }
+}
+
 fn peer_entry() -> PeerEntry {
     PeerEntry { key: B, peer: "c3.example:7451".to_owned(), service: "c3.example:7450".to_owned() }
 }
@@ -102,6 +175,17 @@ fn samples() -> Vec<Message> {
         Message::NodeDrain(NodeDrain { node: A }),
         Message::NodeEvict(NodeEvict { node: A, reason: text() }),
         Message::AdminDone(AdminDone { text: text() }),
+        Message::StatusGet(StatusGet { unix_s: 1_800_000_003 }),
+        Message::Status(status()),
+        Message::WorkersAfter(WorkersAfter { node: 3 }),
+        Message::Workers(Workers { workers: vec![worker_entry()] }),
+        Message::JobsAfter(JobsAfter { job: A }),
+        Message::Jobs(Jobs { jobs: vec![job_entry()] }),
+        Message::JobItemsGet(JobItemsGet { job: A, segment: 128 }),
+        Message::JobItems(JobItems { items: vec![item_entry()] }),
+        Message::JobCancel(JobCancel { job: A }),
+        Message::JobLogAfter(JobLogAfter { job: A, number: 8 }),
+        Message::JobLog(JobLog { events: vec![log_entry()], ended: true }),
         Message::Holding(Holding {
             epoch: 17,
             job: A,
@@ -231,6 +315,20 @@ fn senseless_messages_are_refused_by_sender_and_receiver() {
         Message::Tokens(Tokens { tokens: vec![token_entry(); MAX_PAGE + 1] }),
         Message::Nodes(Nodes { nodes: vec![NodeEntry { state: 5, ..node_entry() }] }),
         Message::Nodes(Nodes { nodes: vec![NodeEntry { reason: long.clone(), ..node_entry() }] }),
+        Message::NodeEvict(NodeEvict { node: A, reason: long.clone() }),
+        Message::Status(Status { release: String::new(), ..status() }),
+        Message::Workers(Workers { workers: vec![WorkerEntry { node: 0, ..worker_entry() }] }),
+        Message::Workers(Workers { workers: vec![WorkerEntry { kind: 4, ..worker_entry() }] }),
+        Message::Workers(Workers { workers: vec![worker_entry(); MAX_PAGE + 1] }),
+        Message::Jobs(Jobs { jobs: vec![JobEntry { state: 5, ..job_entry() }] }),
+        Message::Jobs(Jobs { jobs: vec![JobEntry { accepted: [13, 0, 0, 0], ..job_entry() }] }),
+        Message::JobItems(JobItems { items: vec![ItemEntry { phase: 5, ..item_entry() }] }),
+        Message::JobItems(JobItems { items: vec![ItemEntry { permille: 1001, ..item_entry() }] }),
+        Message::JobItems(JobItems { items: vec![item_entry(); MAX_ITEMS + 1] }),
+        Message::JobLog(JobLog { events: vec![log_entry(), log_entry()], ended: false }),
+        Message::JobLog(JobLog { events: vec![LogEntry { number: 0, ..log_entry() }], ended: false }),
+        Message::JobLog(JobLog { events: vec![LogEntry { node: "\u{1b}".to_owned(), ..log_entry() }], ended: false }),
+        Message::JobLog(JobLog { events: vec![LogEntry { text: long, ..log_entry() }], ended: false }),
         Message::NodeEvict(NodeEvict { node: A, reason: long }),
         Message::PeerHello(PeerHello { cluster: A[..16].try_into().expect("16"), from: 3, to: 3, members: vec![] }),
         Message::PeerHello(PeerHello { cluster: [0; 16], from: 3, to: 4, members: vec![peer_entry(); MAX_PEERS + 1] }),

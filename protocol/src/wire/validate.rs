@@ -1,7 +1,10 @@
 //! Rules a well-formed message must also keep: bounded texts and lists, known codes, no duplicates. Run on both sides.
 
 use super::{
-    Assign, Enrol, Enrolled, Hello, Holding, MAX_ADDRESSES, MAX_ADDRESS_BYTES, MAX_CERTIFICATE_BYTES, MAX_HELD_EPOCHS, MAX_INPUTS, MAX_MODELS, MAX_NAME_BYTES, MAX_PAGE, MAX_PEERS, MAX_PHASES, MAX_TEXT_BYTES, Message, NodeEntry, NodeState, PERMILLE, PeerHello, SIGNATURE_BYTES, WireError, WorkKind,
+    Assign, Enrol, Enrolled, Hello, Holding, ItemEntry, ItemPhase, JobEntry, JobLog, JobState, LogEntry, MAX_ADDRESS_BYTES,
+    MAX_ADDRESSES, MAX_CERTIFICATE_BYTES, MAX_HELD_EPOCHS, MAX_INPUTS, MAX_ITEMS, MAX_MODELS, MAX_NAME_BYTES, MAX_PAGE,
+    MAX_PEERS, MAX_PHASES, MAX_TEXT_BYTES, Message, NodeEntry, NodeState, PERMILLE, PeerHello, SIGNATURE_BYTES, WireError,
+    WorkKind, WorkerEntry,
 };
 
 type Rule = Result<(), &'static str>;
@@ -43,6 +46,16 @@ impl Message {
             }
             Self::NodeEvict(m) => text(&m.reason),
             Self::AdminDone(m) => text(&m.text),
+            Self::Status(m) => name(&m.release),
+            Self::Workers(m) => rule(m.workers.len() <= MAX_PAGE, "too many nodes on a page")
+                .and_then(|()| m.workers.iter().try_for_each(worker_entry)),
+            Self::Jobs(m) => {
+                rule(m.jobs.len() <= MAX_PAGE, "too many jobs on a page").and_then(|()| m.jobs.iter().try_for_each(job_entry))
+            }
+            Self::JobItems(m) => {
+                rule(m.items.len() <= MAX_ITEMS, "too many items").and_then(|()| m.items.iter().try_for_each(item_entry))
+            }
+            Self::JobLog(m) => job_log(m),
             Self::PeerHello(m) => peer_hello(m),
             Self::PeerMessage(m) => rule(!m.bytes.is_empty(), "a message of nothing"),
             Self::PeerBulk(m) => rule(m.blob.length > 0, "a message of nothing"),
@@ -60,7 +73,13 @@ impl Message {
             | Self::TokensAfter(_)
             | Self::TokenRevoke(_)
             | Self::NodesAfter(_)
-            | Self::NodeDrain(_) => Ok(()),
+            | Self::NodeDrain(_)
+            | Self::StatusGet(_)
+            | Self::WorkersAfter(_)
+            | Self::JobsAfter(_)
+            | Self::JobItemsGet(_)
+            | Self::JobCancel(_)
+            | Self::JobLogAfter(_) => Ok(()),
         };
         outcome.map_err(|cause| WireError::Meaning { message: self.id(), cause })
     }
@@ -135,6 +154,42 @@ fn node_entry(m: &NodeEntry) -> Rule {
     name(&m.name)?;
     text(&m.reason)?;
     rule(NodeState::from_code(m.state).is_some(), "an unknown state of a node")
+}
+
+fn worker_entry(m: &WorkerEntry) -> Rule {
+    name(&m.name)?;
+    rule(m.node > 0, "a node without a number")?;
+    rule(NodeState::from_code(m.state).is_some(), "an unknown state of a node")?;
+    rule(WorkKind::from_code(m.kind).is_some(), "an unknown kind of work")?;
+    rule(m.permille <= PERMILLE, "progress above 1000 permille")
+}
+
+fn job_entry(m: &JobEntry) -> Rule {
+    text(&m.reason)?;
+    rule(JobState::from_code(m.state).is_some(), "an unknown state of a job")?;
+    rule(m.segments > 0, "a job without segments")?;
+    rule(m.accepted.iter().all(|done| *done <= m.segments), "more work items done than there are")
+}
+
+fn item_entry(m: &ItemEntry) -> Rule {
+    rule(WorkKind::from_code(m.kind).is_some(), "an unknown kind of work")?;
+    rule(ItemPhase::from_code(m.phase).is_some(), "an unknown state of an item")?;
+    rule(m.permille <= PERMILLE, "progress above 1000 permille")
+}
+
+fn job_log(m: &JobLog) -> Rule {
+    rule(m.events.len() <= MAX_PAGE, "too many events")?;
+    rule(m.events.windows(2).all(|pair| matches!(pair, [a, b] if a.number < b.number)), "events out of order")?;
+    m.events.iter().try_for_each(log_entry)
+}
+
+/// Everything but the text is a word or two and reaches terminals as it is.
+fn log_entry(m: &LogEntry) -> Rule {
+    name(&m.event)?;
+    text(&m.text)?;
+    rule(m.number > 0, "an event without a number")?;
+    let plain = |t: &str| t.len() <= 2 * MAX_NAME_BYTES && !t.chars().any(char::is_control);
+    rule(plain(&m.work) && plain(&m.node), "a name of more than 126 bytes, or with a control character")
 }
 
 fn peer_hello(m: &PeerHello) -> Rule {

@@ -26,12 +26,18 @@ impl From<String> for Trouble {
 
 impl Brain {
     /// Runs a judgement on a blocking thread, a bounded number at a time. A panic there fails the job and nothing else.
-    fn judge(&self, job: JobId, work: impl FnOnce(&Store, &dyn Checker) -> Result<Input, Trouble> + Send + 'static) {
+    fn judge(
+        &self,
+        job: JobId,
+        step: &'static str,
+        work: impl FnOnce(&Store, &dyn Checker) -> Result<Input, Trouble> + Send + 'static,
+    ) {
         let (store, checker, permits) = (self.store.clone(), self.checker.clone(), self.permits.clone());
-        let commands = self.commands.clone();
+        let (commands, observer) = (self.commands.clone(), self.observer.clone());
         tokio::spawn(async move {
             let Ok(_permit) = permits.acquire_owned().await else { return };
-            let guarded = move || catch_unwind(AssertUnwindSafe(|| work(&store, checker.as_ref())));
+            let judge = move || observer.time(step, || work(&store, checker.as_ref()));
+            let guarded = move || catch_unwind(AssertUnwindSafe(judge));
             let panicked = || Trouble::Failed("the coordinator's checker panicked; report this with its log".to_owned());
             let outcome = match tokio::task::spawn_blocking(guarded).await {
                 Ok(Ok(outcome)) => outcome,
@@ -48,7 +54,7 @@ impl Brain {
 
     pub(super) fn check(&self, job: JobId, work: Work, epoch: u64, about: (BlobRef, Needs, BlobRef)) {
         let (spec, needs, output) = about;
-        self.judge(job, move |store, checker| {
+        self.judge(job, work.kind.name(), move |store, checker| {
             let blobs = load(store, needs.inputs.iter().chain(&needs.against))?;
             let inputs: Vec<&[u8]> = blobs.iter().map(|b| b.as_slice()).collect();
             let [spec, extra, output] = [spec, needs.extra, output].map(|blob| load_one(store, blob));
@@ -62,7 +68,7 @@ impl Brain {
     }
 
     pub(super) fn derive(&self, job: JobId, spec: BlobRef, commits: Vec<BlobRef>) {
-        self.judge(job, move |store, checker| {
+        self.judge(job, "challenge", move |store, checker| {
             let blobs = load(store, commits.iter())?;
             let pieces: Vec<&[u8]> = blobs.iter().map(|b| b.as_slice()).collect();
             let result = checker.challenge(&load_one(store, spec)?, &pieces).map_err(|e| e.to_string());
@@ -72,7 +78,7 @@ impl Brain {
     }
 
     pub(super) fn finish(&self, job: JobId, spec: BlobRef, pieces: (Vec<BlobRef>, BlobRef, Vec<BlobRef>, Vec<BlobRef>)) {
-        self.judge(job, move |store, checker| {
+        self.judge(job, "finish", move |store, checker| {
             let (commits, challenge, proves, opens) = pieces;
             let blobs = [load(store, commits.iter())?, load(store, proves.iter())?, load(store, opens.iter())?];
             let [commits, proves, opens] = blobs.each_ref().map(|list| list.iter().map(|b| b.as_slice()).collect::<Vec<_>>());
@@ -107,10 +113,11 @@ impl Brain {
                 })
             };
             let panicked = |_| Err(Trouble::Failed("the referee panicked".to_owned()));
-            let input = catch_unwind(AssertUnwindSafe(attempt)).unwrap_or_else(panicked).unwrap_or_else(|trouble| match trouble {
-                Trouble::Lost => failed(false, "a blob of this job was lost from the store".to_owned()),
-                Trouble::Failed(reason) => failed(false, reason),
-            });
+            let input =
+                catch_unwind(AssertUnwindSafe(attempt)).unwrap_or_else(panicked).unwrap_or_else(|trouble| match trouble {
+                    Trouble::Lost => failed(false, "a blob of this job was lost from the store".to_owned()),
+                    Trouble::Failed(reason) => failed(false, reason),
+                });
             let _ = commands.blocking_send(Command::Core(input));
         });
     }

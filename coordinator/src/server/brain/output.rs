@@ -60,6 +60,7 @@ impl Output {
 impl Brain {
     pub(super) fn feed(&mut self, input: Input) {
         let now_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.observer.input(&input);
         let mut entries = Vec::new();
         for effect in self.state.apply(now_ms, input) {
             match effect {
@@ -91,6 +92,7 @@ impl Brain {
     }
 
     fn carry_out(&mut self, effect: Effect) {
+        self.observer.effect(&effect, &|node| self.who(node));
         match effect {
             Effect::Record(_) => {}
             Effect::Assign { node, epoch, job, model, work, spec, needs } => {
@@ -117,7 +119,6 @@ impl Brain {
             }
             Effect::Quarantine { node, reason } => self.quarantine(node, &reason),
             Effect::Notify { job, event } => {
-                tracing::info!(%job, ?event, "job");
                 let names = |node: NodeId| name_of(&self.nodes, node);
                 self.watchers.get_mut(&job).into_iter().flatten().for_each(|watcher| watcher.notify(&event, &names));
             }
