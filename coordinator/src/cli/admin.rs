@@ -11,7 +11,8 @@ use obelysk_node::identity::{Credential, Id, MAX_CREDENTIAL_BYTES, TokenSeed, as
 use obelysk_node::transport::quinn::{Connection, Endpoint};
 use obelysk_node::transport::{CLOSE_DONE, connect};
 use obelysk_protocol::wire::{
-    MAX_CONTROL_BYTES, Message, NodeDrain, NodeEntry, NodeEvict, NodeState, NodesAfter, TokenEntry, TokenNew, TokenRevoke, TokensAfter,
+    MAX_CONTROL_BYTES, Message, NodeDrain, NodeEntry, NodeEvict, NodeState, NodesAfter, TokenEntry, TokenNew, TokenRevoke,
+    TokensAfter,
 };
 use std::path::PathBuf;
 

@@ -79,7 +79,10 @@ fn operators_see_a_job_from_submission_to_proof_and_who_was_lost() {
     assert_eq!(client.wait().expect("ends").code(), Some(0), "proved");
     let jobs = json(&["job", "list"]);
     let (job, count) = (&jobs[0], jobs.as_array().map(Vec::len));
-    has_keys(job, &["id", "model", "segments", "state", "submitted_unix_s", "percent", "accepted", "core_seconds", "left_s", "proof"]);
+    has_keys(
+        job,
+        &["id", "model", "segments", "state", "submitted_unix_s", "percent", "accepted", "core_seconds", "left_s", "proof"],
+    );
     assert_eq!((count, &job["state"], &job["percent"]), (Some(1), &"done".into(), &100.into()));
     assert_eq!(job["proof_bytes"], place.read("p.obk").len());
     let id = job["id"].as_str().expect("an id");

@@ -21,7 +21,8 @@ use obelysk_protocol::wire::{
 const SEGMENTS: u32 = 5;
 
 fn join(handle: &Handle, name: &str, engine: Arc<dyn Engine>) -> tokio::task::JoinHandle<()> {
-    let run = Node::run_until(NodeConfig { threads: 1, ..NodeConfig::new(name) }, invited(handle), engine, std::future::pending());
+    let run =
+        Node::run_until(NodeConfig { threads: 1, ..NodeConfig::new(name) }, invited(handle), engine, std::future::pending());
     tokio::spawn(async {
         let _ = run.await;
     })
@@ -82,7 +83,8 @@ fn agrees(entries: &[Entry], result: &JobResult, spec: &[u8]) {
     assert!(entries.iter().zip(1..).all(|(entry, number)| entry.number == number), "no gap");
     assert!(entries.windows(2).all(|w| w[0].unix_ms <= w[1].unix_ms), "in order of time");
     let replayed = replay(entries);
-    let mut stand: Vec<(String, String)> = replayed.pieces.iter().map(|(work, _, digest)| (work.clone(), digest.clone())).collect();
+    let mut stand: Vec<(String, String)> =
+        replayed.pieces.iter().map(|(work, _, digest)| (work.clone(), digest.clone())).collect();
     stand.sort();
     let hex = |blob: &BlobRef| blob.digest.iter().map(|b| format!("{b:02x}")).collect::<String>();
     let expected: Vec<(String, String)> = pieces(spec).iter().map(|(work, blob)| (work.clone(), hex(blob))).collect();
@@ -231,7 +233,8 @@ async fn ended_jobs_are_remembered_by_the_next_coordinator() {
     handle.shutdown().await;
     let next = start(folder.path(), admissions.clone()).await;
     let admin = admissions.new_admin(next.addresses().to_vec()).expect("made");
-    let (_endpoint, connection) = connect(&admin.places().expect("addresses").remove(0), Some(&admin.client())).await.expect("connects");
+    let (_endpoint, connection) =
+        connect(&admin.places().expect("addresses").remove(0), Some(&admin.client())).await.expect("connects");
     let answer = ask(&connection, &Message::JobsAfter(JobsAfter { job: [0; 32] })).await.expect("answered");
     let Message::Jobs(jobs) = answer else { panic!("{answer:?}") };
     assert_eq!((jobs.jobs[0].job, jobs.jobs[0].state, jobs.jobs[0].model), (done.job, JobState::Done as u8, MODEL));
