@@ -7,6 +7,7 @@
 mod fact;
 mod job;
 mod judge;
+mod outbox;
 mod outcome;
 mod restore;
 mod schedule;
@@ -19,6 +20,7 @@ use obelysk_protocol::wire::{BlobRef, PERMILLE};
 
 pub use fact::Fact;
 use job::{Candidate, Job, Record};
+pub use outbox::Outbox;
 pub use outcome::{JobEvent, JobFailure, Report};
 pub use restore::MAX_TERM;
 pub use types::{Effect, Input, JobId, Needs, NodeId, Policy, Work};

@@ -5,5 +5,6 @@ mod loopback;
 mod members;
 mod process;
 mod proxy;
+mod restarts;
 mod simulator;
 mod toy;
