@@ -3,6 +3,7 @@
 mod joining;
 mod loopback;
 mod members;
+mod outlive;
 mod process;
 mod proxy;
 mod restarts;
