@@ -14,5 +14,6 @@ pub mod server;
 pub use checker::ProofChecker;
 pub use identity::Admissions;
 pub use server::{
-    Coordinator, CoordinatorConfig, CoordinatorError, Facts, Handle, JobHandle, JobResult, LocalConfig, Phase, Progress, submit_remote,
+    Coordinator, CoordinatorConfig, CoordinatorError, Facts, Handle, JobHandle, JobResult, LocalConfig, Phase, Progress,
+    submit_remote,
 };

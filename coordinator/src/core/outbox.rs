@@ -10,7 +10,7 @@ use super::types::Effect;
 enum Step {
     /// Waits until this batch of facts is agreed.
     Batch(u64),
-    Effect(Effect),
+    Effect(Box<Effect>),
 }
 
 /// Effects in their order, between batches of facts.
@@ -28,7 +28,7 @@ impl Outbox {
         for effect in effects {
             let Effect::Record(fact) = effect else {
                 open = false;
-                self.steps.push_back(Step::Effect(effect));
+                self.steps.push_back(Step::Effect(Box::new(effect)));
                 continue;
             };
             if let Some((_, facts)) = batches.last_mut().filter(|_| open) {
@@ -62,7 +62,7 @@ impl Outbox {
     /// The next effect, if nothing before it still waits.
     pub fn next_effect(&mut self) -> Option<Effect> {
         match self.steps.pop_front()? {
-            Step::Effect(effect) => Some(effect),
+            Step::Effect(effect) => Some(*effect),
             batch @ Step::Batch(_) => {
                 self.steps.push_front(batch);
                 None

@@ -232,7 +232,9 @@ impl Machine for Ledger {
     fn apply(&mut self, _index: u64, entry: &[u8]) {
         match Entry::decode(entry) {
             Some(entry) => self.take(entry),
-            None => tracing::warn!(bytes = entry.len(), "an entry of the log does not decode; is another release in this cluster?"),
+            None => {
+                tracing::warn!(bytes = entry.len(), "an entry of the log does not decode; is another release in this cluster?")
+            }
         }
     }
 

@@ -98,7 +98,8 @@ fn announced_lengths_allocate_nothing() {
 #[test]
 fn a_snapshot_is_the_state_and_depends_on_nothing_else() {
     let [first, second] = [Work::new(WorkKind::Forward, 0), Work::new(WorkKind::Commit, 1)];
-    let all: Vec<Entry> = samples().into_iter().map(|(_, entry)| entry).filter(|e| !matches!(e, Entry::Forgotten { .. })).collect();
+    let all: Vec<Entry> =
+        samples().into_iter().map(|(_, entry)| entry).filter(|e| !matches!(e, Entry::Forgotten { .. })).collect();
     let more = [opened(B, 4), accepted(B, second, 1), accepted(B, first, 2)];
     let one = ledger(&[&all[..], &more].concat());
     let other = ledger(&[&more[..1], &[more[2].clone(), more[1].clone()], &all].concat());
@@ -170,5 +171,8 @@ fn a_roster_numbers_authors_and_the_quarantined() {
     let mut roster = Roster::of(&facts);
     assert_eq!((roster.number(Id([1; 32])), roster.number(Id([2; 32]))), (Some(NodeId(1)), Some(NodeId(2))));
     assert_eq!((roster.meet(Id([3; 32])), roster.meet(Id([1; 32]))), (Some(NodeId(3)), Some(NodeId(1))));
-    assert_eq!((roster.key(NodeId(3)), roster.key(NodeId(4)), roster.key(NodeId::REFEREE)), (Some(Id([3; 32])), None, Some(Id([0; 32]))));
+    assert_eq!(
+        (roster.key(NodeId(3)), roster.key(NodeId(4)), roster.key(NodeId::REFEREE)),
+        (Some(Id([3; 32])), None, Some(Id([0; 32])))
+    );
 }

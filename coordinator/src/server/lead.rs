@@ -90,7 +90,9 @@ async fn lead(
         parts.adopt_blobs();
         Brain::restore(parts, term, sender)
     });
-    let Ok(brain) = made.await else { return Ended::Lost("the brain could not be restored; report this with the log".to_owned()) };
+    let Ok(brain) = made.await else {
+        return Ended::Lost("the brain could not be restored; report this with the log".to_owned());
+    };
     gate.send_replace(Gate::Open(commands));
     brain.run(inbox, role, stop).await
 }

@@ -38,8 +38,8 @@ use lead::{Gate, Parts};
 use progress::Watcher;
 pub use progress::{JobResult, Phase, Progress};
 use store::Store;
-pub use submit::submit_remote;
 pub use store::{Backing, Folder, StoreError};
+pub use submit::submit_remote;
 
 /// Nodes served at once: twice the largest fleet planned.
 const MAX_NODES: usize = 2048;

@@ -19,8 +19,8 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 
 use super::brain::{Command, Join, Outbox};
 use super::guard::Arrival;
-use super::{Shared, admin, client, clip, door};
 use super::store::Store;
+use super::{Shared, admin, client, clip, door};
 use crate::core::{Input, JobId, NodeId, Work};
 use crate::identity::{AdmissionError, Member};
 

@@ -6,9 +6,7 @@ use std::time::{Duration, Instant};
 use obelysk_node::CoordinatorAddress;
 use obelysk_node::error::TransportError;
 use obelysk_node::transport::{CLOSE_DONE, connect, fetch, lost, read_message, store, write_message};
-use obelysk_protocol::wire::{
-    BlobRef, ClientHello, Event, Goodbye, MAX_NAME_BYTES, Message, PhaseTime, SubmitOnce,
-};
+use obelysk_protocol::wire::{BlobRef, ClientHello, Event, Goodbye, MAX_NAME_BYTES, Message, PhaseTime, SubmitOnce};
 
 use super::progress::{JobResult, Phase};
 use super::{CoordinatorError, fresh_key};

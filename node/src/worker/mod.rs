@@ -172,7 +172,19 @@ impl Agent {
         let cache = Arc::new(Mutex::new(Cache::new(config.cache_bytes)));
         let device = Device::start(engine)?;
         let (running, unacked) = (BTreeSet::new(), BTreeMap::new());
-        Ok(Self { config, identity, store, instance, models, device, cache, running, unacked, about: BTreeMap::new(), draining: false })
+        Ok(Self {
+            config,
+            identity,
+            store,
+            instance,
+            models,
+            device,
+            cache,
+            running,
+            unacked,
+            about: BTreeMap::new(),
+            draining: false,
+        })
     }
 
     /// Epochs to name in the next hello.

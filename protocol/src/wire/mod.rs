@@ -20,8 +20,9 @@ pub use admission::{
 };
 pub use header::{FrameHeader, MessageId};
 pub use message::{
-    Assign, BlobGet, BlobPut, BlobRef, BlobSent, BlobStored, Cancel, ClientHello, Done, Drain, Event, Failed, Goodbye, Hello, Holding,
-    JobAccepted, JobDone, JobFailed, Message, PhaseTime, Progress, Refused, ResultAck, Resume, Submit, SubmitOnce, Welcome, WorkKind,
+    Assign, BlobGet, BlobPut, BlobRef, BlobSent, BlobStored, Cancel, ClientHello, Done, Drain, Event, Failed, Goodbye, Hello,
+    Holding, JobAccepted, JobDone, JobFailed, Message, PhaseTime, Progress, Refused, ResultAck, Resume, Submit, SubmitOnce,
+    Welcome, WorkKind,
 };
 
 /// Bytes of a frame header.

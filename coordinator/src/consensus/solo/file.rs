@@ -153,7 +153,8 @@ impl Log {
         let check = checksum(&head, snapshot);
         let path = self.folder.join("snapshot");
         let bytes = [&head[..], &check, snapshot].concat();
-        let cause = |e: obelysk_node::identity::IdentityError| SoloError::Disk { path: path.display().to_string(), cause: e.to_string() };
+        let cause =
+            |e: obelysk_node::identity::IdentityError| SoloError::Disk { path: path.display().to_string(), cause: e.to_string() };
         write_private(&path, &bytes).map_err(cause)?;
         *self = Self::fresh(&self.folder, last)?;
         Ok(())
@@ -212,7 +213,8 @@ fn holds_a_batch(bytes: &[u8]) -> bool {
 }
 
 fn read_snapshot(path: &Path) -> Result<Option<(u64, Vec<u8>)>, SoloError> {
-    let cause = |e: obelysk_node::identity::IdentityError| SoloError::Disk { path: path.display().to_string(), cause: e.to_string() };
+    let cause =
+        |e: obelysk_node::identity::IdentityError| SoloError::Disk { path: path.display().to_string(), cause: e.to_string() };
     let Some(bytes) = read_private(path, MAX_SNAPSHOT_BYTES).map_err(cause)? else { return Ok(None) };
     let read = || {
         let (head, rest) = bytes.split_at_checked(16)?;

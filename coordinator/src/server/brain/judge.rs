@@ -107,10 +107,11 @@ impl Brain {
                 })
             };
             let panicked = |_| Err(Trouble::Failed("the referee panicked".to_owned()));
-            let input = catch_unwind(AssertUnwindSafe(attempt)).unwrap_or_else(panicked).unwrap_or_else(|trouble| match trouble {
-                Trouble::Lost => failed(false, "a blob of this job was lost from the store".to_owned()),
-                Trouble::Failed(reason) => failed(false, reason),
-            });
+            let input =
+                catch_unwind(AssertUnwindSafe(attempt)).unwrap_or_else(panicked).unwrap_or_else(|trouble| match trouble {
+                    Trouble::Lost => failed(false, "a blob of this job was lost from the store".to_owned()),
+                    Trouble::Failed(reason) => failed(false, reason),
+                });
             let _ = commands.blocking_send(Command::Core(input));
         });
     }

@@ -35,6 +35,9 @@ pub(super) enum Told {
     Cancel(u64),
 }
 
+/// Bytes, or whether it blames its inputs, and why.
+type Outcome = Result<Vec<u8>, (bool, String)>;
+
 #[derive(Debug)]
 pub(super) struct Machine {
     /// In percent of its results.
@@ -43,7 +46,7 @@ pub(super) struct Machine {
     life: u64,
     session: Option<u64>,
     device: VecDeque<Held>,
-    unacked: BTreeMap<u64, (Held, Result<Vec<u8>, (bool, String)>)>,
+    unacked: BTreeMap<u64, (Held, Outcome)>,
     asked: BTreeSet<u64>,
 }
 
@@ -122,7 +125,7 @@ impl Life {
         self.work(key);
     }
 
-    fn run(&mut self, key: u8, held: &Held) -> Result<Vec<u8>, (bool, String)> {
+    fn run(&mut self, key: u8, held: &Held) -> Outcome {
         let wanted: Vec<BlobRef> = held.inputs.iter().chain([&held.extra, &held.spec]).copied().collect();
         if wanted.iter().any(|blob| blob.length > 0 && !self.blobs.contains_key(blob)) {
             return Err((false, "no such blob".to_owned()));
@@ -170,9 +173,7 @@ impl Life {
             Said::Done(epoch, bytes) if leader.grants.contains(&epoch) => {
                 Input::WorkDone { node, epoch, output: self.keep(bytes), core_us: 1, peak_bytes: 1 }
             }
-            Said::Done(epoch, _) => {
-                Input::WorkFailed { node, epoch, disagrees: false, reason: "result not taken".to_owned() }
-            }
+            Said::Done(epoch, _) => Input::WorkFailed { node, epoch, disagrees: false, reason: "result not taken".to_owned() },
             Said::Failed(epoch, disagrees, reason) => Input::WorkFailed { node, epoch, disagrees, reason },
         };
         self.feed(term, input)

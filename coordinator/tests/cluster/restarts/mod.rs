@@ -217,7 +217,13 @@ impl Life {
                 self.end(term);
                 Ok(())
             }
-            Event::Start => if self.leading().is_none() { self.start() } else { Ok(()) },
+            Event::Start => {
+                if self.leading().is_none() {
+                    self.start()
+                } else {
+                    Ok(())
+                }
+            }
         }
     }
 
@@ -346,9 +352,10 @@ impl Life {
         let leader = self.leaders.get_mut(&term).expect("released by it");
         let key = |node: NodeId| leader.roster.key(node).map_or(0, |key| key.0[0]);
         let told = match &effect {
-            Effect::Assign { node, .. } | Effect::Resume { node, .. } | Effect::Ack { node, .. } | Effect::Revoke { node, .. } => {
-                key(*node)
-            }
+            Effect::Assign { node, .. }
+            | Effect::Resume { node, .. }
+            | Effect::Ack { node, .. }
+            | Effect::Revoke { node, .. } => key(*node),
             _ => 0,
         };
         match effect {
