@@ -24,6 +24,8 @@ const LEAVE_PATIENCE: Duration = Duration::from_secs(5);
 const LEASE_MS: u64 = 30 * 60 * 1000;
 /// Nodes of one machine recover at once or not at all.
 const RETRY_PAUSE_MS: u64 = 50;
+/// Time for a closed connection to be told to the other side.
+const HANG_UP: Duration = Duration::from_millis(300);
 /// Kinds of work per segment.
 const KINDS: usize = 4;
 
@@ -123,9 +125,20 @@ pub fn submit(out: &Out, address: &str, spec: &JobSpec, segments: usize) -> Resu
         let on_event = |event: &obelysk_protocol::wire::Event| {
             bar.event(&event.phase, (event.done, event.total), &event.text, !event.text.is_empty());
         };
-        let result = submit_remote(&address, "obelysk prove", &spec.encode(), spec.model, on_event).await;
+        let bytes = spec.encode();
+        let result = tokio::select! {
+            result = submit_remote(&address, "obelysk prove", &bytes, spec.model, on_event) => Some(result),
+            () = obelysk_node::worker::stop_signal() => None,
+        };
         bar.0.finish_and_clear();
-        result.code(Code::Cluster)
+        match result {
+            Some(result) => result.code(Code::Cluster),
+            None => {
+                // The connection was hung up, which cancels the job; without this nobody would hear.
+                tokio::time::sleep(HANG_UP).await;
+                Err(anyhow!("interrupted; the coordinator gives the job up")).code(Code::Cluster)
+            }
+        }
     })
 }
 

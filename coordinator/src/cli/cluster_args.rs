@@ -24,7 +24,7 @@ pub struct ServeArgs {
     /// Host name or address written into tokens and printed for clients.
     #[arg(long)]
     pub advertise: Option<String>,
-    /// Folder for the cluster's authority, tokens and members [default: `coordinator` in the home folder].
+    /// Folder for the ledger of jobs, tokens and members, and for blobs [default: `coordinator` in the home folder].
     #[arg(long, value_name = "DIR")]
     pub state: Option<PathBuf>,
     /// Models to take jobs for: folders or registered names [default: all registered].

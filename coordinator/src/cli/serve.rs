@@ -7,7 +7,7 @@ use super::exit::{Code, Coded as _, Failure};
 use super::home::Home;
 use super::output::Out;
 use obelysk_coordinator::identity::FileStorage;
-use obelysk_coordinator::{Admissions, Coordinator, CoordinatorConfig, Handle, ProofChecker};
+use obelysk_coordinator::{Admissions, Coordinator, CoordinatorConfig, Facts, Handle, ProofChecker};
 use obelysk_node::engine::Engine;
 use obelysk_node::identity::write_private;
 use obelysk_node::{NodeBackend, NodeSuite, ProverEngine};
@@ -31,7 +31,16 @@ pub fn run(out: &Out, home: &Home, args: ServeArgs) -> Result<(), Failure> {
         config.job_logs = state.join("jobs");
     }
     let models = home.open_all(&args.model)?;
-    let admissions = Arc::new(Admissions::open(Arc::new(FileStorage::open(&state)?))?);
+    // Held to the end: one process per folder.
+    let files = FileStorage::open(&state)?;
+    let facts = Facts::open(&state)?;
+    let imported = facts.storage().import(&files)?;
+    // Also after a crash between the two: nothing reads them any more.
+    files.set_aside()?;
+    if imported {
+        tracing::info!(folder = %state.display(), "authority and registry are in the ledger now; the files *.moved may be removed");
+    }
+    let admissions = Arc::new(Admissions::open(Arc::new(facts.storage()))?);
     let registered = models.iter().map(|m| m.registered.clone());
     let checker = Arc::new(ProofChecker::<NodeSuite, _>::new(NodeBackend::default(), registered));
     // Where the weights are, this process settles disputes between nodes itself.
@@ -39,7 +48,7 @@ pub fn run(out: &Out, home: &Home, args: ServeArgs) -> Result<(), Failure> {
     let referee: Option<Arc<dyn Engine>> =
         (!weights.is_empty()).then(|| Arc::new(ProverEngine::<NodeSuite, _>::new(NodeBackend::default(), weights)) as _);
     runtime()?.block_on(async {
-        let handle = Coordinator::start(config, admissions.clone(), checker, referee).await.code(Code::Cluster)?;
+        let handle = Coordinator::start_with(config, admissions.clone(), checker, referee, facts).await.code(Code::Cluster)?;
         let file = admin_file(&state);
         write_private(&file, admissions.new_admin(reachable(&handle))?.to_text()?.as_bytes())?;
         let metrics = handle.serve_metrics().await.unwrap_or_else(|error| {

@@ -8,6 +8,7 @@ pub mod demand;
 mod fact;
 mod job;
 mod judge;
+mod outbox;
 mod outcome;
 mod restore;
 mod schedule;
@@ -21,6 +22,7 @@ use obelysk_protocol::wire::{BlobRef, PERMILLE};
 
 pub use fact::Fact;
 use job::{Candidate, Job, Record};
+pub use outbox::Outbox;
 pub use outcome::{JobEvent, JobFailure, Report};
 pub use restore::MAX_TERM;
 pub use types::{Effect, Input, JobId, Needs, NodeId, Policy, Work};

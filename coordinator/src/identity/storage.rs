@@ -66,6 +66,24 @@ impl FileStorage {
         Ok(Self(FolderLock::take(folder)?))
     }
 
+    /// Puts both files aside, under names that nothing reads: what they hold is kept elsewhere now.
+    ///
+    /// # Errors
+    /// [`StorageError`]: they are still there.
+    pub fn set_aside(&self) -> Result<(), StorageError> {
+        for path in [Document::Registry, Document::Authority].map(|document| self.path(document)) {
+            let aside = path.with_extension("json.moved");
+            match std::fs::rename(&path, &aside) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                    let (path, cause) = (path.display().to_string(), format!("cannot be renamed: {e}; check the folder's owner"));
+                    return Err(IdentityError::File { path, cause }.into());
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     fn path(&self, document: Document) -> std::path::PathBuf {
         self.0.folder().join(match document {
             Document::Authority => "authority.json",

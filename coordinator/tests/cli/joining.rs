@@ -79,8 +79,10 @@ fn private_keys(place: &Place) -> Vec<String> {
         let line = text.lines().find_map(|l| l.strip_prefix("key = ")).expect("a key").trim_matches('"').to_owned();
         keys.push(of_pkcs8(&line));
     }
-    let authority: serde_json::Value = serde_json::from_slice(&place.read("home/coordinator/authority.json")).expect("JSON");
-    let der: Vec<u8> = authority["key"].as_array().expect("bytes").iter().map(|b| b.as_u64().expect("byte") as u8).collect();
+    // The authority is a document in the log.
+    let log = String::from_utf8_lossy(&place.read("home/coordinator/ledger/log")).into_owned();
+    let list = log.split("\"key\":[").nth(1).and_then(|rest| rest.split(']').next()).expect("the authority's key");
+    let der: Vec<u8> = list.split(',').map(|b| b.trim().parse().expect("byte")).collect();
     keys.push(of_pkcs8(&hex(&der)));
     keys
 }
@@ -117,13 +119,13 @@ fn a_whole_join_leaves_no_secret_in_logs_or_process_lists() {
         let found = logs.iter().chain([&shown]).any(|text| text.to_ascii_lowercase().contains(&secret[..32]));
         assert!(!found, "a secret is in a log or a process list");
     }
-    for file in ["coordinator/authority.json", "coordinator/registry.json", "coordinator/admin.toml", "nodes/env/identity.toml"] {
+    for file in ["coordinator/ledger/log", "coordinator/ledger/term", "coordinator/admin.toml", "nodes/env/identity.toml"] {
         let mode = std::fs::metadata(place.path("home").join(file)).expect("there").permissions().mode();
         assert_eq!(mode & 0o777, 0o600, "{file}");
     }
-    // The registry holds nothing that lets anybody in.
-    let registry = String::from_utf8(place.read("home/coordinator/registry.json")).expect("text");
-    assert!(secrets.iter().all(|secret| !registry.contains(secret.as_str())));
+    // The registry, in the same log, holds nothing that lets anybody in.
+    let log = String::from_utf8_lossy(&place.read("home/coordinator/ledger/log")).into_owned();
+    assert!(log.contains("tokens") && secrets.iter().all(|secret| !log.contains(secret.as_str())));
 }
 
 #[test]

@@ -11,49 +11,36 @@ use super::judge::Assignment;
 use super::membership::name_of;
 use super::{Brain, Command};
 use crate::consensus::{Proposal, ProposeError};
-use crate::core::{Effect, Input, JobId, NodeId};
+use crate::core::{Effect, Input, JobId, NodeId, Outbox};
 use crate::ledger::{End, Entry};
 use crate::server::progress::{JobEnd, Watcher};
 
 /// Effects and proposals waiting: with more, no commands are taken until the log has caught up.
 pub(super) const MAX_WAITING: usize = 4096;
 
-/// One thing to do, in its turn.
-enum Step {
-    /// Nothing after this before these facts are agreed.
-    Agreed(Proposal),
-    Effect(Effect),
-}
-
-/// What waits for its turn.
+/// What waits for its turn, and the proposals waited for.
 #[derive(Default)]
-pub(super) struct Output(VecDeque<Step>);
+pub(super) struct Output {
+    outbox: Outbox,
+    proposals: VecDeque<(u64, Proposal)>,
+}
 
 impl Output {
     pub(super) fn is_full(&self) -> bool {
-        self.0.len() >= MAX_WAITING
+        self.outbox.len() >= MAX_WAITING
     }
 
     /// Completes when the first proposal waited for does; never while none is. May be dropped and called again.
     pub(super) async fn agreed(&mut self) -> Result<(), ProposeError> {
-        let outcome = poll_fn(|context| match self.0.front_mut() {
-            Some(Step::Agreed(proposal)) => proposal.as_mut().poll(context),
-            _ => Poll::Pending,
+        let outcome = poll_fn(|context| match self.proposals.front_mut() {
+            Some((_, proposal)) => proposal.as_mut().poll(context),
+            None => Poll::Pending,
         });
-        let outcome = outcome.await;
-        self.0.pop_front();
-        outcome
-    }
-
-    /// The next effect whose turn it is.
-    fn next(&mut self) -> Option<Effect> {
-        match self.0.pop_front()? {
-            Step::Effect(effect) => Some(effect),
-            proposal @ Step::Agreed(_) => {
-                self.0.push_front(proposal);
-                None
-            }
+        outcome.await?;
+        if let Some((number, _)) = self.proposals.pop_front() {
+            self.outbox.agreed(number);
         }
+        Ok(())
     }
 }
 
@@ -61,32 +48,23 @@ impl Brain {
     pub(super) fn feed(&mut self, input: Input) {
         let now_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.observer.input(&input);
-        let mut entries = Vec::new();
-        for effect in self.state.apply(now_ms, input) {
-            match effect {
-                Effect::Record(fact) => match Entry::of(&fact, &self.roster, unix_now()) {
-                    Some(entry) => entries.push(entry.encode()),
-                    None => tracing::error!(?fact, "a fact about a node that nobody knows is not kept"),
-                },
-                effect => {
-                    self.propose(std::mem::take(&mut entries));
-                    self.output.0.push_back(Step::Effect(effect));
+        for (number, facts) in self.output.outbox.take(self.state.apply(now_ms, input)) {
+            let entries = facts.iter().filter_map(|fact| {
+                let entry = Entry::of(fact, &self.roster, unix_now());
+                if entry.is_none() {
+                    tracing::error!(?fact, "a fact about a node that nobody knows is not kept");
                 }
-            }
+                entry.map(|entry| entry.encode())
+            });
+            let proposal = self.consensus.propose(self.term, entries.collect());
+            self.output.proposals.push_back((number, proposal));
         }
-        self.propose(entries);
         self.release();
-    }
-
-    fn propose(&mut self, entries: Vec<Vec<u8>>) {
-        if !entries.is_empty() {
-            self.output.0.push_back(Step::Agreed(self.consensus.propose(self.term, entries)));
-        }
     }
 
     /// Carries out everything that waits for no agreement.
     pub(super) fn release(&mut self) {
-        while let Some(effect) = self.output.next() {
+        while let Some(effect) = self.output.outbox.next_effect() {
             self.carry_out(effect);
         }
     }
