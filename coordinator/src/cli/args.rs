@@ -100,12 +100,32 @@ pub struct BenchArgs {
     pub tokens: Vec<usize>,
 }
 
-/// What `bench` measures on models that need not be at hand.
+/// What else `bench` measures.
 #[derive(Debug, Subcommand)]
 pub enum BenchCommand {
     /// Prove layers of a model's shape with random weights, read from disk segment by segment.
     #[command(after_help = EXIT_CODES)]
     Layer(LayerArgs),
+    /// Prove the same in this process and on nodes: equal bytes, and what the cluster costs beside.
+    #[command(after_help = EXIT_CODES)]
+    Cluster(ClusterBenchArgs),
+}
+
+/// Arguments of `bench cluster`.
+#[derive(Debug, Args)]
+pub struct ClusterBenchArgs {
+    /// Registered name or folder.
+    #[arg(long, default_value = "pocket")]
+    pub model: String,
+    /// Token counts, separated by commas.
+    #[arg(long, value_delimiter = ',', default_value = "64,256", value_parser = parse_tokens)]
+    pub tokens: Vec<usize>,
+    /// Node processes.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub nodes: u32,
+    /// Runs of each; the cheapest counts.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub runs: u32,
 }
 
 /// Arguments of `bench layer`.

@@ -3,6 +3,7 @@
 //! Ceilings are S-two's own kernels on one core. A phase's fraction is its work at the ceilings divided by the processor
 //! time it took, so it does not depend on how busy the machine is. Forward pass and grinding are printed apart.
 
+mod cluster;
 mod fit;
 mod layer;
 mod spans;
@@ -67,8 +68,10 @@ struct Row {
 
 /// Runs `bench`.
 pub fn run(out: &Out, home: &Home, args: &BenchArgs) -> Result<(), Failure> {
-    if let Some(BenchCommand::Layer(args)) = &args.command {
-        return layer::run(out, home, args);
+    match &args.command {
+        Some(BenchCommand::Layer(args)) => return layer::run(out, home, args),
+        Some(BenchCommand::Cluster(args)) => return cluster::run(out, home, args),
+        None => {}
     }
     let folder = home.open(&args.model)?;
     let ceilings = measured(out)?;

@@ -1,0 +1,18 @@
+//! A node loses power in each phase of a job.
+
+use crate::fleet::Fleet;
+
+#[test]
+fn a_node_that_dies_in_any_phase_costs_only_its_own_segments() {
+    let Some(mut fleet) = Fleet::start(4) else { return };
+    let alone = fleet.alone();
+    for (victim, phase) in ["Forward", "Commit", "Prove"].into_iter().enumerate() {
+        let mut client = fleet.submit_and_reach(phase);
+        fleet.nodes[victim].signal("-KILL");
+        Fleet::still_at_work(&mut client);
+        assert!(fleet.finished(client) == alone, "killed in {phase}: other bytes");
+    }
+    assert!(fleet.count(&["Lost"]) >= 3, "each held something:\n{}", fleet.coordinator.log());
+    assert_eq!(fleet.count(&["Quarantined"]), 0, "to die is no lie:\n{}", fleet.coordinator.log());
+    assert!(fleet.nodes[3].lives(), "the last one did it all");
+}
