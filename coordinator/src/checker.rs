@@ -170,7 +170,10 @@ pub fn admit<S: HashSuite>(model: &Registered, spec: &JobSpec) -> Result<(), Che
     let mut bits = f64::INFINITY;
     for segment in 0..segment_count(&model.descriptor) {
         let circuit = &*statement.circuit(model, segment).or_else(refuse)?;
-        bits = bits.min(soundness::minimum(&soundness::budget(model, slice::from_ref(circuit))));
+        bits = bits.min(soundness::minimum(&soundness::budget(model, statement.mode, slice::from_ref(circuit))));
+    }
+    if !statement.mode.opens_each() {
+        bits = bits.min(soundness::minimum(&soundness::joint_budget(model)));
     }
     if bits < MINIMUM_SECURITY_BITS {
         return refuse(format!("the model was registered for {bits:.0} bits of security only: register it again"));
@@ -255,7 +258,7 @@ impl<S: HashSuite, B: Backend + 'static> Checker for ProofChecker<S, B> {
         if let Some(l) = (0..n).find(|&l| (&*around[l].0, &*around[l].1) != neighbours(&boundaries, limbs, l)) {
             return Err(pieces(format!("segment {l} does not continue from the one before it")));
         }
-        let bytes = Proof { header: challenge.header::<S>(&job.spec, boundaries), segments }.write();
+        let bytes = Proof { header: challenge.header::<S>(&job.spec, boundaries), segments, opening: None }.write();
         verify_bytes::<S>(&job.model, &bytes).map_err(pieces)?;
         Ok(bytes)
     }

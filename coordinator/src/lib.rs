@@ -8,10 +8,11 @@ pub mod checker;
 pub mod consensus;
 pub mod core;
 pub mod identity;
+pub mod ledger;
 pub mod server;
 
 pub use checker::ProofChecker;
 pub use identity::Admissions;
 pub use server::{
-    Coordinator, CoordinatorConfig, CoordinatorError, Handle, JobHandle, JobResult, LocalConfig, Phase, Progress, submit_remote,
+    Coordinator, CoordinatorConfig, CoordinatorError, Facts, Handle, JobHandle, JobResult, LocalConfig, Phase, Progress, submit_remote,
 };

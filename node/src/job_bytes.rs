@@ -16,7 +16,7 @@ use obelysk_protocol::transcript::{Digest, HashSuite, Seed};
 use obelysk_protocol::verifier::VerifyError;
 use obelysk_protocol::verifier::aggregate::{Outline, open_statement};
 use obelysk_protocol::verifier::bytes::{BytesError, Reader, put_felts};
-use obelysk_protocol::verifier::proof::{Header, read_claims, write_claims};
+use obelysk_protocol::verifier::proof::{Header, MODE_FORKED, read_claims, write_claims};
 use obelysk_protocol::verifier::registered::Registered;
 use obelysk_protocol::verifier::segment::ClaimsProof;
 
@@ -98,7 +98,7 @@ impl JobSpec {
     /// Reads canonical bytes.
     ///
     /// # Errors
-    /// [`JobBytesError`]; also for a specification of another protocol version.
+    /// [`JobBytesError`]; also for a specification of another protocol version, or of a mode that a cluster does not prove.
     pub fn decode(data: &[u8]) -> Result<Self, JobBytesError> {
         let what = "specification";
         let (err, mut r) = (bytes(what), Reader::new(data));
@@ -111,6 +111,11 @@ impl JobSpec {
             return Err(JobBytesError::Content { what, cause });
         }
         let (mode, model) = (r.u8().map_err(&err)?, r.digest().map_err(&err)?);
+        if mode != MODE_FORKED {
+            let cause =
+                format!("weight-binding mode {mode}; a cluster proves in mode {MODE_FORKED}, other modes need one process");
+            return Err(JobBytesError::Content { what, cause });
+        }
         let n = r.count(MAX_IDS).map_err(&err)?;
         let ids = r.many(n, Reader::u32).map_err(&err)?;
         let n = r.count(MAX_TOKENS).map_err(&err)?;
@@ -304,6 +309,10 @@ mod tests {
         let commit = CommitBlob { root: [4; 32], after: [5; 32], output: vec![i64::MIN, 1] };
         let all = [spec.encode(), challenge.encode(), commit.encode()];
         assert_eq!(JobSpec::decode(&all[0]).as_ref(), Ok(&spec));
+        for mode in [0, 2, 3] {
+            let refused = JobSpec::decode(&JobSpec { mode, ..spec.clone() }.encode());
+            assert!(matches!(refused, Err(JobBytesError::Content { cause, .. }) if cause.contains("mode")));
+        }
         assert_eq!(Challenge::decode(&all[1]).as_ref(), Ok(&challenge));
         assert_eq!(CommitBlob::decode(&all[2], 2).as_ref(), Ok(&commit));
         let decoders: [fn(&[u8]) -> bool; 3] = [

@@ -187,6 +187,8 @@ fn job_error(e: JobError) -> EngineError {
         }
         JobError::Verify(_) => EngineError::Disagrees(e.to_string()),
         JobError::Register(_) | JobError::Store(_) => EngineError::Model(e.to_string()),
-        JobError::Witness(_) | JobError::Circuit(_) | JobError::Opening(_) => EngineError::Internal(e.to_string()),
+        JobError::Witness(_) | JobError::Circuit(_) | JobError::Opening(_) | JobError::Aggregate(_) => {
+            EngineError::Internal(e.to_string())
+        }
     }
 }

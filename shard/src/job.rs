@@ -1,12 +1,16 @@
 //! The work of one segment in one job: forward, commit, prove, open. Each step is idempotent and depends only on public
 //! data and the segment's received hidden state, so any machine can redo it and gets the same bytes.
 
+mod opening;
+
+pub use opening::{Reduction, answer, open, open_from, reduce};
+
 use crate::hidden::{boundary_values, hidden_len};
 use crate::kernels::CommitKernels;
 use crate::kernels::proof::ProofKernels;
-use crate::prover::commitment::{CommittedValues, Oracle, RegisteredOracle};
+use crate::prover::aggregate::join::AggregateError;
+use crate::prover::commitment::{CommittedValues, Oracle as _, RegisteredOracle};
 use crate::prover::final_sumcheck::Grinder;
-use crate::prover::opening::{self, OpeningInput};
 use crate::prover::segment;
 use crate::registration::{RegisterError, code_shape, open_oracle};
 use crate::witness::{WitnessError, decoder, encoder};
@@ -22,9 +26,9 @@ use obelysk_protocol::circuit::{self, BuildError, PublicInput, exp_tables};
 use obelysk_protocol::field::{M31, QM31, ZERO, signed};
 use obelysk_protocol::transcript::{Digest, HashSuite, Seed, Transcript};
 use obelysk_protocol::verifier::VerifyError;
-use obelysk_protocol::verifier::aggregate::{Stated, boundary_point, oracle_claims, segment_fork, segment_view, verify_claims};
+use obelysk_protocol::verifier::aggregate::{Stated, boundary_point, segment_fork, segment_view};
 use obelysk_protocol::verifier::final_sumcheck::value_rows;
-use obelysk_protocol::verifier::opening::{Claim, OpeningProof};
+use obelysk_protocol::verifier::opening::Claim;
 use obelysk_protocol::verifier::registered::Registered;
 use obelysk_protocol::verifier::segment::ClaimsProof;
 use rayon::prelude::*;
@@ -59,6 +63,9 @@ pub enum JobError {
     /// The opening does not fit the claims.
     #[error("opening: {0}")]
     Opening(String),
+    /// The opening of all segments cannot go on.
+    #[error("opening of all segments: {0}")]
+    Aggregate(#[from] AggregateError),
     /// A hidden state of the wrong length.
     #[error("the received hidden state has {found} values, this job needs {expected}: it belongs to another job")]
     Hidden {
@@ -354,7 +361,7 @@ pub struct SegmentClaims {
     pub proof: ClaimsProof,
 }
 
-/// Proves a committed segment up to its opening.
+/// Proves a committed segment up to its opening, in a mode whose forks start from the seed.
 ///
 /// # Errors
 /// [`JobError`].
@@ -366,10 +373,25 @@ pub fn prove<S: HashSuite, B: Backend>(
     segment: usize,
     committed: &Committed<B>,
 ) -> Result<SegmentClaims, JobError> {
+    prove_from(k, model, s, (seed, seed), segment, committed)
+}
+
+/// As [`prove`], of a fork that starts from `start`; boundary points come from `seed`.
+///
+/// # Errors
+/// [`JobError`].
+pub fn prove_from<S: HashSuite, B: Backend>(
+    k: &B,
+    model: &LoadedModel<S, B>,
+    s: &impl Stated,
+    (seed, start): (&Seed, &Seed),
+    segment: usize,
+    committed: &Committed<B>,
+) -> Result<SegmentClaims, JobError> {
     let boundaries = boundaries(model, s, seed, segment, committed);
     let circuit = s.circuit(&model.registered, segment)?;
     let input = segment_view::<S>(&model.registered, s, seed, (segment, &circuit), (&boundaries.0, &boundaries.1));
-    let mut t = segment_fork::<S>(seed, s, segment);
+    let mut t = segment_fork::<S>(start, s, segment);
     let weights = model.model.segment(segment)?;
     let matrices: Vec<&[i8]> = weights.matrices.iter().map(|m| m.data.as_slice()).collect();
     let (proof, proved) = segment::prove(&mut t, k, &input, &committed.columns, &matrices, &BackendGrinder(k))?;
@@ -390,38 +412,4 @@ fn boundaries<S: HashSuite, B: Backend>(
     let before = segment.checked_sub(1).map_or_else(Vec::new, |l| values(l, &committed.received));
     let after = committed.hidden().map_or_else(Vec::new, |x| values(segment, &x));
     (before, after)
-}
-
-/// Opens the claims of a segment, replaying its fork from `claims` so that any machine holding the values can do it.
-///
-/// # Errors
-/// [`JobError::Verify`] when the claims are not valid for this statement.
-pub fn open<S: HashSuite, B: Backend>(
-    k: &B,
-    model: &LoadedModel<S, B>,
-    s: &impl Stated,
-    seed: &Seed,
-    segment: usize,
-    (committed, claims): (&Committed<B>, &SegmentClaims),
-) -> Result<OpeningProof, JobError> {
-    let _span = tracing::info_span!("open").entered();
-    let circuit = s.circuit(&model.registered, segment)?;
-    let around = (&claims.boundaries.0[..], &claims.boundaries.1[..]);
-    let input = segment_view::<S>(&model.registered, s, seed, (segment, &circuit), around);
-    let mut t = segment_fork::<S>(seed, s, segment);
-    let open = verify_claims(&mut t, &input, &claims.proof)?;
-    let oracles = oracle_claims(&model.registered, input.circuit, segment, committed.root(), open);
-    let weights = model.oracle(k, segment)?;
-    let inputs: Vec<OpeningInput<'_, B>> = oracles
-        .into_iter()
-        .filter_map(|o| {
-            let oracle: &dyn Oracle<B> = match &o.claim {
-                Claim::Tiles { .. } => weights.as_ref().as_ref()?,
-                Claim::Point { .. } => &committed.values,
-            };
-            let partials = committed.partials_at(&o.claim, oracle.rows(), model.registered.descriptor.row_log());
-            Some(OpeningInput { oracle, claim: o.claim, partials })
-        })
-        .collect();
-    opening::prove(k, &mut t, &model.registered.opening(), &inputs).map_err(|e| JobError::Opening(e.to_string()))
 }

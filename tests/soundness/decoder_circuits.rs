@@ -11,6 +11,7 @@ use obelysk_protocol::circuit::rotary::reach;
 use obelysk_protocol::circuit::segment::{Circuit, Coord, Factor, Value, log2_ceil};
 use obelysk_protocol::circuit::{self, BuildError, PublicInput, Sequence, exp_tables, segment_count};
 use obelysk_protocol::verifier::aggregate::MINIMUM_SECURITY_BITS;
+use obelysk_protocol::verifier::mode::Mode;
 use obelysk_protocol::verifier::registered::{Registered, SecurityParams};
 use obelysk_protocol::verifier::soundness;
 use std::collections::BTreeSet;
@@ -158,7 +159,7 @@ fn proofs_of_the_size_of_every_preset_have_the_bits_that_a_verifier_asks_for() {
         let circuits = build(descriptor.decoder().unwrap(), &input(&[(1, 1024)])).unwrap();
         let security = SecurityParams::standard(descriptor.blowup_log());
         let model = Registered { descriptor, roots: Vec::new(), security, manifest: [0; 32] };
-        let bits = soundness::minimum(&soundness::budget(&model, &circuits));
+        let bits = soundness::minimum(&soundness::budget(&model, Mode::Forked, &circuits));
         assert!(bits >= MINIMUM_SECURITY_BITS, "{}: {bits} bits", p.name);
     }
 }

@@ -112,6 +112,7 @@ pub fn offered(case: &'static Case, trace: &DecoderTrace, claimed: &PublicInput)
         circuits,
         columns,
         from_receiver: false,
+        unchained: false,
     };
     (0..f.circuits.len()).for_each(|s| f.recount(s));
     f

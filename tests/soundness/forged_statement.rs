@@ -34,7 +34,7 @@ fn forging_the_version_is_refused() {
 #[test]
 fn forging_suite_mode_and_model_is_refused() {
     assert_eq!(field(&changed(|p| p.header.suite = 2)), "hash suite");
-    for mode in [0, 2, 255] {
+    for mode in [3, 4, 128, 255] {
         assert_eq!(field(&changed(|p| p.header.mode = mode)), "weight-binding mode");
     }
     assert_eq!(field(&changed(|p| p.header.model_id[0] ^= 1)), "model id");
@@ -44,12 +44,14 @@ fn forging_suite_mode_and_model_is_refused() {
 
 #[test]
 fn forging_a_proof_made_in_another_mode_is_refused() {
-    // All transcripts honest for mode 2, then relabelled: the fork's name contains the mode.
-    let f = Forger { mode: 2, ..honest().clone() };
-    let mut proof = f.prove().proof;
-    assert_eq!(field(&proof), "weight-binding mode");
-    proof.header.mode = 1;
-    assert!(verdict(&proof).is_err());
+    // All transcripts honest for a mode that does not exist, then relabelled: the fork's name contains the mode.
+    for mode in [3, 77] {
+        let f = Forger { mode, ..honest().clone() };
+        let mut proof = f.prove().proof;
+        assert_eq!(field(&proof), "weight-binding mode");
+        proof.header.mode = 1;
+        assert!(verdict(&proof).is_err());
+    }
 }
 
 #[test]
@@ -130,8 +132,8 @@ fn forging_by_skipped_grinding_is_refused() {
     for step in ["opening/alpha", "opening/query"] {
         let found = (0..64).any(|n| {
             let p = changed(|p| match step {
-                "opening/alpha" => p.segments[0].opening.folds[0].nonce = n,
-                _ => p.segments[0].opening.query_nonce = n,
+                "opening/alpha" => p.segments[0].opening.combined.iter_mut().for_each(|c| c.folds[0].nonce = n),
+                _ => p.segments[0].opening.combined.iter_mut().for_each(|c| c.query_nonce = n),
             });
             verdict(&p).is_err_and(|e| e.to_string().contains(step))
         });

@@ -13,11 +13,12 @@ use obelysk_protocol::field::{M31, QM31, mle_eval_base, signed};
 use obelysk_protocol::transcript::{Blake2s, Digest, HashSuite, Seed, Transcript};
 use obelysk_protocol::verifier::VerifyError;
 use obelysk_protocol::verifier::aggregate::{
-    Statement, absorb_roots, boundary_point, main_transcript, neighbours, oracle_claims, segment_fork, segment_input, verify,
-    verify_reduced,
+    Statement, absorb_roots, boundary_point, chained, main_transcript, neighbours, oracle_claims, segment_fork, segment_input,
+    verify, verify_reduced,
 };
 use obelysk_protocol::verifier::final_sumcheck::{FinalProof, stack_value, value_rows};
 use obelysk_protocol::verifier::logup::{GkrLayer, LeafClaim};
+use obelysk_protocol::verifier::mode::Mode;
 use obelysk_protocol::verifier::opening::{Claim, OpeningProof};
 use obelysk_protocol::verifier::plan::{Plan, plan};
 use obelysk_protocol::verifier::points::Points;
@@ -55,8 +56,12 @@ pub struct Toy {
 
 impl Toy {
     pub fn new(model: IntegerModel) -> Self {
+        Self::with(model, SECURITY)
+    }
+
+    pub fn with(model: IntegerModel, security: SecurityParams) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let registered = register::<Blake2s, _>(&Reference, &model, SECURITY, [7; 32], dir.path(), &|_| ()).unwrap();
+        let registered = register::<Blake2s, _>(&Reference, &model, security, [7; 32], dir.path(), &|_| ()).unwrap();
         // The memory maps outlive the directory.
         let oracle = |s| open_oracle::<Blake2s, _>(&Reference, &model, &registered, dir.path(), s).unwrap();
         let oracles = (0..model.weights.segments.len()).map(oracle).collect();
@@ -143,6 +148,8 @@ pub struct Forger {
     pub committed: Vec<Option<Columns>>,
     /// Whether boundary values are taken from the receiving segment.
     pub from_receiver: bool,
+    /// Whether all forks start from the seed, whatever the mode.
+    pub unchained: bool,
 }
 
 /// A finished attempt.
@@ -172,7 +179,8 @@ impl Forger {
         let committed = vec![None; circuits.len()];
         let (ids, output) = (input.ids, input.output);
         let (toy, mode, sequences) = (toy(), MODE_FORKED, Vec::new());
-        let mut f = Self { toy, ids, sequences, output, mode, circuits, columns, committed, from_receiver: false };
+        let mut f =
+            Self { toy, ids, sequences, output, mode, circuits, columns, committed, from_receiver: false, unchained: false };
         (0..f.circuits.len()).for_each(|s| f.recount(s));
         f
     }
@@ -203,7 +211,7 @@ impl Forger {
         self.prove_with(usize::MAX, &|_| &Honest)
     }
 
-    fn statement(&self) -> Statement {
+    pub fn statement(&self) -> Statement {
         let input = PublicInput { ids: self.ids.clone(), sequences: self.sequences.clone(), output: self.output.clone() };
         let model_id = self.toy.registered.model_id::<Blake2s>();
         Statement { input, circuits: self.circuits.clone(), mode: self.mode, model_id }
@@ -233,16 +241,19 @@ impl Forger {
             .flat_map(|l| self.boundary(l, limbs, &boundary_point::<Blake2s>(&seed, &s, registered, l)))
             .collect();
         let (mut segments, mut broken) = (Vec::<SegmentProof>::new(), Vec::new());
+        let mut start = seed;
         for l in 0..s.circuits.len() {
             if l > end {
                 segments.push(if limbs == 1 { honest_proof().segments[l].clone() } else { segments[l - 1].clone() });
                 continue;
             }
             let input = segment_input::<Blake2s>(registered, &s, &seed, l, neighbours(&boundaries, limbs, l));
-            let mut t = segment_fork::<Blake2s>(&seed, &s, l);
+            let mut t = segment_fork::<Blake2s>(&start, &s, l);
             let (claims, open, mut found) = claims(&mut t, &input, &self.columns[l], (self.toy, l), steps(l));
             broken.append(&mut found);
             segments.push(SegmentProof { claims, opening: opened(&mut t, input.circuit, (self.toy, l), &values[l], open) });
+            let mode = Mode::of(self.mode).filter(|_| !self.unchained);
+            start = chained(mode.unwrap_or(Mode::Forked), start, t.digest());
         }
         let header = Header {
             version: PROTOCOL_VERSION,
@@ -256,11 +267,11 @@ impl Forger {
             seed_nonce,
             boundaries,
         };
-        Forged { proof: Proof { header, segments }, broken }
+        Forged { proof: Proof { header, segments, opening: None }, broken }
     }
 
     /// Value of the hidden state that segment `l` hands on, limb by limb, from its own columns.
-    fn boundary(&self, l: usize, limbs: usize, point: &[QM31]) -> Vec<QM31> {
+    pub fn boundary(&self, l: usize, limbs: usize, point: &[QM31]) -> Vec<QM31> {
         let l = l + usize::from(self.from_receiver);
         let c = &self.circuits[l];
         let name = |b: usize, limb: usize| match (self.from_receiver, limbs, l) {
@@ -297,7 +308,7 @@ fn columns(model: &IntegerModel, trace: &ModelTrace, run: &[u32], s: usize) -> C
     uncounted(d, &c, t).unwrap()
 }
 
-fn stack(c: &Circuit, columns: &Columns, h: usize) -> Vec<M31> {
+pub fn stack(c: &Circuit, columns: &Columns, h: usize) -> Vec<M31> {
     let mut out = vec![signed(0); value_rows(c, h) << h];
     for (col, at) in columns.iter().zip(c.stack().0) {
         out[at..at + col.len()].copy_from_slice(col);
@@ -306,7 +317,7 @@ fn stack(c: &Circuit, columns: &Columns, h: usize) -> Vec<M31> {
 }
 
 /// A segment's claims, the claims to open, and what the witness breaks.
-fn claims(
+pub fn claims(
     t: &mut Transcript<Blake2s>,
     input: &SegmentInput<'_>,
     columns: &Columns,

@@ -3,6 +3,9 @@
 //!
 //! `harness` makes whole proofs of false witnesses; `equations` says, independently of the verifier, what a witness breaks.
 
+mod aggregated;
+mod aggregated_forger;
+mod aggregated_order;
 mod bytes;
 mod carried;
 mod decoder_circuits;

@@ -6,6 +6,7 @@ use obelysk_protocol::circuit::Sequence;
 use obelysk_protocol::field::{M31, ONE, QM31};
 use obelysk_protocol::transcript::Blake2s;
 use obelysk_protocol::verifier::aggregate::{verify, verify_reduced};
+use obelysk_protocol::verifier::opening::CombinedProof;
 use obelysk_protocol::verifier::proof::Proof;
 
 /// Where the structs of a proof are declared.
@@ -30,6 +31,7 @@ const STRUCTS: &[&str] = &[
     "ProductProof",
     "FinalProof",
     "OpeningProof",
+    "CombinedProof",
     "GroundRound",
     "TreeOpening",
 ];
@@ -39,6 +41,11 @@ type List = fn(&mut Proof) -> &mut Vec<QM31>;
 
 fn bump(v: &mut QM31) {
     *v += ONE;
+}
+
+/// The combined opening of segment 1.
+fn opened(p: &mut Proof) -> &mut CombinedProof {
+    p.segments[1].opening.combined.as_mut().unwrap()
 }
 
 /// `(struct, field, tamper)`. Segment 1 is a layer: it has every part.
@@ -71,20 +78,22 @@ const TAMPERED: &[(&str, &str, Tamper)] = &[
     ("FinalProof", "rounds", |p| p.segments[1].claims.last.rounds.last_mut().into_iter().for_each(|r| bump(&mut r.0[3]))),
     ("FinalProof", "columns", |p| bump(&mut p.segments[1].claims.last.columns[0])),
     ("FinalProof", "nonces", |p| p.segments[1].claims.last.nonces[0] ^= 1 << 50),
+    ("Proof", "opening", |p| p.opening = p.segments[1].opening.combined.clone()),
+    ("OpeningProof", "combined", |p| p.segments[1].opening.combined = p.segments[2].opening.combined.clone()),
     ("OpeningProof", "rows", |p| bump(&mut p.segments[1].opening.rows[0][0].poly.0[0])),
-    ("OpeningProof", "joint", |p| bump(&mut p.segments[1].opening.joint[0].0[1])),
-    ("OpeningProof", "values", |p| bump(&mut p.segments[1].opening.values[1])),
-    ("OpeningProof", "theta_nonces", |p| p.segments[1].opening.theta_nonces[0] ^= 1 << 33),
-    ("OpeningProof", "roots", |p| p.segments[1].opening.roots[0][5] ^= 1),
-    ("OpeningProof", "folds", |p| p.segments[1].opening.folds.swap(0, 1)),
-    ("OpeningProof", "message", |p| bump(&mut p.segments[1].opening.message[0])),
-    ("OpeningProof", "query_nonce", |p| p.segments[1].opening.query_nonce ^= 1 << 33),
-    ("OpeningProof", "oracles", |p| p.segments[1].opening.oracles[0].symbols.reverse()),
-    ("OpeningProof", "layers", |p| bump(&mut p.segments[1].opening.layers[0].symbols[0])),
-    ("GroundRound", "poly", |p| bump(&mut p.segments[1].opening.folds[2].poly.0[1])),
-    ("GroundRound", "nonce", |p| p.segments[1].opening.folds[0].nonce ^= 1 << 20),
-    ("TreeOpening", "symbols", |p| p.segments[1].opening.oracles[1].symbols[0] += M31::from_u32_unchecked(1)),
-    ("TreeOpening", "nodes", |p| p.segments[1].opening.oracles[1].nodes[0][0] ^= 1),
+    ("CombinedProof", "joint", |p| bump(&mut opened(p).joint[0].0[1])),
+    ("CombinedProof", "values", |p| bump(&mut opened(p).values[1])),
+    ("CombinedProof", "theta_nonces", |p| opened(p).theta_nonces[0] ^= 1 << 33),
+    ("CombinedProof", "roots", |p| opened(p).roots[0][5] ^= 1),
+    ("CombinedProof", "folds", |p| opened(p).folds.swap(0, 1)),
+    ("CombinedProof", "message", |p| bump(&mut opened(p).message[0])),
+    ("CombinedProof", "query_nonce", |p| opened(p).query_nonce ^= 1 << 33),
+    ("CombinedProof", "oracles", |p| opened(p).oracles[0].symbols.reverse()),
+    ("CombinedProof", "layers", |p| bump(&mut opened(p).layers[0].symbols[0])),
+    ("GroundRound", "poly", |p| bump(&mut opened(p).folds[2].poly.0[1])),
+    ("GroundRound", "nonce", |p| opened(p).folds[0].nonce ^= 1 << 20),
+    ("TreeOpening", "symbols", |p| opened(p).oracles[1].symbols[0] += M31::from_u32_unchecked(1)),
+    ("TreeOpening", "nodes", |p| opened(p).oracles[1].nodes[0][0] ^= 1),
 ];
 
 /// `(struct, field)` of every proof struct, by reading `pub struct` blocks.
@@ -154,7 +163,7 @@ fn every_column_and_every_claim_is_checked() {
         ("accumulators", |p| &mut p.segments[1].claims.product.accumulators),
         ("claims", |p| &mut p.segments[1].claims.product.claims),
         ("weights", |p| &mut p.segments[1].claims.product.weights),
-        ("values", |p| &mut p.segments[1].opening.values),
+        ("values", |p| &mut opened(p).values),
     ];
     for (name, list) in lists {
         for i in 0..list(&mut honest_proof().clone()).len() {

@@ -8,6 +8,7 @@ use obelysk_model::{IntegerModel, bounds};
 use obelysk_protocol::circuit::descriptor::Encoder;
 use obelysk_protocol::transcript::Blake2s;
 use obelysk_protocol::verifier::aggregate::verify;
+use obelysk_protocol::verifier::mode::Mode;
 use obelysk_protocol::verifier::soundness;
 use obelysk_shard::kernels::reference::Reference;
 use obelysk_shard::registration::{RegisterError, register};
@@ -76,7 +77,7 @@ fn the_toy_s_security_is_what_its_parameters_say() {
     assert!(accepted.security_bits < 32.0, "sixteen queries cannot give more: {}", accepted.security_bits);
     let mut standard = toy().registered.clone();
     standard.security = obelysk_protocol::verifier::registered::SecurityParams::standard(2);
-    assert!(soundness::minimum(&soundness::budget(&standard, &crate::harness::honest().circuits)) >= 100.0);
+    assert!(soundness::minimum(&soundness::budget(&standard, Mode::Forked, &crate::harness::honest().circuits)) >= 100.0);
 }
 
 type Change = fn(&mut Encoder);

@@ -74,9 +74,12 @@ pub struct DemoArgs {
     /// Most tokens to generate.
     #[arg(long, default_value_t = 16)]
     pub max_tokens: usize,
-    /// Node processes.
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=64))]
-    pub nodes: u32,
+    /// Node processes [default: 3]. Other modes than 1 use none.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub nodes: Option<u32>,
+    /// Where weights are bound, see `prove --help`.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=2))]
+    pub mode: u8,
     /// Proof file to write.
     #[arg(long, default_value = "proof.obk")]
     pub out: PathBuf,
@@ -296,6 +299,10 @@ pub struct ProveArgs {
     /// Submit to a running coordinator: the address it printed.
     #[arg(long, value_name = "ADDRESS", conflicts_with = "nodes")]
     pub coordinator: Option<String>,
+    /// Where weights are bound: 1 every segment opens alone, 2 one opening of all (smaller; in this process only),
+    /// 0 as 1, one segment after the other (compatibility; in this process only).
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=2))]
+    pub mode: u8,
     /// Proof file to write.
     #[arg(long)]
     pub out: PathBuf,

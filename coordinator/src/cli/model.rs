@@ -9,7 +9,7 @@ use super::{register, validate};
 use obelysk_node::{ModelFolder, NodeSuite};
 use obelysk_protocol::circuit::segment_count;
 use obelysk_protocol::verifier::aggregate::Statement;
-use obelysk_protocol::verifier::proof::MODE_FORKED;
+use obelysk_protocol::verifier::mode::{MODE_FORKED, Mode};
 use obelysk_protocol::verifier::soundness;
 use obelysk_shard::registration::blank_input;
 use serde_json::{Value, json};
@@ -94,22 +94,26 @@ fn list(out: &Out, home: &Home) -> Result<(), Failure> {
 fn show(out: &Out, model: &ModelFolder, tokens: usize) -> Result<(), Failure> {
     let (r, d) = (&model.registered, &model.registered.descriptor);
     let statement = Statement::new::<NodeSuite>(r, blank_input(d, tokens), MODE_FORKED)?;
-    let budget = soundness::budget(r, &statement.circuits);
+    let budget = soundness::budget(r, Mode::Forked, &statement.circuits);
     let bits = soundness::minimum(&budget);
+    let joint = soundness::joint_budget(r);
+    let forks = soundness::budget(r, Mode::Aggregated, &statement.circuits);
+    let joint_bits = soundness::minimum(&joint).min(soundness::minimum(&forks));
     let report = std::fs::read(model.path.join(FIDELITY_FILE)).ok();
     let fidelity: Option<Value> = report.map(|bytes| serde_json::from_slice(&bytes)).transpose()?;
     let roots: Vec<Option<String>> = r.roots.iter().map(|root| root.as_ref().map(|r| hex(r))).collect();
-    let table: Vec<Value> = budget
-        .iter()
-        .map(|e| json!({ "segment": e.segment, "challenge": e.challenge, "bits": e.bits, "grinding": e.grinding }))
-        .collect();
+    let table = |budget: &[soundness::Entry]| -> Vec<Value> {
+        let row = |e: &soundness::Entry| json!({ "segment": e.segment, "challenge": e.challenge, "bits": e.bits, "grinding": e.grinding });
+        budget.iter().map(row).collect()
+    };
     out.json(&json!({
         "model_id": hex(&model.id), "name": d.name(), "folder": model.path, "manifest": hex(&r.manifest),
         "vocab": d.vocab(), "positions": d.positions(), "width": d.width(), "heads": d.heads(), "head_dim": d.head_dim(),
         "ffn": d.ffn(), "layers": d.layer_count(), "segments": segment_count(d),
         "row_log": d.row_log(), "blowup_log": d.blowup_log(), "tile_logs": [d.tile_k_log(), d.tile_n_log()],
         "queries": r.security.queries, "grinding": { "seed": r.security.g_seed, "fold": r.security.g_fold, "query": r.security.g_query },
-        "roots": roots, "tokens": tokens, "security_bits": bits, "security": table, "fidelity": fidelity,
+        "roots": roots, "tokens": tokens, "security_bits": bits, "security": table(&budget),
+        "joint_security_bits": joint_bits, "joint_security": table(&joint), "fidelity": fidelity,
     }));
     out.heading(&format!("{} ({})", d.name(), model.path.display()));
     out.field("model id", hex(&model.id));
@@ -136,6 +140,8 @@ fn show(out: &Out, model: &ModelFolder, tokens: usize) -> Result<(), Failure> {
     }
     out.heading(&format!("Security at {tokens} tokens: {bits:.1} bits"));
     security_lines(out, &budget);
+    out.heading(&format!("In mode 2, one opening of all segments: {joint_bits:.1} bits"));
+    security_lines(out, &joint);
     match &fidelity {
         Some(report) => fidelity_lines(out, report),
         None => out.line("No fidelity report: the model was registered from integer weights."),

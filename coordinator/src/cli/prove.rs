@@ -16,7 +16,7 @@ use obelysk_node::{ModelFolder, NodeBackend, NodeSuite, usage};
 use obelysk_protocol::circuit::descriptor::{Descriptor, MAX_TOKENS};
 use obelysk_protocol::circuit::segment_count;
 use obelysk_protocol::verifier::aggregate::verify_bytes;
-use obelysk_protocol::verifier::proof::MODE_FORKED;
+use obelysk_protocol::verifier::mode::Mode;
 use obelysk_shard::local;
 use serde::Serialize;
 use std::time::{Duration, Instant};
@@ -51,6 +51,7 @@ pub struct Proved {
 
 /// Runs `prove`.
 pub fn run(out: &Out, home: &Home, args: &ProveArgs) -> Result<(), Failure> {
+    let mode = mode(args.mode, args.nodes > 0 || args.coordinator.is_some())?;
     let model = home.open(&args.model)?;
     let (ids, sequences, refused) = match model.registered.descriptor {
         Descriptor::Encoder(_) if args.chat.chat => {
@@ -65,7 +66,7 @@ pub fn run(out: &Out, home: &Home, args: &ProveArgs) -> Result<(), Failure> {
             (made.ids, made.sequences, made.refused)
         }
     };
-    let spec = JobSpec { model: model.id, mode: MODE_FORKED, ids, sequences };
+    let spec = JobSpec { model: model.id, mode: mode as u8, ids, sequences };
     admit::<NodeSuite>(&model.registered, &spec)?;
     let told = tell(&model, &spec.ids, &spec.sequences);
     let proved = match &args.coordinator {
@@ -77,7 +78,7 @@ pub fn run(out: &Out, home: &Home, args: &ProveArgs) -> Result<(), Failure> {
     out.json(&serde_json::json!({
         "seconds": proved.seconds, "core_seconds": proved.core_seconds, "peak_memory_bytes": proved.peak_memory_bytes,
         "proof_bytes": proved.proof.len(), "nodes": proved.nodes, "phases": proved.phases,
-        "tokens": spec.ids.len(), "model_id": hex(&model.id), "proof": args.out,
+        "mode": spec.mode, "tokens": spec.ids.len(), "model_id": hex(&model.id), "proof": args.out,
         "ids": spec.ids, "sequences": pairs(&spec.sequences), "texts": told, "refused": refused,
     }));
     super::generate::print(out, &told);
@@ -87,9 +88,20 @@ pub fn run(out: &Out, home: &Home, args: &ProveArgs) -> Result<(), Failure> {
     Ok(())
 }
 
+/// The mode with this number; a cluster has work for one mode only, and proving in another one here instead would be a surprise.
+pub fn mode(number: u8, cluster: bool) -> Result<Mode, Failure> {
+    let mode = Mode::of(number).ok_or_else(|| Failure::input(format!("there is no mode {number}: give 0, 1 or 2")))?;
+    if cluster && mode != Mode::Forked {
+        let text = "a cluster proves in mode 1 only: leave --nodes and --coordinator away, or give --mode 1";
+        return Err(Failure::input(format!("mode {number} is proved in one process; {text}")));
+    }
+    Ok(mode)
+}
+
 /// Prints what a proof took.
 pub fn print(out: &Out, spec: &JobSpec, proved: &Proved) {
     out.field("tokens", spec.ids.len());
+    out.field("mode", spec.mode);
     out.field("proof size", size(proved.proof.len() as u64));
     out.field("time", format_args!("{:.2} s wall, {:.2} s processor", proved.seconds, proved.core_seconds));
     out.field("peak memory", size(proved.peak_memory_bytes));
@@ -135,7 +147,9 @@ fn check_ids(model: &ModelFolder, ids: &[u32]) -> Result<(), Failure> {
     })
 }
 
-fn here(out: &Out, model: &ModelFolder, spec: &JobSpec) -> Result<Proved, Failure> {
+/// In this process, in any mode.
+pub fn here(out: &Out, model: &ModelFolder, spec: &JobSpec) -> Result<Proved, Failure> {
+    let mode = mode(spec.mode, false)?;
     let spinner = out.spinner("loading weights");
     let loaded = model.load::<NodeSuite, NodeBackend>();
     spinner.finish_and_clear();
@@ -147,7 +161,7 @@ fn here(out: &Out, model: &ModelFolder, spec: &JobSpec) -> Result<Proved, Failur
         bar.set_message(phase);
         bar.inc(1);
     };
-    let outcome = local::prove_with(&NodeBackend::default(), &loaded, &spec.input(), &progress);
+    let outcome = local::prove_in(&NodeBackend::default(), &loaded, (&spec.input(), mode), &progress);
     bar.finish_and_clear();
     let (proof, phases) = outcome?;
     let bytes = proof.write();

@@ -104,6 +104,7 @@ pub fn embedding(model: &ModelFolder, accepted: &Accepted) -> Option<Vec<f32>> {
 /// Prints what an accepted proof says.
 pub fn print(out: &Out, model: &ModelFolder, accepted: &Accepted, (bytes, seconds): (usize, f64)) {
     out.field("security", format_args!("{:.1} bits", accepted.security_bits));
+    out.field("mode", accepted.mode as u8);
     out.field("model id", hex(&model.id));
     out.field("tokens", format_args!("{} {:?}", accepted.ids.len(), accepted.ids));
     if let Some(vector) = embedding(model, accepted) {

@@ -3,11 +3,18 @@
 //! The seam between the cluster's facts and the way they are kept. The facts ([`Machine`]) are a pure function of the log; a [`Consensus`]
 //! knows nothing of jobs or nodes. Entries are opaque bytes.
 
+mod memory;
+mod solo;
+pub mod raft;
+
 use std::fmt::Debug;
 use std::future::Future;
 use std::pin::Pin;
 
 use tokio::sync::watch;
+
+pub use memory::Memory;
+pub use solo::{Solo, SoloError};
 
 /// Largest entry: the documents of [`identity`](crate::identity) at their bounds fit; blobs never go through the log.
 pub const MAX_ENTRY_BYTES: usize = 16 << 20;

@@ -16,6 +16,13 @@ pub(super) struct Record {
     pub(super) output: BlobRef,
 }
 
+impl Record {
+    /// Whether the result, or what it is judged against, is this blob.
+    pub(super) fn uses(&self, blob: BlobRef) -> bool {
+        self.output == blob || self.needs.extra == blob || self.needs.inputs.iter().chain(&self.needs.against).any(|b| *b == blob)
+    }
+}
+
 /// A result at the checker.
 #[derive(Debug, Clone)]
 pub(super) struct Candidate {
@@ -220,6 +227,13 @@ impl Job {
         phase.last_ms = now_ms;
         phase.core_us = phase.core_us.saturating_add(candidate.core_us);
         self.peak_bytes = self.peak_bytes.max(candidate.peak_bytes);
+    }
+
+    /// As [`Job::spent`], under an earlier leader; its clock is not ours, so no time passes.
+    pub(super) fn spent_before(&mut self, kind: WorkKind, core_us: u64, peak_bytes: u64) {
+        let phase = self.phases.entry(kind).or_default();
+        phase.core_us = phase.core_us.saturating_add(core_us);
+        self.peak_bytes = self.peak_bytes.max(peak_bytes);
     }
 
     pub(super) fn report(&self) -> Report {

@@ -5,20 +5,26 @@
 //! earlier result's author did. The referee's word needs no second. When nobody is left to ask, one of the two is set aside for this job and the
 //! other redoes both, so that its next lie is its own: a proof cannot be made for a wrong computation.
 
-use std::collections::BTreeSet;
-
 use obelysk_node::engine::{Verdict, WorkKind};
 
 use super::job::{Candidate, Doubt, Job};
 use super::outcome::{JobEvent, JobFailure};
 use super::types::{Effect, JobId, NodeId, Work};
-use super::{MAX_TIES, Member, Presence, State};
+use super::{Fact, MAX_TIES, Member, Presence, State, tell};
 
 impl State {
     pub(super) fn judged(&mut self, id: JobId, work: Work, epoch: u64, verdict: Verdict, out: &mut Vec<Effect>) {
         let Some(job) = self.jobs.get_mut(&id) else { return };
         let Some(item) = job.items.get_mut(&work) else { return };
         let Some(candidate) = item.checking.take_if(|c| c.epoch == epoch) else { return };
+        let node = candidate.record.node;
+        self.weigh(id, work, candidate, verdict, out);
+        // Last: what follows from the verdict is recorded before the node forgets the result.
+        out.push(Effect::Ack { node, epoch });
+    }
+
+    fn weigh(&mut self, id: JobId, work: Work, candidate: Candidate, verdict: Verdict, out: &mut Vec<Effect>) {
+        let Some(job) = self.jobs.get(&id) else { return };
         let node = candidate.record.node;
         let quarantined = self.members.get(&node).is_some_and(|m| m.presence == Presence::Quarantined);
         // Judged against results that were taken back since, or made by a liar: as if it had never come.
@@ -48,12 +54,14 @@ impl State {
         let Some(job) = self.jobs.get_mut(&id) else { return };
         job.spent(work.kind, now, &candidate);
         let Some(item) = job.items.get_mut(&work) else { return };
-        let node = candidate.record.node;
-        item.accepted = Some(candidate.record);
+        let Candidate { record, core_us, peak_bytes, .. } = candidate;
+        let (node, needs, output) = (record.node, record.needs.clone(), record.output);
+        item.accepted = Some(record);
         let (slower, doubt) = (item.lease.take(), item.doubt.take());
         let (done, total) = (job.count(work.kind), job.segments);
-        out.push(Effect::Notify { job: id, event: JobEvent::Accepted { work, node, done, total } });
-        out.extend(job.drop_stale().into_iter().map(|event| Effect::Notify { job: id, event }));
+        out.push(Effect::Record(Fact::Accepted { job: id, work, node, needs, output, core_us, peak_bytes }));
+        tell(id, JobEvent::Accepted { work, node, done, total }, out);
+        job.drop_stale().into_iter().for_each(|event| tell(id, event, out));
         if let Some(lease) = slower.and_then(|epoch| self.leases.remove(&epoch).map(|lease| (epoch, lease.node))) {
             out.push(Effect::Revoke { node: lease.1, epoch: lease.0 });
         }
@@ -92,11 +100,11 @@ impl State {
         } else if known_liar {
             item.doubt = None;
             let event = job.retract(parent, "its author was quarantined");
-            out.extend(event.map(|event| Effect::Notify { job: id, event }));
+            event.into_iter().for_each(|event| tell(id, event, out));
         } else if node == NodeId::REFEREE || second {
             item.doubt = None;
             let event = job.retract(parent, "two others contradict it");
-            out.extend(event.map(|event| Effect::Notify { job: id, event }));
+            event.into_iter().for_each(|event| tell(id, event, out));
             self.quarantine(author, format!("{parent} of job {id}: {node} finds at {work}: {reason}"), out);
         } else {
             item.doubt = needs.map(|needs| Doubt { reporter: node, reason: reason.clone(), needs });
@@ -125,7 +133,7 @@ impl State {
                 job.benched.extend(author);
                 let reason = "it was contradicted and nobody else could decide";
                 let event = parent.and_then(|parent| job.retract(parent, reason));
-                out.extend(event.map(|event| Effect::Notify { job: id, event }));
+                event.into_iter().for_each(|event| tell(id, event, out));
             }
         }
     }
@@ -141,13 +149,13 @@ impl State {
             return;
         }
         // Remembered even when it has left, so that it cannot come back.
-        let absent = Member { models: BTreeSet::new(), cores: 1, presence: Presence::Quarantined, running: None };
-        self.members.entry(node).or_insert(absent).presence = Presence::Quarantined;
+        self.members.entry(node).or_insert(Member::absent_and_out()).presence = Presence::Quarantined;
+        out.push(Effect::Record(Fact::Quarantined { node, reason: reason.clone() }));
         self.drop_leases(node, None, out);
         for (id, job) in &mut self.jobs {
             let event = JobEvent::Quarantined { node, reason: reason.clone() };
             out.push(Effect::Notify { job: *id, event });
-            out.extend(job.distrust(node).into_iter().map(|event| Effect::Notify { job: *id, event }));
+            job.distrust(node).into_iter().for_each(|event| tell(*id, event, out));
             for item in job.items.values_mut() {
                 item.doubt.take_if(|doubt| doubt.reporter == node);
             }

@@ -4,9 +4,11 @@
 //! back ([`JobEvent::Redo`]); a result counts only for the inputs it was computed from; a node is quarantined only for
 //! a result that arrived whole and is wrong. Forward results are believed until a commit contradicts them.
 
+mod fact;
 mod job;
 mod judge;
 mod outcome;
+mod restore;
 mod schedule;
 mod types;
 
@@ -15,8 +17,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use obelysk_node::engine::WorkKind;
 use obelysk_protocol::wire::{BlobRef, PERMILLE};
 
+pub use fact::Fact;
 use job::{Candidate, Job, Record};
 pub use outcome::{JobEvent, JobFailure, Report};
+pub use restore::MAX_TERM;
 pub use types::{Effect, Input, JobId, Needs, NodeId, Policy, Work};
 
 /// An item that took down this many distinct nodes fails its job: two may be coincidence, and the fleet must survive.
@@ -62,11 +66,18 @@ pub struct State {
     policy: Policy,
     now_ms: u64,
     next_epoch: u64,
+    /// Epochs below this were given by earlier leaders.
+    term_epoch: u64,
+    next_number: u64,
     members: BTreeMap<NodeId, Member>,
     leases: BTreeMap<u64, Lease>,
     jobs: BTreeMap<JobId, Job>,
     /// Jobs by arrival: the first is served first.
     queue: Vec<JobId>,
+    /// Jobs that ended and are still known: they are not opened again.
+    ended: BTreeSet<JobId>,
+    /// Nothing was taken yet since this brain was restored.
+    unswept: bool,
 }
 
 impl State {
@@ -77,10 +88,14 @@ impl State {
             policy,
             now_ms: 0,
             next_epoch: 1,
+            term_epoch: 0,
+            next_number: 1,
             members: BTreeMap::new(),
             leases: BTreeMap::new(),
             jobs: BTreeMap::new(),
             queue: Vec::new(),
+            ended: BTreeSet::new(),
+            unswept: false,
         }
     }
 
@@ -89,6 +104,7 @@ impl State {
     pub fn apply(&mut self, now_ms: u64, input: Input) -> Vec<Effect> {
         self.now_ms = self.now_ms.max(now_ms);
         let mut out = Vec::new();
+        self.sweep(&mut out);
         match input {
             Input::Tick => self.tick(&mut out),
             Input::NodeJoined { node, models, cores, held } => self.joined(node, models, cores, &held, &mut out),
@@ -104,12 +120,15 @@ impl State {
             Input::CheckerFailed { job, reason } => self.fail(job, JobFailure::Pieces(reason), &mut out),
             Input::ChallengeDerived { job, commits, result } => self.challenged(job, commits, result, &mut out),
             Input::Finished { job, result } => self.finished(job, result, &mut out),
-            Input::JobSubmitted { job, model, spec, segments } => {
-                if self.jobs.len() >= MAX_JOBS {
-                    out.push(Effect::FailJob { job, failure: JobFailure::TooMany(MAX_JOBS) });
-                } else if !self.jobs.contains_key(&job) && segments > 0 {
-                    self.jobs.insert(job, Job::new(model, spec, segments));
-                    self.queue.push(job);
+            Input::NodeHolds { node, epoch, job, work, inputs, extra } => {
+                self.held(node, epoch, (job, work, &inputs, extra), &mut out);
+            }
+            Input::BlobLost { blob } => self.blob_lost(blob, &mut out),
+            Input::JobSubmitted { job, model, spec, segments } => self.submitted(job, model, spec, segments, &mut out),
+            Input::Forget { job } => {
+                if self.ended.remove(&job) {
+                    out.push(Effect::Record(Fact::Forgotten { job }));
+                    out.push(Effect::Forgotten { job });
                 }
             }
             Input::Cancel { job } => self.fail(job, JobFailure::Cancelled, &mut out),
@@ -123,6 +142,21 @@ impl State {
     #[must_use]
     pub fn jobs(&self) -> usize {
         self.jobs.len()
+    }
+
+    fn submitted(&mut self, job: JobId, model: [u8; 32], spec: BlobRef, segments: u32, out: &mut Vec<Effect>) {
+        if !self.jobs.contains_key(&job) && !self.ended.contains(&job) {
+            if self.jobs.len() >= MAX_JOBS || segments == 0 {
+                out.push(Effect::FailJob { job, failure: JobFailure::TooMany(MAX_JOBS) });
+                return;
+            }
+            let number = self.next_number;
+            self.next_number += 1;
+            self.jobs.insert(job, Job::new(model, spec, segments));
+            self.queue.push(job);
+            out.push(Effect::Record(Fact::JobOpened { job, number, model, spec, segments }));
+        }
+        out.push(Effect::Opened { job });
     }
 
     fn tick(&mut self, out: &mut Vec<Effect>) {
@@ -156,10 +190,9 @@ impl State {
                 self.reclaim(lease.job, lease.work, epoch, node, None, out);
             }
         }
-        for epoch in held.iter().filter(|epoch| !self.leases.contains_key(epoch)) {
-            out.push(Effect::Revoke { node, epoch: *epoch });
-        }
-        let running = held.iter().copied().find(|epoch| self.leases.get(epoch).is_some_and(|l| l.node == node));
+        // Its device is busy with the latest of what it holds, or soon delivers it. What that is about it says next.
+        let earlier = |epoch: &u64| *epoch < self.term_epoch || self.leases.get(epoch).is_some_and(|l| l.node == node);
+        let running = held.iter().rev().copied().find(earlier);
         self.members.insert(node, Member { models, cores: cores.max(1), presence: Presence::Here, running });
     }
 
@@ -228,8 +261,7 @@ impl State {
     }
 
     /// Takes a lease out of the table because its node reported, whatever it reported.
-    fn settle(&mut self, node: NodeId, epoch: u64, out: &mut Vec<Effect>) -> Option<Lease> {
-        out.push(Effect::Ack { node, epoch });
+    fn settle(&mut self, node: NodeId, epoch: u64) -> Option<Lease> {
         let member = self.members.get_mut(&node)?;
         if member.running == Some(epoch) {
             member.running = None;
@@ -245,26 +277,35 @@ impl State {
     }
 
     fn work_done(&mut self, node: NodeId, epoch: u64, result: (BlobRef, u64, u64), out: &mut Vec<Effect>) {
-        let Some(lease) = self.settle(node, epoch, out) else { return };
-        let (output, core_us, peak_bytes) = result;
-        let Some(job) = self.jobs.get_mut(&lease.job) else { return };
-        // Computed from results that were taken back since: neither right nor wrong.
-        if job.needs(lease.work).as_ref() != Some(&lease.needs) {
+        // Said twice: the answer follows the verdict.
+        if self.at_checker(node, epoch) {
             return;
+        }
+        let judged = self.settle(node, epoch).and_then(|lease| self.candidate(lease, epoch, result));
+        out.push(judged.unwrap_or(Effect::Ack { node, epoch }));
+    }
+
+    /// Sends a result to the checker, if it is wanted. It is acknowledged when it was judged: until then only its node has it for certain.
+    fn candidate(&mut self, lease: Lease, epoch: u64, (output, core_us, peak_bytes): (BlobRef, u64, u64)) -> Option<Effect> {
+        let Lease { job: id, work, node, needs, .. } = lease;
+        let job = self.jobs.get_mut(&id)?;
+        // Computed from results that were taken back since: neither right nor wrong.
+        if job.needs(work).as_ref() != Some(&needs) {
+            return None;
         }
         let spec = job.spec;
-        let Some(item) = job.items.get_mut(&lease.work) else { return };
-        if item.accepted.is_some() || item.checking.is_some() {
-            return;
-        }
-        let Lease { job, work, needs, .. } = lease;
+        let item = job.items.get_mut(&work).filter(|item| item.accepted.is_none() && item.checking.is_none())?;
         let record = Record { node, needs: needs.clone(), output };
         item.checking = Some(Candidate { epoch, record, core_us, peak_bytes });
-        out.push(Effect::Check { job, work, epoch, spec, needs, output });
+        Some(Effect::Check { job: id, work, epoch, spec, needs, output })
     }
 
     fn work_failed(&mut self, node: NodeId, epoch: u64, disagrees: bool, reason: String, out: &mut Vec<Effect>) {
-        let Some(lease) = self.settle(node, epoch, out) else { return };
+        if self.at_checker(node, epoch) {
+            return;
+        }
+        out.push(Effect::Ack { node, epoch });
+        let Some(lease) = self.settle(node, epoch) else { return };
         let (now, pause) = (self.now_ms, self.policy.retry_pause_ms);
         let Some(job) = self.jobs.get_mut(&lease.job) else { return };
         if job.needs(lease.work).as_ref() != Some(&lease.needs) {
@@ -301,10 +342,10 @@ impl State {
         job.deriving = None;
         match result {
             Ok(extra) => {
-                job.challenge = Some(job::Challenge { commits, extra });
-                out.push(Effect::Notify { job: id, event: JobEvent::Challenged });
-                let events = job.drop_stale();
-                out.extend(events.into_iter().map(|event| Effect::Notify { job: id, event }));
+                job.challenge = Some(job::Challenge { commits: commits.clone(), extra });
+                out.push(Effect::Record(Fact::Challenged { job: id, commits, extra }));
+                tell(id, JobEvent::Challenged, out);
+                job.drop_stale().into_iter().for_each(|event| tell(id, event, out));
             }
             Err(reason) => self.fail(id, JobFailure::Pieces(reason), out),
         }
@@ -314,8 +355,10 @@ impl State {
         let Some(job) = self.jobs.get(&id).filter(|job| job.finishing) else { return };
         match result {
             Ok(proof) => {
-                out.push(Effect::Publish { job: id, proof, report: job.report() });
-                self.forget(id, out);
+                let report = job.report();
+                out.push(Effect::Record(Fact::Published { job: id, proof, report: report.clone() }));
+                self.close(id, out);
+                out.push(Effect::Publish { job: id, proof, report });
             }
             Err(reason) => self.fail(id, JobFailure::Pieces(reason), out),
         }
@@ -323,13 +366,18 @@ impl State {
 
     fn fail(&mut self, job: JobId, failure: JobFailure, out: &mut Vec<Effect>) {
         if self.jobs.contains_key(&job) {
-            self.forget(job, out);
+            out.push(Effect::Record(Fact::Failed { job, reason: failure.to_string() }));
+            self.close(job, out);
             out.push(Effect::FailJob { job, failure });
         }
     }
 
-    fn forget(&mut self, id: JobId, out: &mut Vec<Effect>) {
-        self.jobs.remove(&id);
+    fn close(&mut self, id: JobId, out: &mut Vec<Effect>) {
+        self.ended.insert(id);
+        for candidate in self.jobs.remove(&id).into_iter().flat_map(|job| job.items.into_values()).filter_map(|i| i.checking) {
+            // Its verdict comes too late to be heard.
+            out.push(Effect::Ack { node: candidate.record.node, epoch: candidate.epoch });
+        }
         self.queue.retain(|job| *job != id);
         let mine = |lease: &Lease| lease.job == id;
         out.extend(self.leases.iter().filter(|(_, l)| mine(l)).map(|(epoch, l)| Effect::Revoke { node: l.node, epoch: *epoch }));
@@ -358,4 +406,12 @@ impl State {
             }
         }
     }
+}
+
+/// Tells of an event, and records it where it changes a fact.
+fn tell(job: JobId, event: JobEvent, out: &mut Vec<Effect>) {
+    if let JobEvent::Redo { work, .. } = &event {
+        out.push(Effect::Record(Fact::Retracted { job, work: *work }));
+    }
+    out.push(Effect::Notify { job, event });
 }

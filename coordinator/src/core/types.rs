@@ -6,6 +6,7 @@ use std::fmt;
 use obelysk_node::engine::{Verdict, WorkKind};
 use obelysk_protocol::wire::BlobRef;
 
+use super::fact::Fact;
 use super::outcome::{JobEvent, JobFailure, Report};
 
 /// A node, numbered by the server; 0 is the coordinator's own referee.
@@ -185,9 +186,9 @@ pub enum Input {
         /// The proof, or why there is none.
         result: Result<BlobRef, String>,
     },
-    /// A job to do.
+    /// A job to do, or one submitted before: a job is opened once.
     JobSubmitted {
-        /// The job; not in use.
+        /// The job.
         job: JobId,
         /// The model.
         model: [u8; 32],
@@ -195,6 +196,31 @@ pub enum Input {
         spec: BlobRef,
         /// Its number of segments, at least 1.
         segments: u32,
+    },
+    /// A node says what a lease is about that it holds from before it connected.
+    NodeHolds {
+        /// Who says so.
+        node: NodeId,
+        /// The lease.
+        epoch: u64,
+        /// The job.
+        job: JobId,
+        /// The item.
+        work: Work,
+        /// The engine's inputs it works from.
+        inputs: Vec<BlobRef>,
+        /// Public bytes it works from.
+        extra: BlobRef,
+    },
+    /// The bytes of a blob are gone from the store.
+    BlobLost {
+        /// The blob.
+        blob: BlobRef,
+    },
+    /// The end of this job need not be kept any longer.
+    Forget {
+        /// The job; one that has ended.
+        job: JobId,
     },
     /// Nobody wants this job any more.
     Cancel {
@@ -223,12 +249,33 @@ pub enum Effect {
         /// Inputs and public bytes.
         needs: Needs,
     },
-    /// Tell the node that its result was taken, wanted or not.
+    /// Tell the node that its result was judged or is not wanted: it may forget it.
     Ack {
         /// The node.
         node: NodeId,
         /// The lease.
         epoch: u64,
+    },
+    /// This must be agreed before anything after it is done.
+    Record(Fact),
+    /// Tell whoever submitted it that the job stands, whether it is in progress or has ended.
+    Opened {
+        /// The job.
+        job: JobId,
+    },
+    /// Tell the node that what it holds under this lease is still wanted.
+    Resume {
+        /// The node.
+        node: NodeId,
+        /// The lease.
+        epoch: u64,
+        /// The job.
+        job: JobId,
+    },
+    /// The end of this job is kept no longer.
+    Forgotten {
+        /// The job.
+        job: JobId,
     },
     /// Tell the node that this lease is over.
     Revoke {

@@ -11,6 +11,8 @@ use std::sync::{Mutex, PoisonError};
 use obelysk_node::identity::{FolderLock, IdentityError, read_private, write_private};
 use zeroize::Zeroizing;
 
+use crate::consensus::ProposeError;
+
 /// What is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Document {
@@ -22,12 +24,18 @@ pub enum Document {
 
 /// Why state cannot be kept or read.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error(transparent)]
-pub struct StorageError(#[from] IdentityError);
+pub enum StorageError {
+    /// A file.
+    #[error(transparent)]
+    File(#[from] IdentityError),
+    /// The log.
+    #[error(transparent)]
+    Log(#[from] ProposeError),
+}
 
 /// Keeps documents. A write that returned is safe from a loss of power, and is all there or not at all.
 ///
-/// The seam for the replicated log: there, a write returns when a majority has it.
+/// With the replicated log behind it, a write returns when a majority has it.
 pub trait Storage: Debug + Send + Sync {
     /// The document as last written.
     ///

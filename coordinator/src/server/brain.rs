@@ -1,26 +1,41 @@
-//! The task that owns the [`State`]: feeds it inputs one at a time, carries out its effects. It waits for nobody.
+//! The task that owns the [`State`]: feeds it inputs one at a time and carries out its effects when the facts they rest on are
+//! agreed. It waits for nobody.
 
+mod judge;
 mod membership;
+mod output;
 
 use std::collections::BTreeMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use obelysk_node::engine::{Checker, Engine, Pieces, Verdict, WorkKind, WorkRequest};
-use obelysk_node::identity::NodeKeyId;
-use obelysk_protocol::wire::{Assign, BlobRef, Cancel, Goodbye, Message, NodeState, ResultAck};
+use obelysk_node::engine::{Checker, Engine};
+use obelysk_node::identity::{NodeKeyId, unix_now};
+use obelysk_protocol::wire::{BlobRef, Goodbye, MAX_TEXT_BYTES, Message, NodeState, Refused};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
-use super::progress::{JobEnd, Watcher};
+use super::lead::Parts;
+use super::progress::Watcher;
 use super::store::Store;
-use crate::core::{Effect, Input, JobId, Needs, NodeId, State, Work};
-use membership::{Known, name_of};
+use super::{Facts, clip};
+use crate::consensus::{Consensus, Role};
+use crate::core::{Input, JobId, NodeId, State};
+use crate::ledger::{Roster, SharedLedger};
+use membership::Known;
+use output::Output;
 
 /// Commands waiting for the brain: beyond, sessions wait, which is back-pressure on their peers.
 pub(super) const MAX_COMMANDS: usize = 1024;
 /// How often time is looked at: well below any sensible lease.
 const TICK: Duration = Duration::from_millis(50);
+/// Watchers of one job: its client, and those it was before its connections broke.
+const MAX_WATCHERS: usize = 16;
+/// Ended jobs whose proof can still be fetched.
+const KEEP_ENDED: usize = 256;
+/// How long: a client that was cut off has a week.
+const KEEP_ENDED_S: u64 = 7 * 86_400;
+/// How often it is asked which ends are old.
+const SWEEP: Duration = Duration::from_secs(10);
 
 /// How to reach a node's session.
 #[derive(Debug, Clone)]
@@ -55,6 +70,8 @@ pub(super) enum Command {
         spec: BlobRef,
         segments: u32,
         watcher: Watcher,
+        /// Told when the job is sure to be done, or was.
+        opened: oneshot::Sender<()>,
     },
     /// This node shall finish and leave; the answer is whether it is connected.
     Drain {
@@ -70,7 +87,15 @@ pub(super) enum Command {
     Census {
         answer: oneshot::Sender<BTreeMap<NodeKeyId, (NodeState, String)>>,
     },
-    Stop,
+}
+
+/// How a brain's time ended.
+#[derive(Debug)]
+pub(super) enum Ended {
+    /// It was told to stop.
+    Stopped,
+    /// It leads no more, for this reason.
+    Lost(String),
 }
 
 pub(super) struct Brain {
@@ -81,55 +106,118 @@ pub(super) struct Brain {
     referee: Option<Arc<dyn Engine>>,
     permits: Arc<Semaphore>,
     commands: mpsc::Sender<Command>,
-    identities: BTreeMap<NodeKeyId, NodeId>,
+    ledger: SharedLedger,
+    consensus: Arc<dyn Consensus>,
+    outlive: bool,
+    term: u64,
+    roster: Roster,
+    output: Output,
     nodes: BTreeMap<NodeId, Known>,
-    watchers: BTreeMap<JobId, Watcher>,
-    count: watch::Sender<usize>,
+    watchers: BTreeMap<JobId, Vec<Watcher>>,
+    submitting: BTreeMap<JobId, Vec<oneshot::Sender<()>>>,
+    swept_at: Option<Instant>,
+    count: Arc<watch::Sender<usize>>,
 }
 
 impl Brain {
-    pub(super) fn new(
-        config: &super::CoordinatorConfig,
-        store: Store,
-        engines: (Arc<dyn Checker>, Option<Arc<dyn Engine>>),
-        commands: mpsc::Sender<Command>,
-        count: watch::Sender<usize>,
-    ) -> Self {
-        let (checker, referee) = engines;
+    /// The brain of the leader of this term.
+    pub(super) fn restore(parts: Parts, term: u64, commands: mpsc::Sender<Command>) -> Self {
+        let Parts { policy, store, checker, referee, permits, facts: Facts { ledger, consensus, outlive, .. }, count } = parts;
+        let facts = ledger.lock();
+        let roster = Roster::of(&facts);
+        let state = State::restore(policy, &facts, &roster, term);
+        let out = facts.quarantined().filter_map(|(key, reason)| Some((roster.number(key)?, Known::out(reason))));
+        let nodes = out.collect();
+        drop(facts);
         Self {
-            state: State::new(config.policy()),
+            state,
             started: Instant::now(),
             store,
             checker,
             referee,
-            permits: Arc::new(Semaphore::new(config.check_threads())),
+            permits,
             commands,
-            identities: BTreeMap::new(),
-            nodes: BTreeMap::new(),
+            ledger,
+            consensus,
+            outlive,
+            term,
+            roster,
+            output: Output::default(),
+            nodes,
             watchers: BTreeMap::new(),
+            submitting: BTreeMap::new(),
+            swept_at: None,
             count,
         }
     }
 
-    pub(super) async fn run(mut self, mut inbox: mpsc::Receiver<Command>) {
+    pub(super) async fn run(
+        mut self,
+        mut inbox: mpsc::Receiver<Command>,
+        role: &mut watch::Receiver<Role>,
+        stop: &mut watch::Receiver<bool>,
+    ) -> Ended {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
         if let Some(referee) = self.referee.clone() {
             let models = referee.models().into_iter().collect();
             self.feed(Input::NodeJoined { node: NodeId::REFEREE, models, cores: 1, held: std::collections::BTreeSet::new() });
         }
-        loop {
+        let mine = Role::Leader { term: self.term };
+        let ended = loop {
+            let room = !self.output.is_full();
             tokio::select! {
-                _ = tick.tick() => self.feed(Input::Tick),
-                command = inbox.recv() => match command {
-                    None | Some(Command::Stop) => break,
+                agreed = self.output.agreed() => match agreed {
+                    Ok(()) => self.release(),
+                    Err(error) => break Ended::Lost(error.to_string()),
+                },
+                _ = role.wait_for(|role| *role != mine) => break Ended::Lost("this coordinator does not lead any more".to_owned()),
+                _ = stop.wait_for(|stop| *stop) => break Ended::Stopped,
+                _ = tick.tick(), if room => self.tick(),
+                command = inbox.recv(), if room => match command {
+                    None => break Ended::Stopped,
                     Some(command) => self.command(command),
                 },
             }
-        }
-        let reason = "the coordinator stops".to_owned();
+        };
+        self.dismiss(&ended);
+        ended
+    }
+
+    /// Last words to the nodes: that it is over, or that they shall come back.
+    fn dismiss(&mut self, ended: &Ended) {
+        let words = match ended {
+            Ended::Stopped if !self.outlive => Message::Goodbye(Goodbye { reason: "the coordinator stops".to_owned() }),
+            Ended::Stopped => Message::Refused(Refused { retry: true, reason: "the coordinator is restarted".to_owned() }),
+            Ended::Lost(reason) => Message::Refused(Refused { retry: true, reason: clip(reason.clone(), MAX_TEXT_BYTES) }),
+        };
         for node in self.nodes.values().filter_map(|known| known.outbox.as_ref()) {
-            let _ = node.messages.try_send(Message::Goodbye(Goodbye { reason: reason.clone() }));
+            let _ = node.messages.try_send(words.clone());
+        }
+        self.count.send_replace(0);
+    }
+
+    fn tick(&mut self) {
+        for blob in self.store.take_lost() {
+            self.feed(Input::BlobLost { blob });
+        }
+        self.forget_old();
+        self.feed(Input::Tick);
+    }
+
+    /// Has the ends of old jobs forgotten: beyond a number, and beyond an age.
+    fn forget_old(&mut self) {
+        if self.swept_at.is_some_and(|at| at.elapsed() < SWEEP) {
+            return;
+        }
+        self.swept_at = Some(Instant::now());
+        let mut ended: Vec<(u64, u64, JobId)> =
+            self.ledger.lock().ended_jobs().map(|(id, job)| (job.ended_unix_s, job.number, id)).collect();
+        ended.sort_unstable();
+        let (above, now) = (ended.len().saturating_sub(KEEP_ENDED), unix_now());
+        let old = |(i, (at, _, job)): (usize, (u64, u64, JobId))| (i < above || at + KEEP_ENDED_S < now).then_some(job);
+        for job in ended.into_iter().enumerate().filter_map(old).collect::<Vec<_>>() {
+            self.feed(Input::Forget { job });
         }
     }
 
@@ -158,195 +246,17 @@ impl Brain {
                     self.feed(if clean { Input::NodeLeft { node } } else { Input::NodeAway { node } });
                 }
             }
-            Command::Submit { job, model, spec, segments, watcher } => {
-                self.watchers.insert(job, watcher);
+            Command::Submit { job, model, spec, segments, watcher, opened } => {
+                let watchers = self.watchers.entry(job).or_default();
+                watchers.retain(|watcher| !watcher.is_gone());
+                if watchers.len() < MAX_WATCHERS {
+                    watchers.push(watcher);
+                    self.submitting.entry(job).or_default().push(opened);
+                }
                 self.feed(Input::JobSubmitted { job, model, spec, segments });
             }
-            Command::Stop => {}
         }
         let here = self.nodes.values().filter(|known| known.outbox.is_some()).count();
         self.count.send_if_modified(|count| std::mem::replace(count, here) != here);
     }
-
-    fn feed(&mut self, input: Input) {
-        let now_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        for effect in self.state.apply(now_ms, input) {
-            self.carry_out(effect);
-        }
-    }
-
-    fn carry_out(&mut self, effect: Effect) {
-        match effect {
-            Effect::Assign { node, epoch, job, model, work, spec, needs } => {
-                self.store.lease(epoch, node, job);
-                let assignment = Assignment { epoch, job, model, work, spec, needs };
-                if node == NodeId::REFEREE { self.ask_referee(assignment) } else { self.send(node, assignment.message()) }
-            }
-            Effect::Ack { node, epoch } => {
-                self.store.end_lease(epoch);
-                self.send(node, Message::ResultAck(ResultAck { epoch }));
-            }
-            Effect::Revoke { node, epoch } => {
-                self.store.end_lease(epoch);
-                self.send(node, Message::Cancel(Cancel { epoch }));
-            }
-            Effect::Check { job, work, epoch, spec, needs, output } => self.check(job, work, epoch, (spec, needs, output)),
-            Effect::DeriveChallenge { job, spec, commits } => self.derive(job, spec, commits),
-            Effect::Finish { job, spec, commits, challenge, proves, opens } => {
-                self.finish(job, spec, (commits, challenge, proves, opens));
-            }
-            Effect::Quarantine { node, reason } => self.quarantine(node, &reason),
-            Effect::Notify { job, event } => {
-                tracing::info!(%job, ?event, "job");
-                if let Some(watcher) = self.watchers.get_mut(&job) {
-                    let names = |node: NodeId| name_of(&self.nodes, node);
-                    watcher.notify(&event, &names);
-                }
-            }
-            Effect::Publish { job, proof, report } => {
-                let nodes = report.nodes.iter().map(|node| name_of(&self.nodes, *node)).collect();
-                let bytes = self.store.get(proof);
-                self.end(
-                    job,
-                    bytes.map(|proof| JobEnd { proof, report, nodes }).ok_or("the proof was lost from the store".into()),
-                );
-            }
-            Effect::FailJob { job, failure } => self.end(job, Err(failure.to_string())),
-        }
-    }
-
-    fn end(&mut self, job: JobId, outcome: Result<JobEnd, String>) {
-        self.store.release(job);
-        if let Some(watcher) = self.watchers.remove(&job) {
-            watcher.end(job, outcome);
-        }
-    }
-
-    /// A session that does not keep up is dropped; its node comes back and resumes.
-    fn send(&mut self, node: NodeId, message: Message) {
-        let Some(known) = self.nodes.get_mut(&node) else { return };
-        if let Some(outbox) = &known.outbox
-            && outbox.messages.try_send(message).is_err()
-        {
-            let session = outbox.session;
-            known.outbox = None;
-            tracing::warn!(%node, session, "session does not keep up; dropped");
-            let commands = self.commands.clone();
-            tokio::spawn(async move { commands.send(Command::Core(Input::NodeAway { node })).await });
-        }
-    }
-
-    /// Runs a judgement on a blocking thread, a bounded number at a time. A panic there fails the job and nothing else.
-    fn judge(&self, job: JobId, work: impl FnOnce(&Store, &dyn Checker) -> Result<Input, String> + Send + 'static) {
-        let (store, checker, permits) = (self.store.clone(), self.checker.clone(), self.permits.clone());
-        let commands = self.commands.clone();
-        tokio::spawn(async move {
-            let Ok(_permit) = permits.acquire_owned().await else { return };
-            let guarded = move || catch_unwind(AssertUnwindSafe(|| work(&store, checker.as_ref())));
-            let panicked = || "the coordinator's checker panicked; report this with its log".to_owned();
-            let outcome = match tokio::task::spawn_blocking(guarded).await {
-                Ok(Ok(outcome)) => outcome,
-                Ok(Err(_)) | Err(_) => Err(panicked()),
-            };
-            let input = outcome.unwrap_or_else(|reason| Input::CheckerFailed { job, reason });
-            let _ = commands.send(Command::Core(input)).await;
-        });
-    }
-
-    fn check(&self, job: JobId, work: Work, epoch: u64, about: (BlobRef, Needs, BlobRef)) {
-        let (spec, needs, output) = about;
-        self.judge(job, move |store, checker| {
-            let blobs = load(store, needs.inputs.iter().chain(&needs.against))?;
-            let inputs: Vec<&[u8]> = blobs.iter().map(|b| b.as_slice()).collect();
-            let [spec, extra, output] = [spec, needs.extra, output].map(|blob| load_one(store, blob));
-            let (spec, extra, output) = (spec?, extra?, output?);
-            let verdict = checker.check(&spec, work.kind, work.segment, &inputs, &extra, &output);
-            if verdict != Verdict::Accept {
-                tracing::warn!(%job, %work, ?verdict, "result not accepted");
-            }
-            Ok(Input::CheckResult { job, work, epoch, verdict })
-        });
-    }
-
-    fn derive(&self, job: JobId, spec: BlobRef, commits: Vec<BlobRef>) {
-        self.judge(job, move |store, checker| {
-            let blobs = load(store, commits.iter())?;
-            let pieces: Vec<&[u8]> = blobs.iter().map(|b| b.as_slice()).collect();
-            let result = checker.challenge(&load_one(store, spec)?, &pieces).map_err(|e| e.to_string());
-            let result = result.and_then(|bytes| keep(store, job, bytes));
-            Ok(Input::ChallengeDerived { job, commits, result })
-        });
-    }
-
-    fn finish(&self, job: JobId, spec: BlobRef, pieces: (Vec<BlobRef>, BlobRef, Vec<BlobRef>, Vec<BlobRef>)) {
-        self.judge(job, move |store, checker| {
-            let (commits, challenge, proves, opens) = pieces;
-            let blobs = [load(store, commits.iter())?, load(store, proves.iter())?, load(store, opens.iter())?];
-            let [commits, proves, opens] = blobs.each_ref().map(|list| list.iter().map(|b| b.as_slice()).collect::<Vec<_>>());
-            let challenge = load_one(store, challenge)?;
-            let pieces = Pieces { commits: &commits, challenge: &challenge, proves: &proves, opens: &opens };
-            let result = checker.finish(&load_one(store, spec)?, pieces).map_err(|e| e.to_string());
-            Ok(Input::Finished { job, result: result.and_then(|bytes| keep(store, job, bytes)) })
-        });
-    }
-
-    /// Runs the coordinator's own engine; it settles disputes, so it need not be fast.
-    fn ask_referee(&self, assignment: Assignment) {
-        let Some(engine) = self.referee.clone() else { return };
-        let (store, commands) = (self.store.clone(), self.commands.clone());
-        let node = NodeId::REFEREE;
-        tokio::task::spawn_blocking(move || {
-            let Assignment { epoch, job, model, work, spec, needs } = assignment;
-            let failed = |disagrees, reason| Input::WorkFailed { node, epoch, disagrees, reason };
-            let progress = |permille| {
-                let _ = commands.try_send(Command::Core(Input::Progress { node, epoch, permille }));
-            };
-            let attempt = || -> Result<Input, String> {
-                let inputs: Vec<Vec<u8>> = load(&store, needs.inputs.iter())?.iter().map(|b| b.to_vec()).collect();
-                let (spec, extra) = (load_one(&store, spec)?.to_vec(), load_one(&store, needs.extra)?.to_vec());
-                let request = WorkRequest { job: job.0, model, kind: work.kind, segment: work.segment, spec, extra };
-                Ok(match engine.run(&request, &inputs, &progress) {
-                    Ok(done) => {
-                        let output = keep(&store, job, done.blob)?;
-                        Input::WorkDone { node, epoch, output, core_us: done.core_us, peak_bytes: done.peak_bytes }
-                    }
-                    Err(e) => failed(matches!(e, obelysk_node::EngineError::Disagrees(_)), e.to_string()),
-                })
-            };
-            let outcome = catch_unwind(AssertUnwindSafe(attempt)).unwrap_or_else(|_| Err("the referee panicked".to_owned()));
-            let _ = commands.blocking_send(Command::Core(outcome.unwrap_or_else(|reason| failed(false, reason))));
-        });
-    }
-}
-
-/// A lease as the brain hands it out.
-struct Assignment {
-    epoch: u64,
-    job: JobId,
-    model: [u8; 32],
-    work: Work,
-    spec: BlobRef,
-    needs: Needs,
-}
-
-impl Assignment {
-    fn message(self) -> Message {
-        let Self { epoch, job, model, work: Work { kind, segment }, spec, needs } = self;
-        let Needs { inputs, extra, .. } = needs;
-        Message::Assign(Assign { epoch, job: job.0, model, kind: WorkKind::code(kind), segment, spec, extra, inputs })
-    }
-}
-
-fn load_one(store: &Store, blob: BlobRef) -> Result<Arc<Vec<u8>>, String> {
-    store.get(blob).ok_or_else(|| "a blob of this job was lost from the store; submit again".to_owned())
-}
-
-fn load<'a>(store: &Store, blobs: impl Iterator<Item = &'a BlobRef>) -> Result<Vec<Arc<Vec<u8>>>, String> {
-    blobs.map(|blob| load_one(store, *blob)).collect()
-}
-
-fn keep(store: &Store, job: JobId, bytes: Vec<u8>) -> Result<BlobRef, String> {
-    let blob = BlobRef::of(&bytes);
-    let full = |full: super::store::Full| format!("blob store is full ({} bytes); raise `max_store_bytes`", full.limit);
-    store.put(job, blob, bytes).map(|()| blob).map_err(full)
 }

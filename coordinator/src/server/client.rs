@@ -1,20 +1,18 @@
-//! Submitting jobs over the network: the coordinator's side of a client connection, and [`submit_remote`].
+//! The coordinator's side of a client connection. A client that comes back with the same key finds its job.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use obelysk_node::CoordinatorAddress;
 use obelysk_node::error::TransportError;
-use obelysk_node::transport::quinn::{Connection, RecvStream, SendStream};
-use obelysk_node::transport::{CLOSE_DONE, answer_blob, connect, fetch, lost, read_message, receive_blob, store, write_message};
+use obelysk_node::transport::quinn::{Connection, ConnectionError, RecvStream, SendStream};
+use obelysk_node::transport::{answer_blob, lost, read_message, receive_blob, write_message};
 use obelysk_protocol::wire::{
-    BlobRef, BlobStored, ClientHello, Event, Goodbye, JobAccepted, JobDone, JobFailed, MAX_NAME_BYTES, MAX_TEXT_BYTES, Message,
-    PhaseTime, Submit,
+    BlobRef, BlobStored, ClientHello, Event, JobAccepted, JobDone, JobFailed, MAX_TEXT_BYTES, Message, PhaseTime,
 };
 
-use super::progress::{JobResult, Phase};
+use super::progress::JobResult;
 use super::session::refuse;
-use super::{CoordinatorError, Shared, clip};
+use super::{CoordinatorError, Shared, clip, fresh_key};
 
 /// Blobs one client may hold here: its specification and its proof.
 const MAX_CLIENT_BLOBS: usize = 2;
@@ -37,7 +35,7 @@ fn keep(blobs: &Blobs, blob: BlobRef, bytes: Vec<u8>) -> bool {
     room
 }
 
-/// Serves a client: one job per connection. When the client leaves early, its job is cancelled.
+/// Serves a client: one job per connection. When the client hangs up early, its job is cancelled; when it is cut off, the job goes on.
 pub(super) async fn serve(
     shared: &Arc<Shared>,
     connection: &Connection,
@@ -64,17 +62,23 @@ async fn one_job(
     recv: &mut RecvStream,
     blobs: &Blobs,
 ) -> Result<(), TransportError> {
-    let submit = match read_message(recv).await? {
-        Some(Message::Submit(submit)) => submit,
+    let (wanted, model, key) = match read_message(recv).await? {
+        Some(Message::SubmitOnce(submit)) => (submit.spec, submit.model, Some(submit.key)),
+        Some(Message::Submit(submit)) => (submit.spec, submit.model, None),
         Some(other) => return Err(TransportError::Unexpected { expected: "a job", got: other.id() }),
         None => return Ok(()),
     };
-    let Some(spec) = find(blobs, submit.spec) else {
+    let Some(spec) = find(blobs, wanted) else {
         return refuse(send, false, "the specification was not put before the job; send it first").await;
     };
-    let mut handle = match shared.submit(spec.to_vec(), submit.model).await {
+    let fresh = key.map_or_else(fresh_key, Ok);
+    let submitted = async { shared.submit(spec.to_vec(), model, fresh?).await };
+    let mut handle = match submitted.await {
         Ok(handle) => handle,
-        Err(error) => return refuse(send, false, &error.to_string()).await,
+        Err(error) => {
+            let passes = matches!(error, CoordinatorError::NotLeading(_) | CoordinatorError::Stopped);
+            return refuse(send, passes, &error.to_string()).await;
+        }
     };
     let job = handle.id();
     write_message(send, &Message::JobAccepted(JobAccepted { job, segments: handle.segments() })).await?;
@@ -92,13 +96,17 @@ async fn one_job(
                 None => break,
             },
             error = connection.closed() => {
-                handle.cancel().await;
+                // Who hangs up wants it no more. Who was cut off comes back with the key, if there is one to come back with.
+                if key.is_none() || matches!(error, ConnectionError::ApplicationClosed(_)) {
+                    handle.cancel().await;
+                }
                 return Err(lost(&error));
             }
         }
     }
     let last = match handle.result().await {
         Ok(result) => done(result, blobs),
+        Err(CoordinatorError::Stopped) => return refuse(send, true, &CoordinatorError::Stopped.to_string()).await,
         Err(error) => Message::JobFailed(JobFailed { job, reason: clip(error.to_string(), MAX_TEXT_BYTES) }),
     };
     write_message(send, &last).await
@@ -148,51 +156,4 @@ async fn transfer(shared: &Shared, blobs: &Blobs, mut send: SendStream, mut recv
     }
     let _ = send.finish();
     Ok(())
-}
-
-/// Submits a job to a coordinator elsewhere and waits for its proof. `on_event` gets every progress message.
-///
-/// # Errors
-/// [`CoordinatorError::Transport`] when the coordinator cannot be reached or refuses, [`CoordinatorError::Job`] when the job fails.
-pub async fn submit_remote(
-    address: &CoordinatorAddress,
-    name: &str,
-    spec: &[u8],
-    model: [u8; 32],
-    mut on_event: impl FnMut(&Event),
-) -> Result<JobResult, CoordinatorError> {
-    // Held to the end: the endpoint drives the connection.
-    let (endpoint, connection) = connect(address, None).await?;
-    let (mut send, mut recv) = connection.open_bi().await.map_err(|e| lost(&e))?;
-    let name = name.chars().filter(|c| !c.is_control()).take(MAX_NAME_BYTES / 4).collect();
-    write_message(&mut send, &Message::ClientHello(ClientHello { name })).await?;
-    let blob = BlobRef::of(spec);
-    store(&connection, 0, blob, spec).await?;
-    write_message(&mut send, &Message::Submit(Submit { spec: blob, model })).await?;
-    let done = loop {
-        match read_message(&mut recv).await? {
-            Some(Message::JobAccepted(_)) => {}
-            Some(Message::Event(event)) => on_event(&event),
-            Some(Message::JobDone(done)) => break done,
-            Some(Message::JobFailed(failed)) => return Err(CoordinatorError::Job(failed.reason)),
-            Some(Message::Refused(no)) => {
-                return Err(TransportError::Refused { reason: no.reason, retry: no.retry }.into());
-            }
-            Some(other) => return Err(TransportError::Unexpected { expected: "job news", got: other.id() }.into()),
-            None => return Err(TransportError::Truncated("before the job ended").into()),
-        }
-    };
-    let proof = fetch(&connection, done.proof, u64::MAX).await?;
-    write_message(&mut send, &Message::Goodbye(Goodbye { reason: "thank you".to_owned() })).await?;
-    let _ = send.finish();
-    connection.close(CLOSE_DONE, b"done");
-    endpoint.wait_idle().await;
-    let phase = |p: PhaseTime| Phase { name: p.name, wall_s: p.wall_us as f64 / 1e6, core_s: p.core_us as f64 / 1e6 };
-    Ok(JobResult {
-        job: done.job,
-        proof,
-        phases: done.phases.into_iter().map(phase).collect(),
-        peak_memory_bytes: done.peak_bytes,
-        nodes: (0..done.nodes).map(|_| String::new()).collect(),
-    })
 }

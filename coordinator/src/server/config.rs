@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use obelysk_node::error::TransportError;
 use serde::Deserialize;
 
+use super::store::StoreError;
+use crate::consensus::SoloError;
 use crate::core::Policy;
 use crate::identity::AdmissionError;
 
@@ -135,14 +137,17 @@ pub enum CoordinatorError {
     /// The specification is not a job.
     #[error(transparent)]
     Spec(#[from] obelysk_node::engine::CheckError),
-    /// The blobs of running jobs fill the memory set aside for them.
-    #[error("blob store is full ({limit} bytes); raise `max_store_bytes`, or submit when another job is done")]
-    StoreFull {
-        /// Its size.
-        limit: u64,
-    },
+    /// The blobs of running jobs fill the memory set aside for them, or cannot be written.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The log of the cluster's facts does not serve.
+    #[error(transparent)]
+    Log(#[from] SoloError),
+    /// Another coordinator leads, or none.
+    #[error("{0}")]
+    NotLeading(String),
     /// The coordinator has stopped.
-    #[error("coordinator has stopped; start it again and submit the job anew")]
+    #[error("coordinator has stopped; start it again: what was submitted goes on")]
     Stopped,
     /// The job failed.
     #[error("job failed: {0}")]

@@ -6,14 +6,16 @@ mod certificate;
 mod client;
 mod config;
 mod door;
+mod facts;
 mod guard;
+mod lead;
 mod progress;
 mod session;
 mod store;
+mod submit;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use obelysk_node::engine::{Checker, Engine};
@@ -22,17 +24,22 @@ use obelysk_node::identity::{NodeKeyId, Token};
 use obelysk_node::transport::quinn::Endpoint;
 use obelysk_node::transport::{CLOSE_DONE, ServerTls, listen};
 use obelysk_protocol::wire::BlobRef;
+use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio::sync::{Semaphore, broadcast, mpsc, oneshot, watch};
 
 use crate::core::{Input, JobId};
 use crate::identity::Admissions;
-use brain::{Brain, Command, MAX_COMMANDS};
-pub use client::submit_remote;
+use crate::ledger::{MAX_SEGMENTS, SharedLedger};
+use brain::Command;
 pub use config::{CoordinatorConfig, CoordinatorError, LocalConfig};
+pub use facts::Facts;
 use guard::Guard;
+use lead::{Gate, Parts};
 use progress::Watcher;
 pub use progress::{JobResult, Phase, Progress};
 use store::Store;
+pub use submit::submit_remote;
+pub use store::{Backing, Folder, StoreError};
 
 /// Nodes served at once: twice the largest fleet planned.
 const MAX_NODES: usize = 2048;
@@ -40,6 +47,8 @@ const MAX_NODES: usize = 2048;
 const MAX_CLIENTS: usize = 128;
 /// Evictions a session may be behind: they are orders of people.
 const MAX_EVICTIONS: usize = 256;
+/// How long a peer waits for a brain that is being restored.
+const LEAD_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a stop waits for goodbyes to be read.
 const STOP_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -52,8 +61,8 @@ pub(crate) struct Shared {
     config: CoordinatorConfig,
     store: Store,
     checker: Arc<dyn Checker>,
-    commands: mpsc::Sender<Command>,
-    submissions: AtomicU64,
+    gate: watch::Receiver<Gate>,
+    ledger: SharedLedger,
     admissions: Arc<Admissions>,
     /// This coordinator as nodes may dial it, `host:port`.
     addresses: Vec<String>,
@@ -68,6 +77,14 @@ fn clip(mut text: String, bytes: usize) -> String {
     text
 }
 
+/// A key that no other submission has.
+fn fresh_key() -> Result<[u8; 16], CoordinatorError> {
+    let mut key = [0; 16];
+    let no_random = |_| CoordinatorError::Job("the system gives no random bytes".to_owned());
+    SystemRandom::new().fill(&mut key).map_err(no_random)?;
+    Ok(key)
+}
+
 impl Coordinator {
     /// Opens the endpoint under a certificate of the cluster's authority and starts serving; must be called within a tokio runtime.
     /// With a `referee`, disputes between nodes are settled by this process's own engine.
@@ -80,16 +97,32 @@ impl Coordinator {
         checker: Arc<dyn Checker>,
         referee: Option<Arc<dyn Engine>>,
     ) -> Result<Handle, CoordinatorError> {
+        Self::start_with(config, admissions, checker, referee, Facts::in_memory()).await
+    }
+
+    /// As [`Coordinator::start`], going on where these facts end: with jobs that were open, and with who was put out.
+    ///
+    /// # Errors
+    /// As [`Coordinator::start`].
+    pub async fn start_with(
+        config: CoordinatorConfig,
+        admissions: Arc<Admissions>,
+        checker: Arc<dyn Checker>,
+        referee: Option<Arc<dyn Engine>>,
+        facts: Facts,
+    ) -> Result<Handle, CoordinatorError> {
         config.validate()?;
         let certificates = Arc::new(certificate::OwnCertificate::new(admissions.clone())?);
         let tls = ServerTls { certificates, authority: admissions.authority().certificate().clone() };
         let endpoint = listen(config.listen, &tls, config.idle_timeout_ms)?;
         let local = endpoint.local_addr().map_err(|e| TransportError::Setup(e.to_string()))?;
-        let (commands, inbox) = mpsc::channel(MAX_COMMANDS);
         let (count, nodes) = watch::channel(0);
-        let store = Store::new(config.max_store_bytes);
-        let brain = Brain::new(&config, store.clone(), (checker.clone(), referee), commands.clone(), count);
-        let brain = tokio::spawn(brain.run(inbox));
+        let (gate_end, gate) = watch::channel(Gate::Closed("the coordinator is starting".to_owned()));
+        let (stop, stopped) = watch::channel(false);
+        let store = Store::new(config.max_store_bytes, facts.blobs.clone());
+        let ledger = facts.ledger.clone();
+        let parts = Parts::new(&config, store.clone(), (checker.clone(), referee), facts, count);
+        let brain = tokio::spawn(lead::run(parts, gate_end, stopped));
         let place =
             if config.advertise.is_empty() { local.to_string() } else { format!("{}:{}", config.advertise, local.port()) };
         let address = format!("{place}#{}", admissions.pin());
@@ -97,8 +130,8 @@ impl Coordinator {
             config,
             store,
             checker,
-            commands,
-            submissions: AtomicU64::new(0),
+            gate,
+            ledger,
             admissions,
             addresses: vec![place],
             evictions: broadcast::channel(MAX_EVICTIONS).0,
@@ -107,7 +140,7 @@ impl Coordinator {
         });
         tokio::spawn(accept(shared.clone(), endpoint.clone()));
         tracing::info!(address, "listening");
-        Ok(Handle { shared, endpoint, local, address, nodes, brain })
+        Ok(Handle { shared, endpoint, local, address, nodes, brain, stop })
     }
 }
 
@@ -131,24 +164,51 @@ async fn accept(shared: Arc<Shared>, endpoint: Endpoint) {
 }
 
 impl Shared {
-    async fn command(&self, command: Command) -> Result<(), ()> {
-        self.commands.send(command).await.map_err(|_| ())
+    /// Where commands go now; why they go nowhere otherwise. Waits for a start or a change of leader that is under way.
+    async fn lead(&self) -> Result<mpsc::Sender<Command>, String> {
+        let mut gate = self.gate.clone();
+        let open = gate.wait_for(|gate| matches!(gate, Gate::Open(_)));
+        if let Ok(Ok(open)) = tokio::time::timeout(LEAD_PATIENCE, open).await
+            && let Gate::Open(commands) = &*open
+        {
+            return Ok(commands.clone());
+        }
+        Err(match &*self.gate.borrow() {
+            Gate::Open(_) => "the coordinator is busy".to_owned(),
+            Gate::Closed(reason) => reason.clone(),
+        })
     }
 
-    async fn submit(self: &Arc<Self>, spec: Vec<u8>, model: [u8; 32]) -> Result<JobHandle, CoordinatorError> {
+    async fn command(&self, command: Command) -> Result<(), ()> {
+        self.lead().await.map_err(|_| ())?.send(command).await.map_err(|_| ())
+    }
+
+    /// Opens a job, or finds the one that was opened by this key; returns when it is sure to survive.
+    async fn submit(self: &Arc<Self>, spec: Vec<u8>, model: [u8; 32], key: [u8; 16]) -> Result<JobHandle, CoordinatorError> {
         let segments = self.checker.segments(&spec)?;
-        if segments == 0 {
-            return Err(obelysk_node::CheckError::Spec("it has no segments".to_owned()).into());
+        if segments == 0 || segments > MAX_SEGMENTS {
+            let text = format!("it has {segments} segments; 1 to {MAX_SEGMENTS} can be proved");
+            return Err(obelysk_node::CheckError::Spec(text).into());
         }
         let blob = BlobRef::of(&spec);
-        let number = self.submissions.fetch_add(1, Ordering::Relaxed);
-        let name = [&blob.digest[..], &model[..], &number.to_le_bytes()[..]].concat();
+        let name = [&blob.digest[..], &model[..], &key[..]].concat();
         let job = JobId(BlobRef::of(&name).digest);
-        self.store.put(job, blob, spec).map_err(|full| CoordinatorError::StoreFull { limit: full.limit })?;
+        let commands = self.lead().await.map_err(CoordinatorError::NotLeading)?;
+        if self.ledger.lock().ended(job).is_none() {
+            let store = self.store.clone();
+            let put = tokio::task::spawn_blocking(move || store.put(job, blob, spec));
+            put.await.map_err(|_| CoordinatorError::Stopped)??;
+        }
         let (watcher, (events, result)) = Watcher::new();
-        let command = Command::Submit { job, model, spec: blob, segments, watcher };
-        self.command(command).await.map_err(|()| CoordinatorError::Stopped)?;
-        Ok(JobHandle { shared: self.clone(), job, segments, events, result })
+        let (opened, sure) = oneshot::channel();
+        let command = Command::Submit { job, model, spec: blob, segments, watcher, opened };
+        commands.send(command).await.map_err(|_| CoordinatorError::Stopped)?;
+        let handle = JobHandle { shared: self.clone(), job, segments, events, result };
+        match sure.await {
+            Ok(()) => Ok(handle),
+            // Not taken on: its end says why.
+            Err(_) => Err(handle.result().await.err().unwrap_or(CoordinatorError::Stopped)),
+        }
     }
 }
 
@@ -160,6 +220,7 @@ pub struct Handle {
     address: String,
     nodes: watch::Receiver<usize>,
     brain: tokio::task::JoinHandle<()>,
+    stop: watch::Sender<bool>,
 }
 
 impl std::fmt::Debug for Handle {
@@ -226,12 +287,12 @@ impl Handle {
     /// # Errors
     /// [`CoordinatorError`]: the specification is not a job, the store is full, or the coordinator has stopped.
     pub async fn submit(&self, spec: Vec<u8>, model: [u8; 32]) -> Result<JobHandle, CoordinatorError> {
-        self.shared.submit(spec, model).await
+        self.shared.submit(spec, model, fresh_key()?).await
     }
 
     /// Says goodbye to all nodes and stops. Jobs in progress end with [`CoordinatorError::Stopped`].
     pub async fn shutdown(self) {
-        let _ = self.shared.command(Command::Stop).await;
+        self.stop.send_replace(true);
         let _ = tokio::time::timeout(STOP_PATIENCE, self.brain).await;
         // Nodes close when they have read the goodbye; only then nothing is cut off.
         let _ = tokio::time::timeout(STOP_PATIENCE, self.endpoint.wait_idle()).await;

@@ -111,6 +111,11 @@ impl Watcher {
         let _ = self.events.try_send(Progress { phase, done, total, elapsed: self.started.elapsed(), eta, node, text });
     }
 
+    /// Whether nobody waits for the end any more.
+    pub(super) fn is_gone(&self) -> bool {
+        self.result.is_closed()
+    }
+
     fn enter(&mut self, phase: &'static str, done: u32, total: u32) {
         let since = if self.phase.0 == phase { self.phase.1 } else { Instant::now() };
         self.phase = (phase, since, done, total);

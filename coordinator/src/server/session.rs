@@ -13,14 +13,15 @@ use obelysk_node::transport::{
     write_message,
 };
 use obelysk_protocol::wire::{
-    ALPN_JOIN, BlobPut, BlobStored, Goodbye, Hello, MAX_TEXT_BYTES, Message, Refused, Welcome, WireError,
+    ALPN_JOIN, BlobPut, BlobRef, BlobStored, Goodbye, Hello, MAX_TEXT_BYTES, Message, Refused, Welcome, WireError, WorkKind,
 };
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use super::brain::{Command, Join, Outbox};
 use super::guard::Arrival;
 use super::{Shared, admin, client, clip, door};
-use crate::core::{Input, NodeId};
+use super::store::Store;
+use crate::core::{Input, JobId, NodeId, Work};
 use crate::identity::{AdmissionError, Member};
 
 /// Time for a peer to say who it is, and to close after a goodbye.
@@ -166,7 +167,13 @@ async fn node(
     let (answer, answered) = oneshot::channel();
     let stopped = || TransportError::Lost("the coordinator stops".to_owned());
     let name = hello.name.clone();
-    shared.command(Command::Join(Box::new(Join { key: member.id, hello, outbox, answer }))).await.map_err(|()| stopped())?;
+    // This brain or none: numbers of nodes and leases mean nothing to another.
+    let commands = match shared.lead().await {
+        Ok(commands) => commands,
+        Err(reason) => return refuse(&mut send, true, &reason).await,
+    };
+    let join = Command::Join(Box::new(Join { key: member.id, hello, outbox, answer }));
+    commands.send(join).await.map_err(|_| stopped())?;
     let node = match answered.await.map_err(|_| stopped())? {
         Ok(node) => node,
         Err(reason) => return refuse(&mut send, false, &reason).await,
@@ -182,7 +189,7 @@ async fn node(
         let _ = send.finish();
         Ok::<_, TransportError>(())
     });
-    let reader = read_node(shared, node, recv, &weak);
+    let reader = read_node((&shared.store, &commands), node, recv, &weak);
     tokio::pin!(reader);
     let served = async {
         tokio::select! {
@@ -196,7 +203,7 @@ async fn node(
         reason = no_longer(shared, member, evicted) => Err(TransportError::Lost(reason)),
     };
     let clean = matches!(outcome, Ok(true));
-    let _ = shared.command(Command::Gone { node, session, clean }).await;
+    let _ = commands.send(Command::Gone { node, session, clean }).await;
     if !writer.is_finished() {
         let _ = tokio::time::timeout(HANDSHAKE, writer).await;
     }
@@ -229,7 +236,7 @@ async fn no_longer(shared: &Shared, mut member: Member, mut evicted: broadcast::
 
 /// Reads a node's frames until its goodbye (`true`) or the end of its stream (`false`).
 async fn read_node(
-    shared: &Shared,
+    (store, commands): (&Store, &mpsc::Sender<Command>),
     node: NodeId,
     mut recv: RecvStream,
     outbox: &mpsc::WeakSender<Message>,
@@ -240,7 +247,7 @@ async fn read_node(
             Message::Done(m) => {
                 // The blob was put before, under this lease; a node that claims otherwise has failed, not lied.
                 let (epoch, output) = (m.epoch, m.blob);
-                if shared.store.get(output).is_some() {
+                if store.has(output) {
                     Input::WorkDone { node, epoch, output, core_us: m.core_us, peak_bytes: m.peak_bytes }
                 } else {
                     let reason = "the result's bytes never arrived".to_owned();
@@ -248,6 +255,12 @@ async fn read_node(
                 }
             }
             Message::Failed(m) => Input::WorkFailed { node, epoch: m.epoch, disagrees: m.disagrees, reason: m.reason },
+            Message::Holding(m) => {
+                // Known kinds only: the wire checked it.
+                let Some(kind) = WorkKind::from_code(m.kind) else { continue };
+                let (job, work) = (JobId(m.job), Work::new(kind, m.segment));
+                Input::NodeHolds { node, epoch: m.epoch, job, work, inputs: m.inputs, extra: m.extra }
+            }
             Message::Drain(_) => Input::NodeDraining { node },
             Message::Goodbye(_) => {
                 if let Some(outbox) = outbox.upgrade() {
@@ -257,7 +270,7 @@ async fn read_node(
             }
             other => return Err(TransportError::Unexpected { expected: "a node's message", got: other.id() }),
         };
-        if shared.command(Command::Core(input)).await.is_err() {
+        if commands.send(Command::Core(input)).await.is_err() {
             return Ok(false);
         }
     }
@@ -284,7 +297,7 @@ async fn transfer(
 ) -> Result<(), TransportError> {
     let first = tokio::time::timeout(HANDSHAKE, read_message(&mut recv)).await;
     match first.unwrap_or(Err(TransportError::Timeout(HANDSHAKE.as_secs())))? {
-        Some(Message::BlobGet(get)) => match shared.store.get(get.blob) {
+        Some(Message::BlobGet(get)) => match stored(shared, get.blob).await {
             Some(bytes) => {
                 answer_blob(&mut send, get.blob, &bytes).await?;
                 let _ = send.finish();
@@ -298,9 +311,11 @@ async fn transfer(
             };
             match receive_blob(&mut recv, blob, shared.config.max_blob_bytes).await {
                 Ok(bytes) => {
-                    if let Err(full) = shared.store.put(job, blob, bytes) {
-                        let reason = format!("blob store is full ({} bytes); raise `max_store_bytes`", full.limit);
-                        return refuse(&mut send, true, &reason).await;
+                    let store = shared.store.clone();
+                    // Confirmed only when it is on disk.
+                    let put = tokio::task::spawn_blocking(move || store.put(job, blob, bytes)).await;
+                    if let Err(error) = put.map_err(|_| TransportError::Lost("the coordinator failed; see its log".to_owned()))? {
+                        return refuse(&mut send, true, &error.to_string()).await;
                     }
                 }
                 Err(error @ TransportError::BlobTooLarge { .. }) => return refuse(&mut send, false, &error.to_string()).await,
@@ -314,6 +329,15 @@ async fn transfer(
         Some(other) => Err(TransportError::Unexpected { expected: "a blob request", got: other.id() }),
         None => Ok(()),
     }
+}
+
+/// A blob that may have to be read from disk.
+async fn stored(shared: &Shared, blob: BlobRef) -> Option<Arc<Vec<u8>>> {
+    if let Some(bytes) = shared.store.get_held(blob) {
+        return Some(bytes);
+    }
+    let store = shared.store.clone();
+    tokio::task::spawn_blocking(move || store.get(blob)).await.ok().flatten()
 }
 
 async fn renew(shared: &Arc<Shared>, key: NodeKeyId, csr: Vec<u8>, send: &mut SendStream) -> Result<(), TransportError> {

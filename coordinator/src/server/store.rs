@@ -1,22 +1,69 @@
-//! Blobs of running jobs, in memory, bounded in bytes, and the leases under which nodes may add to them.
+//! Blobs of jobs, bounded in memory, behind them what keeps them when the process ends; and the leases under which nodes may add to them.
+
+mod folder;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Debug;
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use obelysk_protocol::wire::BlobRef;
 
 use crate::core::{JobId, NodeId};
+pub use folder::Folder;
+
+/// Keeps blobs when the process ends. Calls wait for the disk.
+///
+/// Deliberately this narrow: a store of objects elsewhere takes the place of a folder.
+pub trait Backing: Debug + Send + Sync {
+    /// Keeps the bytes; when it returns they survive a loss of power.
+    ///
+    /// # Errors
+    /// What the system says; nothing was kept.
+    fn put(&self, blob: BlobRef, bytes: &[u8]) -> io::Result<()>;
+
+    /// The bytes, if they are there and undamaged.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn get(&self, blob: BlobRef) -> io::Result<Option<Vec<u8>>>;
+
+    /// Whether it seems to be there, without reading it.
+    fn has(&self, blob: BlobRef) -> bool;
+
+    /// Forgets one.
+    fn remove(&self, blob: BlobRef);
+
+    /// Forgets all but these.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn collect(&self, live: &BTreeSet<BlobRef>) -> io::Result<()>;
+}
 
 /// Shared between the brain, the sessions and the checks.
 #[derive(Debug, Clone)]
-pub(super) struct Store(Arc<Mutex<Inner>>);
+pub(super) struct Store {
+    inner: Arc<Mutex<Inner>>,
+    backing: Option<Arc<dyn Backing>>,
+}
 
 #[derive(Debug)]
 struct Inner {
     limit: u64,
+    /// Bytes in memory.
     held: u64,
-    blobs: BTreeMap<BlobRef, (Arc<Vec<u8>>, BTreeSet<JobId>)>,
+    blobs: BTreeMap<BlobRef, Slot>,
     leases: BTreeMap<u64, Grant>,
+    /// Blobs whose bytes are gone although somebody needs them.
+    lost: BTreeSet<BlobRef>,
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    /// In memory; otherwise only with the backing.
+    bytes: Option<Arc<Vec<u8>>>,
+    owners: BTreeSet<JobId>,
 }
 
 /// What a node may deliver, and how often it still may.
@@ -30,53 +77,145 @@ struct Grant {
 /// Deliveries under one lease: one, and one more for each reconnect in between; without a bound one node could fill the store.
 const MAX_DELIVERIES: u32 = 8;
 
-/// The store has no room; nothing was added.
-#[derive(Debug)]
-pub(super) struct Full {
-    pub(super) limit: u64,
+/// Why a blob was not kept.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StoreError {
+    /// No room.
+    #[error("blob store is full ({limit} bytes); raise `max_store_bytes`, or submit when another job is done")]
+    Full {
+        /// Its size.
+        limit: u64,
+    },
+    /// The disk refused.
+    #[error("blob store cannot write: {0}; check the coordinator's folder and the free space there")]
+    Disk(String),
 }
 
 impl Store {
-    pub(super) fn new(limit: u64) -> Self {
-        Self(Arc::new(Mutex::new(Inner { limit, held: 0, blobs: BTreeMap::new(), leases: BTreeMap::new() })))
+    pub(super) fn new(limit: u64, backing: Option<Arc<dyn Backing>>) -> Self {
+        let inner = Inner { limit, held: 0, blobs: BTreeMap::new(), leases: BTreeMap::new(), lost: BTreeSet::new() };
+        Self { inner: Arc::new(Mutex::new(inner)), backing }
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps bytes for a job.
-    pub(super) fn put(&self, job: JobId, blob: BlobRef, bytes: Vec<u8>) -> Result<(), Full> {
+    /// Keeps bytes for a job; when it returns they are as safe as the backing makes them. Waits for the disk.
+    pub(super) fn put(&self, job: JobId, blob: BlobRef, bytes: Vec<u8>) -> Result<(), StoreError> {
+        {
+            let mut inner = self.inner();
+            if let Some(slot) = inner.blobs.get_mut(&blob) {
+                slot.owners.insert(job);
+                return Ok(());
+            }
+            if inner.held.saturating_add(blob.length) > inner.limit {
+                return Err(StoreError::Full { limit: inner.limit });
+            }
+            inner.held += blob.length;
+        }
+        let written = self.backing.as_ref().map_or(Ok(()), |backing| backing.put(blob, &bytes));
         let mut inner = self.inner();
-        if let Some((_, owners)) = inner.blobs.get_mut(&blob) {
-            owners.insert(job);
-            return Ok(());
+        let fresh = inner.blobs.get(&blob).is_none_or(|slot| slot.bytes.is_none());
+        if written.is_err() || !fresh {
+            inner.held -= blob.length;
         }
-        if inner.held.saturating_add(blob.length) > inner.limit {
-            return Err(Full { limit: inner.limit });
+        written.map_err(|e| StoreError::Disk(e.to_string()))?;
+        let slot = inner.blobs.entry(blob).or_default();
+        slot.owners.insert(job);
+        if fresh {
+            slot.bytes = Some(Arc::new(bytes));
         }
-        inner.held += blob.length;
-        inner.blobs.insert(blob, (Arc::new(bytes), BTreeSet::from([job])));
         Ok(())
     }
 
+    /// Whether some job owns it.
+    pub(super) fn has(&self, blob: BlobRef) -> bool {
+        blob.length == 0 || self.inner().blobs.contains_key(&blob)
+    }
+
+    /// The bytes if they are in memory.
+    pub(super) fn get_held(&self, blob: BlobRef) -> Option<Arc<Vec<u8>>> {
+        self.inner().blobs.get(&blob)?.bytes.clone()
+    }
+
+    /// The bytes of a blob that some job owns. May wait for the disk. What is missing is remembered for [`Store::take_lost`].
     pub(super) fn get(&self, blob: BlobRef) -> Option<Arc<Vec<u8>>> {
         if blob.length == 0 {
             return Some(Arc::new(Vec::new()));
         }
-        self.inner().blobs.get(&blob).map(|(bytes, _)| bytes.clone())
+        if let Some(bytes) = self.inner().blobs.get(&blob)?.bytes.clone() {
+            return Some(bytes);
+        }
+        let read = self.backing.as_ref().map_or(Ok(None), |backing| backing.get(blob));
+        let mut inner = self.inner();
+        match read {
+            Ok(Some(bytes)) => {
+                let bytes = Arc::new(bytes);
+                let room = inner.held.saturating_add(blob.length) <= inner.limit;
+                if let Some(slot) = inner.blobs.get_mut(&blob).filter(|slot| room && slot.bytes.is_none()) {
+                    slot.bytes = Some(bytes.clone());
+                    inner.held += blob.length;
+                }
+                Some(bytes)
+            }
+            outcome => {
+                tracing::error!(digest = %obelysk_node::identity::Id(blob.digest), ?outcome, "a blob is gone or damaged");
+                inner.blobs.remove(&blob);
+                inner.lost.insert(blob);
+                None
+            }
+        }
     }
 
-    /// Forgets everything that only this job needed, its leases included.
-    pub(super) fn release(&self, job: JobId) {
+    /// Takes a blob over for a job, of a process that has ended; says whether it is there.
+    pub(super) fn adopt(&self, job: JobId, blob: BlobRef) -> bool {
+        let mut inner = self.inner();
+        let here = inner.blobs.contains_key(&blob) || self.backing.as_ref().is_some_and(|backing| backing.has(blob));
+        if here {
+            inner.blobs.entry(blob).or_default().owners.insert(job);
+        } else {
+            inner.lost.insert(blob);
+        }
+        here
+    }
+
+    /// Keeps nothing but what was adopted or put.
+    pub(super) fn collect(&self) {
+        let live: BTreeSet<BlobRef> = self.inner().blobs.keys().copied().collect();
+        if let Some(Err(error)) = self.backing.as_ref().map(|backing| backing.collect(&live)) {
+            tracing::warn!(%error, "old blobs were not removed; they only take space");
+        }
+    }
+
+    /// Blobs found missing since the last call.
+    pub(super) fn take_lost(&self) -> BTreeSet<BlobRef> {
+        std::mem::take(&mut self.inner().lost)
+    }
+
+    /// Says that a blob is missing.
+    pub(super) fn note_lost(&self, blob: BlobRef) {
+        self.inner().lost.insert(blob);
+    }
+
+    /// Forgets everything that only this job needed, its leases included, except for `keep`, which leaves memory if it is kept elsewhere.
+    pub(super) fn release(&self, job: JobId, keep: Option<BlobRef>) {
         let mut inner = self.inner();
         let mut freed = 0;
-        inner.blobs.retain(|blob, (_, owners)| {
-            owners.remove(&job);
-            if owners.is_empty() {
+        inner.blobs.retain(|blob, slot| {
+            let kept = keep == Some(*blob);
+            if !kept {
+                slot.owners.remove(&job);
+            }
+            let over = slot.owners.is_empty();
+            if let Some(backing) = self.backing.as_ref().filter(|_| over) {
+                // Under the lock: another job may be about to put the same bytes.
+                backing.remove(*blob);
+            }
+            if (over || (kept && self.backing.is_some())) && slot.bytes.take().is_some() {
                 freed += blob.length;
             }
-            !owners.is_empty()
+            !over
         });
         inner.held -= freed;
         inner.leases.retain(|_, grant| grant.job != job);
@@ -88,6 +227,11 @@ impl Store {
 
     pub(super) fn end_lease(&self, epoch: u64) {
         self.inner().leases.remove(&epoch);
+    }
+
+    /// Ends all leases: their leader has.
+    pub(super) fn end_leases(&self) {
+        self.inner().leases.clear();
     }
 
     /// The job for which this node may deliver under this lease; counts as one delivery.
@@ -105,28 +249,50 @@ mod tests {
 
     #[test]
     fn keeps_its_bound_and_frees_with_the_last_owner() {
-        let store = Store::new(8);
+        let store = Store::new(8, None);
         let (a, b) = (JobId([1; 32]), JobId([2; 32]));
         let blob = BlobRef::of(&[7; 8]);
         store.put(a, blob, vec![7; 8]).expect("fits");
         store.put(b, blob, vec![7; 8]).expect("is there");
         assert!(store.put(a, BlobRef::of(&[1]), vec![1]).is_err());
-        store.release(a);
+        store.release(a, None);
         assert!(store.get(blob).is_some());
-        store.release(b);
+        store.release(b, None);
         assert!(store.get(blob).is_none());
         store.put(a, BlobRef::of(&[1]), vec![1]).expect("room again");
     }
 
     #[test]
+    fn what_is_kept_elsewhere_leaves_memory_and_comes_back() {
+        let place = tempfile::tempdir().expect("folder");
+        let open = || Store::new(8, Some(Arc::new(Folder::open(place.path()).expect("opens"))));
+        let (job, blob, piece) = (JobId([1; 32]), BlobRef::of(&[7; 8]), BlobRef::of(&[1]));
+        let store = open();
+        store.put(job, blob, vec![7; 8]).expect("fits");
+        store.release(job, Some(blob));
+        assert_eq!(store.inner().held, 0);
+        store.put(job, piece, vec![1]).expect("room");
+        drop(store);
+
+        let store = open();
+        assert_eq!(store.get(blob), None, "nobody owns it yet");
+        assert!(store.adopt(job, blob) && !store.adopt(job, BlobRef::of(&[9])));
+        store.collect();
+        assert_eq!(store.get(blob).expect("there").as_slice(), [7; 8]);
+        assert!(!store.adopt(job, piece), "collected");
+        assert_eq!(store.take_lost(), BTreeSet::from([BlobRef::of(&[9]), piece]));
+        assert!(store.take_lost().is_empty());
+    }
+
+    #[test]
     fn a_lease_is_for_its_node_and_for_few_deliveries() {
-        let (store, job) = (Store::new(8), JobId([1; 32]));
+        let (store, job) = (Store::new(8, None), JobId([1; 32]));
         store.lease(5, NodeId(1), job);
         assert_eq!((store.deliver(5, NodeId(2)), store.deliver(4, NodeId(1))), (None, None));
         let taken = (0..100).filter(|_| store.deliver(5, NodeId(1)) == Some(job)).count();
         assert_eq!(taken, MAX_DELIVERIES as usize);
         store.lease(6, NodeId(1), job);
-        store.release(job);
+        store.release(job, None);
         assert_eq!(store.deliver(6, NodeId(1)), None);
     }
 }

@@ -177,6 +177,7 @@ impl Life {
             Effect::Notify { event: JobEvent::Redo { work, .. }, .. } => {
                 assert!(self.accepted.remove(&work), "{work} taken back without being accepted");
             }
+            Effect::Record(_) | Effect::Opened { .. } | Effect::Resume { .. } | Effect::Forgotten { .. } => {}
             Effect::Notify { .. } | Effect::Ack { .. } | Effect::Revoke { .. } => {}
         }
     }

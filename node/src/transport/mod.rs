@@ -2,6 +2,7 @@
 
 mod bulk;
 mod frames;
+mod peer;
 mod tls;
 
 use std::net::{Ipv6Addr, SocketAddr};
@@ -10,6 +11,7 @@ use std::time::Duration;
 
 pub use bulk::{answer_blob, fetch, receive_blob, send_chunks, store};
 pub use frames::{read_message, read_message_within, write_message};
+pub use peer::{connect_peer, listen_peers};
 pub use quinn;
 pub use rustls;
 pub use tls::{ClientIdentity, Fingerprint, SERVER_NAME, ServerTls, public_key};
@@ -50,7 +52,7 @@ const ALERTS_CERTIFICATE: [(u8, &str); 7] = [
 /// # Errors
 /// [`TransportError::Setup`]: the certificates cannot be used or the address cannot be bound.
 pub fn listen(address: SocketAddr, tls: &ServerTls, idle_timeout_ms: u32) -> Result<Endpoint, TransportError> {
-    let mut config = quinn::ServerConfig::with_crypto(Arc::new(tls::server_config(tls)?));
+    let mut config = quinn::ServerConfig::with_crypto(Arc::new(tls::server_config(tls, tls::Audience::Anyone)?));
     let mut transport = transport_config(idle_timeout_ms);
     transport.max_concurrent_bidi_streams(VarInt::from_u32(1)).receive_window(VarInt::from_u32(UNKNOWN_WINDOW));
     config.transport_config(Arc::new(transport));
@@ -110,10 +112,19 @@ pub async fn connect_over(
 async fn dial(
     endpoint: &Endpoint,
     remote: SocketAddr,
+    crypto: (quinn::crypto::rustls::QuicClientConfig, tls::Verdict),
+) -> Result<quinn::Connection, TransportError> {
+    dial_with(endpoint, remote, crypto, transport_config(IDLE_TIMEOUT_MS)).await
+}
+
+async fn dial_with(
+    endpoint: &Endpoint,
+    remote: SocketAddr,
     (crypto, verdict): (quinn::crypto::rustls::QuicClientConfig, tls::Verdict),
+    transport: TransportConfig,
 ) -> Result<quinn::Connection, TransportError> {
     let mut config = quinn::ClientConfig::new(Arc::new(crypto));
-    config.transport_config(Arc::new(transport_config(IDLE_TIMEOUT_MS)));
+    config.transport_config(Arc::new(transport));
     let connecting = endpoint.connect_with(config, remote, tls::SERVER_NAME).map_err(|e| TransportError::Setup(e.to_string()))?;
     match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
         Err(_) => Err(TransportError::Timeout(CONNECT_TIMEOUT.as_secs())),

@@ -230,22 +230,33 @@ pub(super) fn client_config(
     Ok((quic, verdict))
 }
 
-pub(super) fn server_config(tls: &ServerTls) -> Result<QuicServerConfig, TransportError> {
+/// Who may open a connection at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Audience {
+    /// Nodes, clients, and machines that want to join; whoever shows a certificate shows a good one, and who needs one is decided by what
+    /// it asks for.
+    Anyone,
+    /// Coordinators: nobody without a certificate.
+    Coordinators,
+}
+
+pub(super) fn server_config(tls: &ServerTls, audience: Audience) -> Result<QuicServerConfig, TransportError> {
     let setup = |e: String| TransportError::Setup(e);
     let provider = Arc::new(provider::default_provider());
     let mut members = RootCertStore::empty();
     members.add(tls.authority.clone()).map_err(|e| setup(e.to_string()))?;
-    // Whoever shows a certificate shows a good one; who needs one is decided by what it asks for.
-    let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(members), provider.clone())
-        .allow_unauthenticated()
-        .build()
-        .map_err(|e| setup(e.to_string()))?;
+    let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(members), provider.clone());
+    let (clients, alpn): (_, &[&[u8]]) = match audience {
+        Audience::Anyone => (clients.allow_unauthenticated(), &[obelysk_protocol::wire::ALPN, obelysk_protocol::wire::ALPN_JOIN]),
+        Audience::Coordinators => (clients, &[obelysk_protocol::wire::ALPN_PEER]),
+    };
+    let clients = clients.build().map_err(|e| setup(e.to_string()))?;
     let mut config = rustls::ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|e| setup(e.to_string()))?
         .with_client_cert_verifier(clients)
         .with_cert_resolver(tls.certificates.clone());
-    config.alpn_protocols = vec![obelysk_protocol::wire::ALPN.to_vec(), obelysk_protocol::wire::ALPN_JOIN.to_vec()];
+    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
     // As on the client's side: every connection shows its certificate anew.
     config.send_tls13_tickets = 0;
     QuicServerConfig::try_from(config).map_err(|e| setup(e.to_string()))

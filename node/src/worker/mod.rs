@@ -11,7 +11,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use obelysk_protocol::wire::{BlobRef, MAX_TEXT_BYTES};
+use obelysk_protocol::wire::{Assign, BlobRef, Holding, MAX_TEXT_BYTES};
 use ring::rand::{SecureRandom as _, SystemRandom};
 
 use crate::address::CoordinatorAddress;
@@ -153,6 +153,8 @@ struct Agent {
     cache: Arc<Mutex<Cache>>,
     running: BTreeSet<u64>,
     unacked: BTreeMap<u64, Outcome>,
+    /// What each assignment was about, for a coordinator that does not know its epoch.
+    about: BTreeMap<u64, Holding>,
     draining: bool,
 }
 
@@ -170,12 +172,27 @@ impl Agent {
         let cache = Arc::new(Mutex::new(Cache::new(config.cache_bytes)));
         let device = Device::start(engine)?;
         let (running, unacked) = (BTreeSet::new(), BTreeMap::new());
-        Ok(Self { config, identity, store, instance, models, device, cache, running, unacked, draining: false })
+        Ok(Self { config, identity, store, instance, models, device, cache, running, unacked, about: BTreeMap::new(), draining: false })
     }
 
     /// Epochs to name in the next hello.
     fn held(&self) -> Vec<u64> {
         self.running.iter().chain(self.unacked.keys()).copied().collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    /// Remembers what an assignment is about.
+    fn note(&mut self, assign: &Assign) {
+        let Assign { epoch, job, kind, segment, extra, .. } = *assign;
+        // Nothing but what is held, and this one, which is not held yet while its inputs are fetched.
+        self.about.retain(|known, _| self.running.contains(known) || self.unacked.contains_key(known));
+        self.about.insert(epoch, Holding { epoch, job, kind, segment, extra, inputs: assign.inputs.clone() });
+    }
+
+    /// The result of this lease is not wanted: instead of it, that is said.
+    fn drop_result(&mut self, epoch: u64) -> bool {
+        let complaint = Complaint { disagrees: false, reason: "no longer wanted".to_owned() };
+        let known = self.unacked.get_mut(&epoch);
+        known.map(|outcome| outcome.result = Err(complaint)).is_some()
     }
 
     fn idle(&self) -> bool {

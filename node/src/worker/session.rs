@@ -1,5 +1,6 @@
 //! One connection to the coordinator, from hello to goodbye or loss.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -50,6 +51,8 @@ struct Session<'a> {
     connection: Connection,
     control: SendStream,
     internal: mpsc::Sender<Internal>,
+    /// Leases from before this connection of which it is not known yet whether they are wanted.
+    asked: BTreeSet<u64>,
     /// Assignments whose inputs are being fetched; lost with the connection and then leased anew.
     preparing: usize,
 }
@@ -77,7 +80,7 @@ pub(super) async fn serve(agent: &mut Agent, address: &CoordinatorAddress, stop:
     };
     tracing::info!(node = welcome.node, coordinator = %address, "joined");
     let (internal, mut reports) = mpsc::channel(MAX_INBOX);
-    let mut session = Session { agent, connection: connection.clone(), control, internal, preparing: 0 };
+    let mut session = Session { agent, connection: connection.clone(), control, internal, asked: BTreeSet::new(), preparing: 0 };
     let end = session.run(incoming, &mut reports, stop).await.unwrap_or_else(|e| SessionEnd::lost(e, true));
     connection.close(CLOSE_DONE, b"session over");
     // Gives the close a chance to reach the peer; without it the peer waits for its idle timeout.
@@ -142,9 +145,14 @@ impl Session<'_> {
                 }
             }
         });
-        let pending: Vec<u64> = self.agent.unacked.keys().copied().collect();
-        for epoch in pending {
-            self.deliver(epoch).await?;
+        // What they are about, before anything is delivered: the answers say which of them are still wanted.
+        for epoch in self.agent.held() {
+            if let Some(holding) = self.agent.about.get(&epoch).cloned() {
+                self.asked.insert(epoch);
+                write_message(&mut self.control, &Message::Holding(holding)).await?;
+            } else {
+                self.deliver(epoch).await?;
+            }
         }
         if self.agent.draining {
             self.say_drain().await?;
@@ -158,8 +166,11 @@ impl Session<'_> {
             tokio::select! {
                 message = messages.recv() => match message {
                     Some(Ok(Some(message))) => {
-                        if matches!(message, Message::Drain(_)) {
-                            self.say_drain().await?;
+                        match &message {
+                            Message::Drain(_) => self.say_drain().await?,
+                            Message::Resume(resume) => self.answered(resume.epoch, true).await?,
+                            Message::Cancel(cancel) => self.answered(cancel.epoch, false).await?,
+                            _ => {}
                         }
                         if let Some(end) = self.handle(message)? {
                             return Ok(end);
@@ -196,6 +207,7 @@ impl Session<'_> {
             Message::ResultAck(ack) => {
                 self.agent.unacked.remove(&ack.epoch);
             }
+            Message::Resume(resume) => tracing::debug!(epoch = resume.epoch, "still wanted"),
             // A running engine cannot be stopped from outside. Its result is offered, refused by epoch and so accounted for.
             Message::Cancel(cancel) => tracing::debug!(epoch = cancel.epoch, "result no longer wanted"),
             Message::Drain(drain) => {
@@ -209,9 +221,19 @@ impl Session<'_> {
         Ok(None)
     }
 
+    /// The coordinator says of a lease whether its result is wanted.
+    async fn answered(&mut self, epoch: u64, wanted: bool) -> Result<(), TransportError> {
+        let asked = self.asked.remove(&epoch);
+        if !wanted && !self.agent.drop_result(epoch) {
+            return Ok(());
+        }
+        if asked || !wanted { self.deliver(epoch).await } else { Ok(()) }
+    }
+
     /// Fetches the blobs of an assignment beside the session, which goes on renewing leases meanwhile.
     fn prepare(&mut self, assign: Assign) {
         self.preparing += 1;
+        self.agent.note(&assign);
         let (connection, cache, limit) = (self.connection.clone(), self.agent.cache.clone(), self.agent.config.max_blob_bytes);
         let internal = self.internal.clone();
         tokio::spawn(async move {
@@ -311,7 +333,8 @@ impl Session<'_> {
             }
             DeviceEvent::Finished { epoch, outcome } => {
                 self.agent.finish(Outcome::new(epoch, outcome));
-                self.deliver(epoch).await
+                // Of an earlier connection: delivered when the coordinator has said that it knows the lease.
+                if self.asked.contains(&epoch) { Ok(()) } else { self.deliver(epoch).await }
             }
         }
     }

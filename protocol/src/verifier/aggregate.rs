@@ -1,12 +1,14 @@
-//! The whole proof: statement, seed, one fork per segment, closing digests (`docs/soundness.md` §6).
+//! The whole proof: statement, seed, one fork per segment, closing digests, and in mode 2 one opening of all
+//! (`docs/soundness.md` §6).
 //!
 //! Every root is absorbed before the seed; boundary points come from the seed alone; each boundary value is one field of
-//! the proof that both neighbours absorb. Segments share nothing else.
+//! the proof that both neighbours absorb. Segments share nothing else, but in mode 0 the order of their transcripts.
 
 use super::bytes::Reader;
 use super::error::VerifyError;
 use super::final_sumcheck::{RowShape, value_rows};
-use super::opening::{self, Claim, OracleClaim};
+use super::mode::Mode;
+use super::opening::{self, Claim, CombinedProof, OpeningError, OracleClaim, Reduced, absorb_all, verify_combined};
 use super::proof::{Header, Proof, SegmentProof, read_segment};
 use super::registered::Registered;
 use super::segment::{self, Boundary, ClaimsProof, OpeningClaims, SegmentInput, registered_rows};
@@ -27,6 +29,8 @@ pub const MINIMUM_SECURITY_BITS: f64 = 96.0;
 pub struct Accepted {
     /// Fiat–Shamir security in bits: the minimum over all challenges.
     pub security_bits: f64,
+    /// Weight-binding mode.
+    pub mode: Mode,
     /// Token ids of the statement.
     pub ids: Vec<u32>,
     /// Decoder: how the ids are cut into prompts and proven completions.
@@ -111,10 +115,21 @@ pub fn segment_view<'a, S: HashSuite>(
     }
 }
 
-/// The fresh fork of a segment.
+/// The fresh fork of a segment. `start` is the seed; in mode 0, after the first segment, [`chained`].
 #[must_use]
-pub fn segment_fork<S: HashSuite>(seed: &Seed, s: &impl Stated, index: usize) -> Transcript<S> {
-    fork::<S>(seed, PROTOCOL_VERSION, s.mode(), ForkKind::Segment, index as u32)
+pub fn segment_fork<S: HashSuite>(start: &Seed, s: &impl Stated, index: usize) -> Transcript<S> {
+    fork::<S>(start, PROTOCOL_VERSION, s.mode(), ForkKind::Segment, index as u32)
+}
+
+/// What the fork after the one with this closing digest starts from: in mode 0 the digest, else what it started from too.
+#[must_use]
+pub fn chained(mode: Mode, start: Seed, closing: Digest) -> Seed {
+    if mode == Mode::Sequential { Seed(closing) } else { start }
+}
+
+/// Absorbs a fork's closing digest into the main transcript. Called in order of segments, for all of them.
+pub fn absorb_closing<S: HashSuite>(t: &mut Transcript<S>, closing: &Digest) {
+    t.absorb_digest("closing", closing);
 }
 
 /// The oracles of a segment's opening with their claims: weights, then values.
@@ -144,7 +159,7 @@ pub fn verify_claims<S: HashSuite>(
     segment::verify(t, input, proof)
 }
 
-/// Verifies one segment in its fork, given its circuit; returns its closing digest.
+/// Verifies one segment in its fork, given its circuit; returns its closing digest. For modes whose segments open alone.
 ///
 /// # Errors
 /// [`VerifyError`].
@@ -156,15 +171,64 @@ pub fn verify_segment<S: HashSuite>(
     (root, boundaries): (Digest, (&[QM31], &[QM31])),
     proof: &SegmentProof,
 ) -> Result<Digest, VerifyError> {
+    verify_fork::<S>(model, s, (seed, seed), (index, circuit), (root, boundaries), proof).map(|closed| closed.digest)
+}
+
+/// A verified fork.
+#[derive(Clone, Debug)]
+pub struct Closed {
+    /// Commits to all of the fork.
+    pub digest: Digest,
+    /// Mode 2: the segment's oracles, weights first, whose reduced claims are still to be opened.
+    pub reduced: Vec<Reduced>,
+}
+
+/// Verifies one segment in its fork, which starts from `start`; boundary points come from `seed`.
+///
+/// # Errors
+/// [`VerifyError`].
+///
+/// # Soundness
+/// In mode 2 the segment holds only if [`verify_joint`] accepts what is returned here.
+pub fn verify_fork<S: HashSuite>(
+    model: &Registered,
+    s: &impl Stated,
+    (seed, start): (&Seed, &Seed),
+    (index, circuit): (usize, &Circuit),
+    (root, boundaries): (Digest, (&[QM31], &[QM31])),
+    proof: &SegmentProof,
+) -> Result<Closed, VerifyError> {
     let input = segment_view::<S>(model, s, seed, (index, circuit), boundaries);
     if input.circuit.matrices.is_empty() != model.roots.get(index).copied().flatten().is_none() {
         return Err(VerifyError::Input("the registered roots do not match the model's segments".to_owned()));
     }
-    let mut t = segment_fork::<S>(seed, s, index);
+    let mut t = segment_fork::<S>(start, s, index);
     let claims = verify_claims(&mut t, &input, &proof.claims)?;
     let oracles = oracle_claims(model, input.circuit, index, root, claims);
-    opening::verify(&mut t, &model.opening(), &oracles, &proof.opening).map_err(|e| VerifyError::Opening(e.to_string()))?;
-    Ok(t.digest())
+    let (params, failed) = (model.opening(), |e: OpeningError| VerifyError::Opening(e.to_string()));
+    let each = Mode::of(s.mode()).is_some_and(Mode::opens_each);
+    let mut reduced = Vec::new();
+    if each {
+        opening::verify(&mut t, &params, &oracles, &proof.opening).map_err(failed)?;
+    } else {
+        reduced = opening::verify_rows(&mut t, &params, &oracles, &proof.opening, each).map_err(failed)?;
+    }
+    Ok(Closed { digest: t.digest(), reduced })
+}
+
+/// Mode 2: opens the reduced claims of all segments in the main transcript, which has absorbed every closing digest.
+///
+/// # Errors
+/// [`VerifyError::Opening`].
+pub fn verify_joint<S: HashSuite>(
+    t: &mut Transcript<S>,
+    model: &Registered,
+    reduced: &[Reduced],
+    proof: &CombinedProof,
+) -> Result<(), VerifyError> {
+    let params = model.opening();
+    absorb_all(t, &params, reduced.len());
+    verify_combined(t, &params, reduced, proof).map_err(|e| VerifyError::Opening(e.to_string()))
 }
 
 /// Values of the boundaries before and after a segment, `limbs` each; empty where there is none.
@@ -220,30 +284,91 @@ pub fn verify<S: HashSuite>(model: &Registered, proof: &Proof) -> Result<Accepte
     if found != expected {
         return Err(VerifyError::Count { step: "segments", found, expected });
     }
-    let mut segments = proof.segments.iter();
-    let missing = || VerifyError::Count { step: "segments", found, expected };
-    verify_with::<S>(model, &proof.header, opened, |_| segments.next().map(Cow::Borrowed).ok_or_else(missing))
+    verify_with::<S>(model, &proof.header, opened, InMemory { proof, next: 0 })
 }
 
-/// Verifies segment after segment, as `next` gives them for their circuits. No more than one of each is in memory here.
+/// Where the parts of a proof come from. No more than one segment is in memory here.
+trait Parts<'a> {
+    /// The next segment, for its circuit.
+    fn segment(&mut self, circuit: &Circuit, mode: Mode) -> Result<Cow<'a, SegmentProof>, VerifyError>;
+    /// What follows the last segment, in mode 2 for oracles with these rows.
+    fn joint(&mut self, rows: &[usize], mode: Mode) -> Result<Option<Cow<'a, CombinedProof>>, VerifyError>;
+}
+
+/// A proof whose number of segments is right.
+struct InMemory<'a> {
+    proof: &'a Proof,
+    next: usize,
+}
+
+impl<'a> Parts<'a> for InMemory<'a> {
+    fn segment(&mut self, _: &Circuit, _: Mode) -> Result<Cow<'a, SegmentProof>, VerifyError> {
+        let (found, expected) = (self.next, self.next + 1);
+        self.next += 1;
+        let segment = self.proof.segments.get(found).map(Cow::Borrowed);
+        segment.ok_or(VerifyError::Count { step: "segments", found, expected })
+    }
+
+    fn joint(&mut self, _: &[usize], _: Mode) -> Result<Option<Cow<'a, CombinedProof>>, VerifyError> {
+        Ok(self.proof.opening.as_ref().map(Cow::Borrowed))
+    }
+}
+
+/// Canonical bytes.
+struct Parsed<'a, 'b> {
+    reader: &'b mut Reader<'a>,
+    params: opening::OpeningParams,
+}
+
+impl<'a> Parts<'a> for Parsed<'_, '_> {
+    fn segment(&mut self, circuit: &Circuit, mode: Mode) -> Result<Cow<'a, SegmentProof>, VerifyError> {
+        read_segment(self.reader, circuit, &self.params, mode).map(Cow::Owned).map_err(malformed)
+    }
+
+    fn joint(&mut self, rows: &[usize], mode: Mode) -> Result<Option<Cow<'a, CombinedProof>>, VerifyError> {
+        let read = (!mode.opens_each()).then(|| CombinedProof::read(self.reader, &self.params, rows));
+        Ok(read.transpose().map_err(malformed)?.map(Cow::Owned))
+    }
+}
+
+fn malformed(e: impl std::fmt::Display) -> VerifyError {
+    VerifyError::Malformed(e.to_string())
+}
+
+/// Verifies segment after segment, then what opens them all.
 fn verify_with<'a, S: HashSuite>(
     model: &Registered,
     header: &Header,
     (s, mut t, seed): (Outline, Transcript<S>, Seed),
-    mut next: impl FnMut(&Circuit) -> Result<Cow<'a, SegmentProof>, VerifyError>,
+    mut parts: impl Parts<'a>,
 ) -> Result<Accepted, VerifyError> {
-    let mut security_bits = f64::INFINITY;
+    let mode = s.mode;
+    let (mut start, mut reduced, mut security_bits) = (seed, Vec::new(), f64::INFINITY);
     for (index, root) in header.roots.iter().enumerate() {
         let circuit = s.circuit(model, index)?;
-        let segment = next(&circuit)?;
+        let segment = parts.segment(&circuit, mode)?;
         let around = neighbours(&header.boundaries, model.descriptor.boundary_limbs(), index);
-        let closing = verify_segment::<S>(model, &s, &seed, (index, &circuit), (*root, around), &segment)
+        let closed = verify_fork::<S>(model, &s, (&seed, &start), (index, &circuit), (*root, around), &segment)
             .map_err(|e| VerifyError::Segment { index, source: Box::new(e) })?;
-        t.absorb_digest("closing", &closing);
-        security_bits = security_bits.min(soundness::minimum(&soundness::budget(model, std::slice::from_ref(&*circuit))));
+        absorb_closing(&mut t, &closed.digest);
+        start = chained(mode, start, closed.digest);
+        reduced.extend(closed.reduced);
+        security_bits = security_bits.min(soundness::minimum(&soundness::budget(model, mode, std::slice::from_ref(&*circuit))));
+    }
+    let rows: Vec<usize> = reduced.iter().map(|o| o.residual.coefficients.len()).collect();
+    match parts.joint(&rows, mode)? {
+        Some(opening) if mode == Mode::Aggregated => {
+            verify_joint(&mut t, model, &reduced, &opening)?;
+            security_bits = security_bits.min(soundness::minimum(&soundness::joint_budget(model)));
+        }
+        None if mode.opens_each() => {}
+        found => {
+            let expected = usize::from(!mode.opens_each());
+            return Err(VerifyError::Count { step: "openings of all segments", found: usize::from(found.is_some()), expected });
+        }
     }
     let PublicInput { ids, sequences, output } = s.input;
-    Ok(Accepted { security_bits, ids, sequences, output, digest: t.digest() })
+    Ok(Accepted { security_bits, mode, ids, sequences, output, digest: t.digest() })
 }
 
 /// Parses and verifies the bytes of a proof; total on any bytes.
@@ -266,15 +391,12 @@ pub fn verify_bytes<S: HashSuite>(model: &Registered, bytes: &[u8]) -> Result<Ac
 #[doc(hidden)]
 pub fn verify_reduced<S: HashSuite>(model: &Registered, bytes: &[u8]) -> Result<Accepted, VerifyError> {
     let mut r = Reader::new(bytes);
-    let malformed = |e: &dyn std::fmt::Display| VerifyError::Malformed(e.to_string());
-    let header = Header::read(&mut r).map_err(|e| malformed(&e))?;
+    let header = Header::read(&mut r).map_err(malformed)?;
     let opened = open_statement::<S>(model, &header)?;
-    let params = model.opening();
-    let accepted = verify_with::<S>(model, &header, opened, |circuit| {
-        read_segment(&mut r, circuit, &params).map(Cow::Owned).map_err(|e| malformed(&e))
-    })?;
+    let parts = Parsed { reader: &mut r, params: model.opening() };
+    let accepted = verify_with::<S>(model, &header, opened, parts)?;
     match r.remaining() {
         0 => Ok(accepted),
-        n => Err(VerifyError::Malformed(format!("{n} bytes follow the last segment"))),
+        n => Err(VerifyError::Malformed(format!("{n} bytes follow the proof"))),
     }
 }

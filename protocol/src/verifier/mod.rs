@@ -7,6 +7,7 @@ pub mod error;
 pub mod final_sumcheck;
 pub mod logup;
 pub mod merkle;
+pub mod mode;
 pub mod opening;
 pub mod plan;
 pub mod points;

@@ -1,12 +1,15 @@
 //! `proof.obk`: the canonical, versioned, bounded encoding of a proof.
 //!
-//! A header that names what is proved, then per segment the claims and the opening. Lengths follow from the registered
+//! A header that names what is proved, then per segment the claims and the opening, or its rows and one opening of all
+//! segments at the end. Lengths follow from the registered
 //! model and the header, so almost nothing is length-prefixed and there is one encoding of every proof.
 
 use super::bytes::{BytesError, Reader, put_felts};
 use super::final_sumcheck::{FinalProof, point_len, value_rows};
 use super::logup::GkrLayer;
-use super::opening::{Form, OpeningParams, OpeningProof, OpeningShape, OracleShape};
+use super::mode::Mode;
+pub use super::mode::{MODE_AGGREGATED, MODE_FORKED, MODE_SEQUENTIAL};
+use super::opening::{CombinedProof, Form, OpeningParams, OpeningProof, OpeningShape, OracleShape};
 use super::product::ProductProof;
 use super::segment::{ClaimsProof, registered_rows};
 use crate::PROTOCOL_VERSION;
@@ -16,8 +19,6 @@ use crate::circuit::segment::Circuit;
 use crate::field::{QM31, RoundPoly};
 use crate::transcript::Digest;
 
-/// Weight-binding mode 1: every segment opens in its own fork.
-pub const MODE_FORKED: u8 = 1;
 const MAGIC: [u8; 4] = *b"OBKP";
 /// Most channels of an output.
 const MAX_WIDTH: usize = 1 << 16;
@@ -58,7 +59,7 @@ pub struct Header {
 pub struct SegmentProof {
     /// Lookups, products, final sumcheck.
     pub claims: ClaimsProof,
-    /// Opening of weights and values.
+    /// Opening of weights and values; of their rows alone in mode 2.
     pub opening: OpeningProof,
 }
 
@@ -69,6 +70,8 @@ pub struct Proof {
     pub header: Header,
     /// Segments in order.
     pub segments: Vec<SegmentProof>,
+    /// Mode 2: what opens the rows of all segments, whose oracles come in order of segments.
+    pub opening: Option<CombinedProof>,
 }
 
 impl Header {
@@ -204,6 +207,9 @@ impl Proof {
             write_claims(&s.claims, &mut out);
             s.opening.write(&mut out);
         }
+        if let Some(opening) = &self.opening {
+            opening.write(&mut out);
+        }
         out
     }
 }
@@ -211,9 +217,10 @@ impl Proof {
 /// Reads one segment, for the circuit built from the registered model and the header.
 ///
 /// # Errors
-/// [`BytesError`]; bytes after the last segment are an error of the caller to report ([`Reader::remaining`]).
-pub fn read_segment(r: &mut Reader<'_>, c: &Circuit, params: &OpeningParams) -> Result<SegmentProof, BytesError> {
+/// [`BytesError`]; what follows the last segment is for the caller to read or to report ([`Reader::remaining`]).
+pub fn read_segment(r: &mut Reader<'_>, c: &Circuit, params: &OpeningParams, mode: Mode) -> Result<SegmentProof, BytesError> {
     let claims = read_claims(r, c, params.h as usize)?;
-    let opening = OpeningProof::read(r, &opening_shape(c, params))?;
+    let shape = opening_shape(c, params);
+    let opening = if mode.opens_each() { OpeningProof::read(r, &shape)? } else { OpeningProof::read_rows(r, &shape)? };
     Ok(SegmentProof { claims, opening })
 }

@@ -1,14 +1,15 @@
 //! The soundness budget: for every challenge its round-by-round error in the unique-decoding regime, without conjecture,
 //! plus the grinding directly before it (`docs/soundness.md` §8). The proof's security is the minimum.
 
-use super::opening::opening_bits;
+use super::mode::Mode;
+use super::opening::{combined_bits, opening_bits, row_bits};
 use super::plan::item_count;
 use super::proof::opening_shape;
 use super::registered::Registered;
 use crate::circuit::segment::Circuit;
 use crate::field::P;
 
-/// One challenge (or one kind of challenge) of one segment.
+/// One challenge (or one kind of challenge) of one segment, or of all.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Entry {
     /// Segment name.
@@ -21,12 +22,20 @@ pub struct Entry {
     pub grinding: u32,
 }
 
+/// What the entries of [`joint_budget`] are of.
+pub const JOINT: &str = "all segments";
 /// Largest tuple of a lookup: powers of alpha.
 const TUPLE: f64 = 5.0;
 
-/// Every challenge of a proof over these circuits.
+/// Every challenge in the forks of a proof over these circuits; mode 2 has those of [`joint_budget`] besides.
 #[must_use]
-pub fn budget(model: &Registered, circuits: &[Circuit]) -> Vec<Entry> {
+pub fn budget(model: &Registered, mode: Mode, circuits: &[Circuit]) -> Vec<Entry> {
+    let security = &model.security;
+    // A chained fork starts anew with every query nonce of the fork before, if that is cheaper than another seed.
+    let g_start = match mode {
+        Mode::Sequential => security.g_seed.min(security.g_query),
+        Mode::Forked | Mode::Aggregated => security.g_seed,
+    };
     let q = 4.0 * f64::from(P).log2();
     let mut out = Vec::new();
     for c in circuits {
@@ -36,23 +45,31 @@ pub fn budget(model: &Registered, circuits: &[Circuit]) -> Vec<Entry> {
         let leaves = (1u64 << c.tree_log()) as f64;
         if c.tree_log() > 0 {
             // alpha and beta follow the seed with nothing in between but boundary values, so its grinding protects them.
-            let g = u32::from(model.security.g_seed);
-            add("alpha, beta: (tuple + 1) leaves / q".into(), q - (leaves * (TUPLE + 1.0)).log2(), g);
+            add("alpha, beta: (tuple + 1) leaves / q".into(), q - (leaves * (TUPLE + 1.0)).log2(), u32::from(g_start));
             add("logup layer merge and mu: 2/q".into(), q - 1.0, 0);
             add("logup round: 4/q".into(), q - 2.0, 0);
         }
         add("rho as zerocheck and accumulator point: variables/q".into(), q - (c.rho_len().max(1) as f64).log2(), 0);
-        add("boundary point: variables/q".into(), q - (c.max_log().max(1) as f64).log2(), u32::from(model.security.g_seed));
+        add("boundary point: variables/q".into(), q - (c.max_log().max(1) as f64).log2(), u32::from(security.g_seed));
         add("product lambda: products/q".into(), q - (c.products.len().max(1) as f64).log2(), 0);
         add("product round: 3/q".into(), q - 3f64.log2(), 0);
         add("final lambda: items/q".into(), q - (item_count(c) as f64).log2(), 0);
         add("final round: 4/q".into(), q - 2.0, 0);
         add("gamma: log2(matrices)/q".into(), q - (c.matrices.len().max(2) as f64).log2().log2(), 0);
-        for (name, bits, grinding) in opening_bits(&opening_shape(c, &model.opening())) {
+        let shape = opening_shape(c, &model.opening());
+        for (name, bits, grinding) in if mode.opens_each() { opening_bits(&shape) } else { row_bits(&shape) } {
             add(name, bits, grinding);
         }
     }
     out
+}
+
+/// Every challenge of the opening that mode 2 makes of all oracles after the forks are joined.
+#[must_use]
+pub fn joint_budget(model: &Registered) -> Vec<Entry> {
+    let oracles = model.roots.len() + model.roots.iter().flatten().count();
+    let entry = |(challenge, bits, grinding)| Entry { segment: JOINT.to_owned(), challenge, bits, grinding };
+    combined_bits(&model.opening(), oracles).into_iter().map(entry).collect()
 }
 
 /// The minimum over all challenges of error bits plus grinding.

@@ -3,7 +3,7 @@
 //! It refuses inputs that the model does not take. Circuits come from model and input alone, so whoever needs one builds it.
 
 use super::error::VerifyError;
-use super::proof::MODE_FORKED;
+use super::mode::Mode;
 use super::registered::Registered;
 use crate::circuit::attention::ExpTables;
 use crate::circuit::descriptor::Descriptor;
@@ -38,7 +38,7 @@ pub struct Outline {
     /// Public input and claimed output.
     pub input: PublicInput,
     /// Weight-binding mode.
-    pub mode: u8,
+    pub mode: Mode,
     /// Model id.
     pub model_id: Digest,
     tables: ExpTables,
@@ -68,10 +68,11 @@ impl Outline {
 
     /// As [`Self::new`] for a model whose id is known.
     pub(super) fn named(model: &Registered, input: PublicInput, mode: u8, model_id: Digest) -> Result<Self, VerifyError> {
-        if mode != MODE_FORKED {
-            let (found, expected) = (mode.to_string(), MODE_FORKED.to_string());
-            return Err(VerifyError::Statement { field: "weight-binding mode", found, expected });
-        }
+        let unknown = || (mode.to_string(), "0, 1 or 2".to_owned());
+        let mode = Mode::of(mode).ok_or_else(unknown).map_err(|(found, expected)| {
+            let field = "weight-binding mode";
+            VerifyError::Statement { field, found, expected }
+        })?;
         check_input(&model.descriptor, &input)?;
         check_output(&model.descriptor, &input)?;
         Ok(Self { input, mode, model_id, tables: exp_tables() })
@@ -84,7 +85,7 @@ impl Stated for Outline {
     }
 
     fn mode(&self) -> u8 {
-        self.mode
+        self.mode as u8
     }
 
     fn model_id(&self) -> &Digest {

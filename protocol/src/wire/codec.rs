@@ -48,6 +48,8 @@ messages!(
     Cancel,
     Drain,
     Goodbye,
+    Holding,
+    Resume,
     BlobGet,
     BlobPut,
     BlobSent,
@@ -58,6 +60,7 @@ messages!(
     Event,
     JobDone,
     JobFailed,
+    SubmitOnce,
     Enrol,
     Enrolled,
     Renew,
@@ -73,6 +76,9 @@ messages!(
     NodeDrain,
     NodeEvict,
     AdminDone,
+    PeerHello,
+    PeerMessage,
+    PeerBulk,
 );
 
 impl Message {

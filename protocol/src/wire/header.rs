@@ -20,6 +20,8 @@ pub enum MessageId {
     Cancel = 9,
     Drain = 10,
     Goodbye = 11,
+    Holding = 12,
+    Resume = 13,
     BlobGet = 16,
     BlobPut = 17,
     BlobSent = 18,
@@ -31,6 +33,7 @@ pub enum MessageId {
     Event = 35,
     JobDone = 36,
     JobFailed = 37,
+    SubmitOnce = 38,
     Enrol = 48,
     Enrolled = 49,
     Renew = 50,
@@ -46,11 +49,14 @@ pub enum MessageId {
     NodeDrain = 71,
     NodeEvict = 72,
     AdminDone = 73,
+    PeerHello = 96,
+    PeerMessage = 97,
+    PeerBulk = 98,
 }
 
 impl MessageId {
     /// Every id, in order.
-    pub const ALL: [Self; 37] = [
+    pub const ALL: [Self; 40] = [
         Self::Hello,
         Self::Welcome,
         Self::Refused,
@@ -62,6 +68,8 @@ impl MessageId {
         Self::Cancel,
         Self::Drain,
         Self::Goodbye,
+        Self::Holding,
+        Self::Resume,
         Self::BlobGet,
         Self::BlobPut,
         Self::BlobSent,
@@ -73,6 +81,7 @@ impl MessageId {
         Self::Event,
         Self::JobDone,
         Self::JobFailed,
+        Self::SubmitOnce,
         Self::Enrol,
         Self::Enrolled,
         Self::Renew,
@@ -88,6 +97,9 @@ impl MessageId {
         Self::NodeDrain,
         Self::NodeEvict,
         Self::AdminDone,
+        Self::PeerHello,
+        Self::PeerMessage,
+        Self::PeerBulk,
     ];
 
     /// The id as sent.

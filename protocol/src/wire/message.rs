@@ -5,8 +5,8 @@
 use rkyv::{Archive, Deserialize, Serialize};
 
 use super::{
-    AdminDone, Enrol, Enrolled, NodeDrain, NodeEvict, Nodes, NodesAfter, Probe, Probed, Renew, TokenMade, TokenNew, TokenRevoke,
-    Tokens, TokensAfter,
+    AdminDone, Enrol, Enrolled, NodeDrain, NodeEvict, Nodes, NodesAfter, PeerBulk, PeerHello, PeerMessage, Probe, Probed, Renew,
+    TokenMade, TokenNew, TokenRevoke, Tokens, TokensAfter,
 };
 
 /// A blob by content: the BLAKE3 digest of its bytes and their number.
@@ -185,6 +185,31 @@ pub struct Goodbye {
     pub reason: String,
 }
 
+/// What an epoch of [`Hello::held`] is about. Follows [`Welcome`], one message each; the answer is [`Resume`] or [`Cancel`]. Another
+/// coordinator than the one that gave the lease needs this to tell whether the result is still wanted.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+pub struct Holding {
+    /// The lease.
+    pub epoch: u64,
+    /// The job.
+    pub job: [u8; 32],
+    /// A [`WorkKind`] code.
+    pub kind: u8,
+    /// The segment.
+    pub segment: u32,
+    /// Public bytes it works from.
+    pub extra: BlobRef,
+    /// Inputs it works from.
+    pub inputs: Vec<BlobRef>,
+}
+
+/// What this lease is about is still wanted: go on, or deliver.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+pub struct Resume {
+    /// The lease.
+    pub epoch: u64,
+}
+
 /// First frame of a bulk stream: send me this blob.
 #[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
 pub struct BlobGet {
@@ -231,7 +256,18 @@ pub struct Submit {
     pub model: [u8; 32],
 }
 
-/// Answer to [`Submit`].
+/// As [`Submit`], and however often it is said, on whatever connection, it is one job: the one of this key, specification and model.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+pub struct SubmitOnce {
+    /// Drawn by the client for this job.
+    pub key: [u8; 16],
+    /// The specification.
+    pub spec: BlobRef,
+    /// The model.
+    pub model: [u8; 32],
+}
+
+/// Answer to [`Submit`] and [`SubmitOnce`].
 #[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
 pub struct JobAccepted {
     /// The job.
@@ -307,6 +343,8 @@ pub enum Message {
     Cancel(Cancel),
     Drain(Drain),
     Goodbye(Goodbye),
+    Holding(Holding),
+    Resume(Resume),
     BlobGet(BlobGet),
     BlobPut(BlobPut),
     BlobSent(BlobSent),
@@ -317,6 +355,7 @@ pub enum Message {
     Event(Event),
     JobDone(JobDone),
     JobFailed(JobFailed),
+    SubmitOnce(SubmitOnce),
     Enrol(Enrol),
     Enrolled(Enrolled),
     Renew(Renew),
@@ -332,4 +371,7 @@ pub enum Message {
     NodeDrain(NodeDrain),
     NodeEvict(NodeEvict),
     AdminDone(AdminDone),
+    PeerHello(PeerHello),
+    PeerMessage(PeerMessage),
+    PeerBulk(PeerBulk),
 }

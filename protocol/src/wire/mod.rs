@@ -9,6 +9,7 @@ mod admission;
 mod codec;
 mod header;
 mod message;
+mod peer;
 mod validate;
 
 #[cfg(test)]
@@ -20,9 +21,11 @@ pub use admission::{
 };
 pub use header::{FrameHeader, MessageId};
 pub use message::{
-    Assign, BlobGet, BlobPut, BlobRef, BlobSent, BlobStored, Cancel, ClientHello, Done, Drain, Event, Failed, Goodbye, Hello,
-    JobAccepted, JobDone, JobFailed, Message, PhaseTime, Progress, Refused, ResultAck, Submit, Welcome, WorkKind,
+    Assign, BlobGet, BlobPut, BlobRef, BlobSent, BlobStored, Cancel, ClientHello, Done, Drain, Event, Failed, Goodbye, Hello, Holding,
+    JobAccepted, JobDone, JobFailed, Message, PhaseTime, Progress, Refused, ResultAck, Resume, Submit, SubmitOnce, Welcome, WorkKind,
 };
+
+pub use peer::{PeerBulk, PeerEntry, PeerHello, PeerMessage};
 
 /// Bytes of a frame header.
 pub const HEADER_BYTES: usize = 16;
@@ -34,6 +37,8 @@ pub const WIRE_VERSION: u16 = 1;
 pub const ALPN: &[u8] = b"obelysk/1";
 /// ALPN protocol name of machines without a certificate: they may ask to be let in, and nothing else.
 pub const ALPN_JOIN: &[u8] = b"obelysk-join/1";
+/// ALPN protocol name among coordinators, who show each other certificates.
+pub const ALPN_PEER: &[u8] = b"obelysk-peer/1";
 /// Largest request of a peer nobody knows yet: a certificate request of an elliptic key has under 1 KiB.
 pub const MAX_ENROL_BYTES: u32 = 4096;
 /// Longest certificate or certificate request: ours have under 1 KiB.
@@ -42,6 +47,8 @@ pub const MAX_CERTIFICATE_BYTES: usize = 3072;
 pub const SIGNATURE_BYTES: usize = 64;
 /// Most coordinators of one cluster: consensus beyond seven is slow, not safer.
 pub const MAX_ADDRESSES: usize = 8;
+/// Most coordinators in a greeting: members, and those that left or are to come, as others know them.
+pub const MAX_PEERS: usize = 16;
 /// Longest `host:port`: a DNS name has up to 253 bytes.
 pub const MAX_ADDRESS_BYTES: usize = 260;
 /// Entries of one page of a list, so that it fits [`MAX_CONTROL_BYTES`] with texts of any length.

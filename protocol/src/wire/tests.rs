@@ -25,6 +25,10 @@ fn node_entry() -> NodeEntry {
     }
 }
 
+fn peer_entry() -> PeerEntry {
+    PeerEntry { key: B, peer: "c3.example:7451".to_owned(), service: "c3.example:7450".to_owned() }
+}
+
 /// One of each message, every field with a value of its own.
 fn samples() -> Vec<Message> {
     let text = || "cause; remedy".to_owned();
@@ -98,6 +102,19 @@ fn samples() -> Vec<Message> {
         Message::NodeDrain(NodeDrain { node: A }),
         Message::NodeEvict(NodeEvict { node: A, reason: text() }),
         Message::AdminDone(AdminDone { text: text() }),
+        Message::Holding(Holding {
+            epoch: 17,
+            job: A,
+            kind: WorkKind::Prove.code(),
+            segment: 5,
+            extra: blob(),
+            inputs: vec![BlobRef::of(b"abc")],
+        }),
+        Message::Resume(Resume { epoch: 17 }),
+        Message::SubmitOnce(SubmitOnce { key: [0x5b; 16], spec: blob(), model: B }),
+        Message::PeerHello(PeerHello { cluster: [0xc1; 16], from: 3, to: 4, members: vec![peer_entry()] }),
+        Message::PeerMessage(PeerMessage { bytes: vec![0x0b, 0xe1] }),
+        Message::PeerBulk(PeerBulk { blob: blob() }),
     ]
 }
 
@@ -215,6 +232,16 @@ fn senseless_messages_are_refused_by_sender_and_receiver() {
         Message::Nodes(Nodes { nodes: vec![NodeEntry { state: 5, ..node_entry() }] }),
         Message::Nodes(Nodes { nodes: vec![NodeEntry { reason: long.clone(), ..node_entry() }] }),
         Message::NodeEvict(NodeEvict { node: A, reason: long }),
+        Message::PeerHello(PeerHello { cluster: A[..16].try_into().expect("16"), from: 3, to: 3, members: vec![] }),
+        Message::PeerHello(PeerHello { cluster: [0; 16], from: 3, to: 4, members: vec![peer_entry(); MAX_PEERS + 1] }),
+        Message::PeerHello(PeerHello {
+            cluster: [0; 16],
+            from: 3,
+            to: 4,
+            members: vec![PeerEntry { peer: "a b".to_owned(), ..peer_entry() }],
+        }),
+        Message::PeerMessage(PeerMessage { bytes: vec![] }),
+        Message::PeerBulk(PeerBulk { blob: BlobRef::of(&[]) }),
     ];
     for message in cases {
         let error = message.encode().expect_err("senseless");

@@ -1,9 +1,7 @@
 //! Rules a well-formed message must also keep: bounded texts and lists, known codes, no duplicates. Run on both sides.
 
 use super::{
-    Assign, Enrol, Enrolled, Hello, MAX_ADDRESS_BYTES, MAX_ADDRESSES, MAX_CERTIFICATE_BYTES, MAX_HELD_EPOCHS, MAX_INPUTS,
-    MAX_MODELS, MAX_NAME_BYTES, MAX_PAGE, MAX_PHASES, MAX_TEXT_BYTES, Message, NodeEntry, NodeState, PERMILLE, SIGNATURE_BYTES,
-    WireError, WorkKind,
+    Assign, Enrol, Enrolled, Hello, Holding, MAX_ADDRESSES, MAX_ADDRESS_BYTES, MAX_CERTIFICATE_BYTES, MAX_HELD_EPOCHS, MAX_INPUTS, MAX_MODELS, MAX_NAME_BYTES, MAX_PAGE, MAX_PEERS, MAX_PHASES, MAX_TEXT_BYTES, Message, NodeEntry, NodeState, PERMILLE, PeerHello, SIGNATURE_BYTES, WireError, WorkKind,
 };
 
 type Rule = Result<(), &'static str>;
@@ -23,6 +21,7 @@ impl Message {
             Self::Failed(m) => text(&m.reason),
             Self::Drain(m) => text(&m.reason),
             Self::Goodbye(m) => text(&m.reason),
+            Self::Holding(m) => holding(m),
             Self::ClientHello(m) => name(&m.name),
             Self::JobAccepted(m) => rule(m.segments > 0, "a job without segments"),
             Self::Event(m) => {
@@ -44,6 +43,9 @@ impl Message {
             }
             Self::NodeEvict(m) => text(&m.reason),
             Self::AdminDone(m) => text(&m.text),
+            Self::PeerHello(m) => peer_hello(m),
+            Self::PeerMessage(m) => rule(!m.bytes.is_empty(), "a message of nothing"),
+            Self::PeerBulk(m) => rule(m.blob.length > 0, "a message of nothing"),
             Self::Done(_)
             | Self::ResultAck(_)
             | Self::Cancel(_)
@@ -51,7 +53,9 @@ impl Message {
             | Self::BlobPut(_)
             | Self::BlobSent(_)
             | Self::BlobStored(_)
+            | Self::Resume(_)
             | Self::Submit(_)
+            | Self::SubmitOnce(_)
             | Self::Probe(_)
             | Self::TokensAfter(_)
             | Self::TokenRevoke(_)
@@ -95,6 +99,12 @@ fn assign(m: &Assign) -> Rule {
     rule(m.inputs.len() <= MAX_INPUTS, "too many inputs")
 }
 
+fn holding(m: &Holding) -> Rule {
+    rule(WorkKind::from_code(m.kind).is_some(), "an unknown kind of work")?;
+    rule(m.epoch > 0, "epoch 0, which no lease has")?;
+    rule(m.inputs.len() <= MAX_INPUTS, "too many inputs")
+}
+
 fn der(bytes: &[u8]) -> Rule {
     rule(!bytes.is_empty() && bytes.len() <= MAX_CERTIFICATE_BYTES, "a certificate or request of no or more than 3072 bytes")
 }
@@ -125,4 +135,10 @@ fn node_entry(m: &NodeEntry) -> Rule {
     name(&m.name)?;
     text(&m.reason)?;
     rule(NodeState::from_code(m.state).is_some(), "an unknown state of a node")
+}
+
+fn peer_hello(m: &PeerHello) -> Rule {
+    rule(m.from != 0 && m.to != 0 && m.from != m.to, "a greeting from nobody, to nobody, or to oneself")?;
+    rule(m.members.len() <= MAX_PEERS, "too many coordinators")?;
+    m.members.iter().try_for_each(|entry| addresses(&[entry.peer.clone(), entry.service.clone()]))
 }

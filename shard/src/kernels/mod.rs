@@ -63,6 +63,8 @@ pub trait CommitKernels: Send + Sync {
     fn int8(&self, values: Vec<i8>) -> Self::Int8;
     /// Moves extension elements into a buffer.
     fn ext(&self, values: Vec<QM31>) -> Self::Ext;
+    /// Elements in a buffer.
+    fn ext_len(&self, values: &Self::Ext) -> usize;
     /// Copies a buffer back.
     fn to_host(&self, values: &Self::Ext) -> Vec<QM31>;
 
@@ -99,6 +101,8 @@ pub trait CommitKernels: Send + Sync {
     fn weighted_sum(&self, terms: &[(&Self::Ext, QM31)]) -> Self::Ext;
     /// `[s(0), s(2)]` of `s(X) = sum_i f(X, i) · k(X, i)`, the lowest variable being `X`.
     fn product_round(&self, f: &Self::Ext, k: &Self::Ext) -> [QM31; 2];
+    /// As [`Self::product_round`], `[s(0), s(1), s(2)]`: for whoever checks `s(0) + s(1)` against a claim.
+    fn product_round_full(&self, f: &Self::Ext, k: &Self::Ext) -> [QM31; 3];
     /// Binds the lowest variable to `r`.
     fn bind(&self, v: &Self::Ext, r: QM31) -> Self::Ext;
 

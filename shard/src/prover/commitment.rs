@@ -9,6 +9,7 @@ use obelysk_protocol::verifier::merkle::flat_index;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
 /// What an opening needs from a committed stack of rows.
 pub trait Oracle<B: CommitKernels>: Sync {
@@ -127,13 +128,41 @@ const LEAVES_AT: usize = 9;
 /// by level from the leaves. Words are `4·2^b` times as large as their rows; recomputing the leaves of an opening is one pass
 /// over the rows for every four of them.
 pub struct RegisteredOracle<B: CommitKernels> {
+    values: B::Int8,
+    words: RegisteredWords,
+    root: Digest,
+}
+
+/// The file of a registered oracle: its tree and, if they are kept, its words. Cheap to hold on to without the rows.
+#[derive(Clone)]
+pub struct RegisteredWords {
     code: CodeShape,
     rows: usize,
     /// Bytes of the leaves in the file; zero when they are recomputed.
     kept: usize,
-    values: B::Int8,
-    file: Mmap,
-    root: Digest,
+    file: Arc<Mmap>,
+}
+
+impl RegisteredWords {
+    /// Symbols at `positions`, leaf after leaf; `None` when they are recomputed from the rows.
+    #[must_use]
+    pub fn leaves(&self, positions: &[usize]) -> Option<Vec<M31>> {
+        let symbol = |b: &[u8]| M31::from_u32_unchecked(u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+        let leaf = |&i: &usize| self.file[HEADER + i * self.rows * 4..][..self.rows * 4].chunks_exact(4).map(symbol);
+        (self.kept > 0).then(|| positions.iter().flat_map(leaf).collect())
+    }
+
+    /// Tree nodes by `(level, index)`.
+    #[must_use]
+    pub fn nodes(&self, wanted: &[(u32, usize)]) -> Vec<Digest> {
+        let start = HEADER + self.kept;
+        let node = |&(level, index): &(u32, usize)| {
+            let mut out = [0u8; 32];
+            out.copy_from_slice(&self.file[start + 32 * flat_index(self.code.log_n(), level, index)..][..32]);
+            out
+        };
+        wanted.iter().map(node).collect()
+    }
 }
 
 impl<B: CommitKernels> RegisteredOracle<B> {
@@ -177,7 +206,8 @@ impl<B: CommitKernels> RegisteredOracle<B> {
         // The header goes last: a file cut short by a crash is not taken for a finished one.
         head.copy_from_slice(&header::<S>(code, rows, keep));
         map.flush()?;
-        Ok(Self { code, rows, kept, values, root: backend.root(&tree), file: map.make_read_only()? })
+        let words = RegisteredWords { code, rows, kept, file: Arc::new(map.make_read_only()?) };
+        Ok(Self { values, words, root: backend.root(&tree) })
     }
 
     /// Opens a file written by [`Self::register`] for the same rows.
@@ -203,12 +233,18 @@ impl<B: CommitKernels> RegisteredOracle<B> {
         if &file[expected - 32..] != root.as_slice() {
             return Err(RegistrationError::Root);
         }
-        Ok(Self { code, rows, kept, values: backend.int8(values), file, root: *root })
+        let words = RegisteredWords { code, rows, kept, file: Arc::new(file) };
+        Ok(Self { values: backend.int8(values), words, root: *root })
     }
 
     /// The int8 rows.
     pub fn values(&self) -> &B::Int8 {
         &self.values
+    }
+
+    /// Its file.
+    pub fn words(&self) -> &RegisteredWords {
+        &self.words
     }
 }
 
@@ -239,7 +275,7 @@ fn map_mut(file: &File) -> io::Result<MmapMut> {
 /// What reads all weights has a span of its own, a part of the opening's.
 impl<B: CommitKernels> Oracle<B> for RegisteredOracle<B> {
     fn rows(&self) -> usize {
-        self.rows
+        self.words.rows
     }
 
     fn root(&self) -> Digest {
@@ -253,26 +289,17 @@ impl<B: CommitKernels> Oracle<B> for RegisteredOracle<B> {
 
     fn combine(&self, backend: &B, coefficients: &[QM31]) -> B::Ext {
         let _span = tracing::info_span!("open.combine").entered();
-        backend.combine_int8(&self.values, self.code.h, coefficients)
+        backend.combine_int8(&self.values, self.words.code.h, coefficients)
     }
 
     fn leaves(&self, backend: &B, positions: &[usize]) -> Vec<M31> {
-        if self.kept == 0 {
+        self.words.leaves(positions).unwrap_or_else(|| {
             let _span = tracing::info_span!("open.leaves").entered();
-            return backend.symbols_int8(&self.values, self.code, positions);
-        }
-        let symbol = |b: &[u8]| M31::from_u32_unchecked(u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
-        let leaf = |&i: &usize| self.file[HEADER + i * self.rows * 4..][..self.rows * 4].chunks_exact(4).map(symbol);
-        positions.iter().flat_map(leaf).collect()
+            backend.symbols_int8(&self.values, self.words.code, positions)
+        })
     }
 
     fn nodes(&self, _backend: &B, wanted: &[(u32, usize)]) -> Vec<Digest> {
-        let start = HEADER + self.kept;
-        let node = |&(level, index): &(u32, usize)| {
-            let mut out = [0u8; 32];
-            out.copy_from_slice(&self.file[start + 32 * flat_index(self.code.log_n(), level, index)..][..32]);
-            out
-        };
-        wanted.iter().map(node).collect()
+        self.words.nodes(wanted)
     }
 }

@@ -1,5 +1,5 @@
 //! Batched opening, prover side; twin of the verifier's `opening`, same steps: 1 rows, 2 joint sumcheck, 3 combination,
-//! 4 folds, 5 queries. Every step is its own function so that an aggregated opening can drive them across segments.
+//! 4 folds, 5 queries. Steps 2 to 5 over the oracles of all segments are in `aggregate`, which shares the functions here.
 
 use super::commitment::Oracle;
 use crate::kernels::{CodeShape, CommitKernels};
@@ -7,8 +7,8 @@ use obelysk_protocol::field::{QM31, RoundPoly, ZERO, eq_vector, fold, inner};
 use obelysk_protocol::transcript::{HashSuite, Transcript};
 use obelysk_protocol::verifier::merkle::proof_nodes;
 use obelysk_protocol::verifier::opening::{
-    Claim, GroundRound, OpeningError, OpeningParams, OpeningProof, OpeningShape, OracleClaim, Residual, STEP, TreeOpening,
-    absorb_statement, label,
+    Claim, CombinedProof, GroundRound, OpeningError, OpeningParams, OpeningProof, OpeningShape, OracleClaim, Residual, STEP,
+    TreeOpening, absorb_statement, label, row_vars,
 };
 
 /// One oracle to open.
@@ -37,21 +37,16 @@ pub fn prove<S: HashSuite, B: CommitKernels>(
     params: &OpeningParams,
     inputs: &[OpeningInput<'_, B>],
 ) -> Result<OpeningProof, OpeningError> {
-    let claims: Vec<OracleClaim> =
-        inputs.iter().map(|i| OracleClaim { root: i.oracle.root(), rows: i.oracle.rows(), claim: i.claim.clone() }).collect();
-    let shape = OpeningShape::of(params, &claims)?;
-    absorb_statement(t, params, &claims);
-
-    // Step 1: rows. Every claim becomes <F_o, K_o> = value with F_o a combination of the oracle's rows.
-    let (rows, residuals): (Vec<_>, Vec<_>) = inputs.iter().map(|i| row_phase(backend, t, params, i)).unzip();
+    let (rows, residuals) = prove_rows(backend, t, params, inputs)?;
     let folded: Vec<B::Ext> = inputs.iter().zip(&residuals).map(|(i, r)| i.oracle.combine(backend, &r.coefficients)).collect();
+    let oracle_vars = row_vars(inputs.len());
 
     // Step 2: joint sumcheck of sum_o eq(δ, o) <F_o, K_o>, ending at ζ.
-    let Joint { polys: joint, zeta, values } = joint_phase(backend, t, params, shape.oracle_vars(), &residuals, &folded);
+    let Joint { polys: joint, zeta, values } = joint_phase(backend, t, params, oracle_vars, &residuals, &folded);
 
     // Step 3: combination G = sum_o eq(θ, o) F_o.
     let (theta_nonces, theta): (Vec<u64>, Vec<QM31>) =
-        (0..shape.oracle_vars()).map(|_| ground_draw(backend, t, params.g_fold, label::THETA)).unzip();
+        (0..oracle_vars).map(|_| ground_draw(backend, t, params.g_fold, label::THETA)).unzip();
     let terms: Vec<(&B::Ext, QM31)> = folded.iter().zip(eq_vector(&theta)).collect();
     let combined = backend.weighted_sum(&terms);
 
@@ -59,25 +54,54 @@ pub fn prove<S: HashSuite, B: CommitKernels>(
     let folds = fold_phase(backend, t, params, &zeta, combined);
 
     // Step 5: queries.
-    let query_nonce = grind(backend, t, params.g_query);
-    let mut positions = t.draw_positions(label::QUERY, params.log_n(), params.queries);
-    positions.sort_unstable();
-    positions.dedup();
+    let (query_nonce, positions) = draw_queries(backend, t, params);
     let oracles = inputs.iter().map(|i| open_oracle(backend, params, i.oracle, &positions)).collect();
     let layers = open_layers(backend, params, &folds.words, &positions);
     let Folds { rounds, roots, message, .. } = folds;
-    Ok(OpeningProof { rows, joint, values, theta_nonces, roots, folds: rounds, message, query_nonce, oracles, layers })
+    let combined = CombinedProof { joint, values, theta_nonces, roots, folds: rounds, message, query_nonce, oracles, layers };
+    Ok(OpeningProof { rows, combined: Some(combined) })
+}
+
+/// Step 1: every claim becomes <F_o, K_o> = value with F_o a combination of the oracle's rows. What is returned are the row
+/// sumchecks and these residual claims.
+///
+/// # Errors
+/// As [`prove`].
+pub fn prove_rows<S: HashSuite, B: CommitKernels>(
+    backend: &B,
+    t: &mut Transcript<S>,
+    params: &OpeningParams,
+    inputs: &[OpeningInput<'_, B>],
+) -> Result<(Vec<Vec<GroundRound>>, Vec<Residual>), OpeningError> {
+    let claims: Vec<OracleClaim> =
+        inputs.iter().map(|i| OracleClaim { root: i.oracle.root(), rows: i.oracle.rows(), claim: i.claim.clone() }).collect();
+    OpeningShape::of(params, &claims)?;
+    absorb_statement(t, params, &claims);
+    Ok(inputs.iter().map(|i| row_phase(backend, t, params, i)).unzip())
+}
+
+/// Grinds, then draws the positions, sorted and once each.
+pub fn draw_queries<S: HashSuite, B: CommitKernels>(
+    backend: &B,
+    t: &mut Transcript<S>,
+    params: &OpeningParams,
+) -> (u64, Vec<usize>) {
+    let nonce = grind(backend, t, params.g_query);
+    let mut positions = t.draw_positions(label::QUERY, params.log_n(), params.queries);
+    positions.sort_unstable();
+    positions.dedup();
+    (nonce, positions)
 }
 
 /// Finds and absorbs the smallest nonce.
-pub(crate) fn grind<S: HashSuite, B: CommitKernels>(backend: &B, t: &mut Transcript<S>, bits: u32) -> u64 {
+pub fn grind<S: HashSuite, B: CommitKernels>(backend: &B, t: &mut Transcript<S>, bits: u32) -> u64 {
     let nonce = tracing::info_span!("grind").in_scope(|| backend.grind::<S>(&t.pow_prefix(bits), bits));
     t.accept_pow(bits, nonce);
     nonce
 }
 
 /// Grinds, then draws the challenge the nonce protects.
-pub(crate) fn ground_draw<S: HashSuite, B: CommitKernels>(
+pub fn ground_draw<S: HashSuite, B: CommitKernels>(
     backend: &B,
     t: &mut Transcript<S>,
     bits: u32,
@@ -182,7 +206,7 @@ pub(crate) fn joint_phase<S: HashSuite, B: CommitKernels>(
 }
 
 /// `weight · K(slot, col) = weight · w'(slot) · eq(point, col)` as a vector of length `2^h`.
-fn kernel<B: CommitKernels>(backend: &B, r: &Residual, weight: QM31) -> B::Ext {
+pub fn kernel<B: CommitKernels>(backend: &B, r: &Residual, weight: QM31) -> B::Ext {
     let (low, high) = r.point.split_at(r.point.len() / 2);
     let high = eq_vector(high);
     let upper: Vec<QM31> = r.slots.iter().flat_map(|&w| high.iter().map(move |&e| weight * w * e)).collect();
@@ -190,15 +214,19 @@ fn kernel<B: CommitKernels>(backend: &B, r: &Residual, weight: QM31) -> B::Ext {
 }
 
 /// Outcome of step 4.
-pub(crate) struct Folds<B: CommitKernels> {
+pub struct Folds<B: CommitKernels> {
+    /// Round polynomials with their nonces.
     pub rounds: Vec<GroundRound>,
+    /// Roots of the committed words.
     pub roots: Vec<[u8; 32]>,
+    /// The message left.
     pub message: Vec<QM31>,
+    /// The committed words.
     pub words: Vec<(B::ExtWord, B::Tree)>,
 }
 
 /// Step 4: BaseFold of `g` at `zeta`.
-pub(crate) fn fold_phase<S: HashSuite, B: CommitKernels>(
+pub fn fold_phase<S: HashSuite, B: CommitKernels>(
     backend: &B,
     t: &mut Transcript<S>,
     params: &OpeningParams,
@@ -241,7 +269,7 @@ pub(crate) fn fold_phase<S: HashSuite, B: CommitKernels>(
 }
 
 /// Step 5: opens one oracle at sorted, distinct positions.
-pub(crate) fn open_oracle<B: CommitKernels>(
+pub fn open_oracle<B: CommitKernels>(
     backend: &B,
     params: &OpeningParams,
     oracle: &dyn Oracle<B>,
@@ -252,7 +280,7 @@ pub(crate) fn open_oracle<B: CommitKernels>(
 }
 
 /// Step 5: opens every committed word at the blocks that contain the positions.
-pub(crate) fn open_layers<B: CommitKernels>(
+pub fn open_layers<B: CommitKernels>(
     backend: &B,
     params: &OpeningParams,
     words: &[(B::ExtWord, B::Tree)],

@@ -133,7 +133,7 @@ impl<'a> Forger<'a> {
             seed_nonce,
             boundaries,
         };
-        Proof { header, segments }
+        Proof { header, segments, opening: None }
     }
 
     fn segment(&self, l: usize, seed: &Seed, boundaries: &[QM31], values: &CommittedValues<Simd>) -> SegmentProof {

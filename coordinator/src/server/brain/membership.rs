@@ -7,6 +7,7 @@ use obelysk_protocol::wire::{Drain, MAX_TEXT_BYTES, Message, NodeState, Refused}
 
 use super::{Brain, Join, Outbox};
 use crate::core::{Input, NodeId};
+use crate::ledger::MAX_KNOWN;
 use crate::server::clip;
 
 /// A machine that ever joined.
@@ -23,26 +24,32 @@ pub(super) struct Known {
 
 /// Processes of one node remembered: enough to tell two that take turns.
 const MAX_SUPERSEDED: usize = 16;
-/// Machines remembered: more than any cluster has; beyond, new ones are refused.
-const MAX_KNOWN: usize = 10_000;
+
+impl Known {
+    fn new(instance: [u8; 32]) -> Self {
+        let (name, superseded) = (String::new(), VecDeque::new());
+        Self { name, outbox: None, banned: None, draining: false, instance, superseded }
+    }
+
+    /// One that was put out before this brain was.
+    pub(super) fn out(reason: &str) -> Self {
+        Self { banned: Some(quarantine_text(reason)), ..Self::new([0; 32]) }
+    }
+}
+
+fn quarantine_text(reason: &str) -> String {
+    let text = format!("quarantined: {reason}; examine this machine's memory and software before it joins again");
+    clip(text, MAX_TEXT_BYTES)
+}
 
 impl Brain {
     pub(super) fn join(&mut self, join: Join) {
         let Join { key, hello, outbox, answer } = join;
-        let next = NodeId(u32::try_from(self.identities.len() + 1).unwrap_or(u32::MAX));
-        if self.identities.len() >= MAX_KNOWN && !self.identities.contains_key(&key) {
+        let Some(node) = self.roster.meet(key) else {
             let _ = answer.send(Err(format!("this coordinator has met {MAX_KNOWN} machines; restart it")));
             return;
-        }
-        let node = *self.identities.entry(key).or_insert(next);
-        let known = self.nodes.entry(node).or_insert_with(|| Known {
-            name: String::new(),
-            outbox: None,
-            banned: None,
-            draining: false,
-            instance: hello.identity,
-            superseded: VecDeque::new(),
-        });
+        };
+        let known = self.nodes.entry(node).or_insert_with(|| Known::new(hello.identity));
         if let Some(reason) = &known.banned {
             let _ = answer.send(Err(reason.clone()));
             return;
@@ -69,7 +76,7 @@ impl Brain {
     }
 
     pub(super) fn drain(&mut self, key: NodeKeyId) -> bool {
-        let Some(&node) = self.identities.get(&key) else { return false };
+        let Some(node) = self.roster.number(key) else { return false };
         let here = self.nodes.get(&node).is_some_and(|known| known.outbox.is_some());
         if here {
             self.send(node, Message::Drain(Drain { reason: "an administrator asks".to_owned() }));
@@ -78,7 +85,7 @@ impl Brain {
     }
 
     pub(super) fn evict(&mut self, key: NodeKeyId, reason: &str) {
-        let Some(&node) = self.identities.get(&key) else { return };
+        let Some(node) = self.roster.number(key) else { return };
         let reason = clip(format!("evicted: {reason}; remove this machine's identity before it joins again"), MAX_TEXT_BYTES);
         self.send(node, Message::Refused(Refused { retry: false, reason }));
         if let Some(known) = self.nodes.get_mut(&node)
@@ -94,12 +101,11 @@ impl Brain {
             (None, None) => (NodeState::Away, String::new()),
             (None, Some(_)) => (if known.draining { NodeState::Draining } else { NodeState::Here }, String::new()),
         };
-        self.identities.iter().filter_map(|(key, node)| Some((*key, state(self.nodes.get(node)?)))).collect()
+        self.roster.machines().filter_map(|(key, node)| Some((key, state(self.nodes.get(&node)?)))).collect()
     }
 
     pub(super) fn quarantine(&mut self, node: NodeId, reason: &str) {
-        let mut text = format!("quarantined: {reason}; examine this machine's memory and software before it joins again");
-        text.truncate(text.floor_char_boundary(MAX_TEXT_BYTES));
+        let text = quarantine_text(reason);
         tracing::error!(%node, name = name_of(&self.nodes, node), reason, "quarantined");
         self.send(node, Message::Refused(Refused { retry: false, reason: text.clone() }));
         if let Some(known) = self.nodes.get_mut(&node) {
@@ -110,5 +116,6 @@ impl Brain {
 }
 
 pub(super) fn name_of(nodes: &BTreeMap<NodeId, Known>, node: NodeId) -> String {
-    nodes.get(&node).map_or_else(|| node.to_string(), |known| format!("{} ({node})", known.name))
+    let named = nodes.get(&node).filter(|known| !known.name.is_empty());
+    named.map_or_else(|| node.to_string(), |known| format!("{} ({node})", known.name))
 }

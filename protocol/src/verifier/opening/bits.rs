@@ -5,19 +5,29 @@
 //! nearest codeword is unique. Proximity gaps of the Reed–Solomon code (`n / q` for a line, BCIKS20, Thm 4.1) pass to the
 //! subcode: if two combinations of a line lie in a linear subcode, so do the two words spanning it.
 
-use super::shape::{OpeningShape, STEP};
+use super::shape::{OpeningParams, OpeningShape, STEP};
 
 /// log2 of the challenge field's size.
 fn field_bits() -> f64 {
     4.0 * f64::from(crate::field::P).log2()
 }
 
-/// For every challenge of an opening: its name, the bits of its round-by-round error without grinding, and the grinding bits
-/// directly before it.
+/// A challenge: its name, the bits of its round-by-round error without grinding, and the grinding bits directly before it.
+pub type Bits = (String, f64, u32);
+
+/// Every challenge of an opening of one segment's oracles.
 ///
 /// The row coordinates of Point claims are listed too, although the caller draws them.
 #[must_use]
-pub fn opening_bits(shape: &OpeningShape) -> Vec<(String, f64, u32)> {
+pub fn opening_bits(shape: &OpeningShape) -> Vec<Bits> {
+    let mut out = row_bits(shape);
+    out.extend(combined_bits(&shape.params, shape.oracles.len()));
+    out
+}
+
+/// The challenges of step 1, which stay in the segment's fork.
+#[must_use]
+pub fn row_bits(shape: &OpeningShape) -> Vec<Bits> {
     let p = &shape.params;
     let q = field_bits();
     let n = (p.log_n() as f64).exp2();
@@ -30,7 +40,16 @@ pub fn opening_bits(shape: &OpeningShape) -> Vec<(String, f64, u32)> {
     if deepest(super::Form::Tiles).is_some_and(|v| v > 0) {
         out.push(("row challenge of a tile claim: (n+2)/q".to_owned(), q - (n + 2.0).log2(), p.g_fold));
     }
-    let vars = f64::from(shape.oracle_vars());
+    out
+}
+
+/// The challenges of steps 2 to 5 over this many oracles, be they of one segment or of all.
+#[must_use]
+pub fn combined_bits(p: &OpeningParams, oracles: usize) -> Vec<Bits> {
+    let q = field_bits();
+    let n = (p.log_n() as f64).exp2();
+    let mut out = Vec::new();
+    let vars = f64::from(super::row_vars(oracles));
     if vars > 0.0 {
         out.push(("delta: log2(oracles)/q".to_owned(), q - vars.log2(), 0));
         out.push(("theta coordinate: log2(oracles)(n+1)/q".to_owned(), q - (n + 1.0).log2() - vars.log2(), p.g_fold));
@@ -63,6 +82,23 @@ mod tests {
             let bits = opening_bits(&OpeningShape { params, oracles });
             let min = bits.iter().map(|(_, b, g)| b + f64::from(*g)).fold(f64::INFINITY, f64::min);
             assert!((100.0..110.0).contains(&min), "rate 2^-{blowup_log}: {min} of {bits:?}");
+        }
+    }
+
+    #[test]
+    fn one_opening_of_all_oracles_keeps_the_bits() {
+        // The oracles of a thousand layers, and the most that any opening takes.
+        for (blowup_log, queries) in [(1, 195), (2, 120), (3, 98)] {
+            let params = OpeningParams { h: 24 - blowup_log, blowup_log, queries, g_fold: 8, g_query: 20 };
+            let min =
+                |oracles| combined_bits(&params, oracles).iter().map(|(_, b, g)| b + f64::from(*g)).fold(f64::MAX, f64::min);
+            for oracles in [3, 163, 2_051, crate::verifier::opening::MAX_ORACLES] {
+                assert!((100.0..110.0).contains(&min(oracles)), "rate 2^-{blowup_log}, {oracles} oracles: {}", min(oracles));
+            }
+            // θ pays for the number of oracles, and its share is all that the number costs.
+            let theta = |oracles| combined_bits(&params, oracles).iter().find(|b| b.0.starts_with("theta")).map(|b| b.1);
+            let lost = theta(4).zip(theta(256)).map(|(few, many)| few - many);
+            assert!(lost.is_some_and(|lost| (lost - 2.0).abs() < 1e-9), "{lost:?}");
         }
     }
 

@@ -1,29 +1,33 @@
 //! Batched opening of circle-code commitments: every oracle's claim is reduced to one point, then one BaseFold.
 //!
-//! Steps, the same numbers in the prover: 1 rows, 2 joint sumcheck, 3 combination, 4 folds, 5 queries. Oracles share one
-//! code length. It refuses proofs whose lengths do not follow from the registered shape before any arithmetic.
+//! Steps, the same numbers in the prover: 1 rows, 2 joint sumcheck, 3 combination, 4 folds, 5 queries. Step 1 belongs to a
+//! segment's fork; the others follow there for its own oracles, or in the main transcript for those of all segments. Oracles
+//! share one code length. It refuses proofs whose lengths do not follow from the registered shape before any arithmetic.
 
 mod bits;
+mod combined;
 mod proof;
 mod shape;
 
-pub use bits::opening_bits;
-pub use proof::{GroundRound, OpeningProof, TreeOpening};
+pub use bits::{combined_bits, opening_bits, row_bits};
+pub use combined::verify_combined;
+pub use proof::{CombinedProof, GroundRound, OpeningProof, TreeOpening};
 pub use shape::{
     CLEAR_LOG, Claim, Form, MAX_ORACLES, MAX_POW, MAX_QUERIES, MAX_ROWS, OpeningParams, OpeningShape, OracleClaim, OracleShape,
-    Residual, STEP, absorb_statement, label, row_vars,
+    Reduced, Residual, STEP, absorb_all, absorb_statement, label, row_vars,
 };
 
-use super::code::CodeDomain;
-use super::merkle::{self, MerkleError};
-use crate::field::{M31, QM31, ZERO, eq_eval, eq_vector, inner};
-use crate::transcript::{Digest, HashSuite, Transcript};
+use super::merkle::MerkleError;
+use crate::field::QM31;
+use crate::transcript::{HashSuite, Transcript};
 
 /// A field of the proof.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Field {
     /// Row sumchecks.
     Rows,
+    /// Everything after the rows: there where it belongs elsewhere, or missing.
+    Combined,
     /// Joint sumcheck.
     Joint,
     /// Values at ζ.
@@ -113,44 +117,40 @@ pub fn verify<S: HashSuite>(
     oracles: &[OracleClaim],
     proof: &OpeningProof,
 ) -> Result<(), OpeningError> {
+    let reduced = verify_rows(t, params, oracles, proof, true)?;
+    match &proof.combined {
+        Some(combined) => verify_combined(t, params, &reduced, combined),
+        None => Err(OpeningError::ProofShape { field: Field::Combined }),
+    }
+}
+
+/// Step 1 for the oracles of one segment: every claim becomes <F_o, K_o> = value with F_o a combination of the oracle's rows.
+///
+/// `each` says whether the steps after it belong to this proof.
+///
+/// # Errors
+/// [`OpeningError`] with the first check that fails; also for a proof whose other steps have the wrong lengths.
+///
+/// # Soundness
+/// As [`verify`]. The reduced claims hold only if [`verify_combined`] accepts them in a transcript that is bound to this
+/// one: the same, or one that has absorbed its digest.
+pub fn verify_rows<S: HashSuite>(
+    t: &mut Transcript<S>,
+    params: &OpeningParams,
+    oracles: &[OracleClaim],
+    proof: &OpeningProof,
+    each: bool,
+) -> Result<Vec<Reduced>, OpeningError> {
     let shape = OpeningShape::of(params, oracles)?;
-    proof.check_shape(&shape)?;
+    proof.check_shape(&shape, each)?;
     absorb_statement(t, params, oracles);
 
-    // Step 1: rows. Every claim becomes <F_o, K_o> = value with F_o a combination of the oracle's rows.
-    let mut residuals = Vec::with_capacity(oracles.len());
+    // Step 1: rows.
+    let mut reduced = Vec::with_capacity(oracles.len());
     for (o, rounds) in oracles.iter().zip(&proof.rows) {
-        residuals.push(row_phase(t, params, o, rounds)?);
+        reduced.push(Reduced { root: o.root, residual: row_phase(t, params, o, rounds)? });
     }
-
-    // Step 2: joint sumcheck of sum_o eq(δ, o) <F_o, K_o>, ending at ζ.
-    let zeta = joint_phase(t, shape.oracle_vars(), &residuals, proof)?;
-
-    // Step 3: combination G = sum_o eq(θ, o) F_o.
-    let mut theta = Vec::new();
-    for nonce in &proof.theta_nonces {
-        theta.push(ground_draw(t, params.g_fold, *nonce, label::THETA)?);
-    }
-    let theta = eq_vector(&theta);
-
-    // Step 4: folds of G at ζ.
-    let alphas = fold_phase(t, params, &zeta, inner(&theta, &proof.values), proof)?;
-
-    // Step 5: queries.
-    if !t.accept_pow(params.g_query, proof.query_nonce) {
-        return Err(OpeningError::Pow { step: label::QUERY });
-    }
-    let mut positions = t.draw_positions(label::QUERY, params.log_n(), params.queries);
-    positions.sort_unstable();
-    positions.dedup();
-    let mut combined = vec![ZERO; positions.len()];
-    for (oracle, (((o, residual), &weight), opening)) in
-        oracles.iter().zip(&residuals).zip(&theta).zip(&proof.oracles).enumerate()
-    {
-        add_oracle::<S>(params, o, residual, weight, &positions, opening, &mut combined)
-            .map_err(|source| OpeningError::Oracle { oracle, source })?;
-    }
-    check_folds::<S>(params, positions.into_iter().zip(combined).collect(), &alphas, proof)
+    Ok(reduced)
 }
 
 /// Accepts a nonce and draws the challenge it protects.
@@ -184,115 +184,4 @@ fn row_phase<S: HashSuite>(
             Ok(Residual::after_rows(o.rows, &beta, slots, point.clone(), claim))
         }
     }
-}
-
-/// Step 2. Returns ζ.
-fn joint_phase<S: HashSuite>(
-    t: &mut Transcript<S>,
-    oracle_vars: u32,
-    residuals: &[Residual],
-    proof: &OpeningProof,
-) -> Result<Vec<QM31>, OpeningError> {
-    let delta = eq_vector(&t.draw_many(label::DELTA, oracle_vars as usize));
-    let mut claim = residuals.iter().zip(&delta).fold(ZERO, |acc, (r, &d)| acc + d * r.value);
-    let mut zeta = Vec::with_capacity(proof.joint.len());
-    for poly in &proof.joint {
-        t.absorb_felts(label::JOINT_POLY, &poly.0);
-        let z = t.draw(label::ZETA);
-        claim = poly.eval(claim, z);
-        zeta.push(z);
-    }
-    t.absorb_felts(label::VALUES, &proof.values);
-    let end = residuals.iter().zip(&delta).zip(&proof.values);
-    if end.fold(ZERO, |acc, ((r, &d), &f)| acc + d * r.kernel_at(&zeta) * f) != claim {
-        return Err(OpeningError::Joint);
-    }
-    Ok(zeta)
-}
-
-/// Step 4. Returns the fold challenges.
-fn fold_phase<S: HashSuite>(
-    t: &mut Transcript<S>,
-    params: &OpeningParams,
-    zeta: &[QM31],
-    mut claim: QM31,
-    proof: &OpeningProof,
-) -> Result<Vec<QM31>, OpeningError> {
-    let mut roots = proof.roots.iter();
-    let mut alphas = Vec::with_capacity(proof.folds.len());
-    for (k, round) in proof.folds.iter().enumerate() {
-        if k % STEP as usize == 0
-            && let Some(root) = roots.next()
-        {
-            t.absorb_digest(label::ROOT, root);
-        }
-        t.absorb_felts(label::FOLD_POLY, &round.poly.0);
-        let a = ground_draw(t, params.g_fold, round.nonce, label::ALPHA)?;
-        claim = round.poly.eval(claim, a);
-        alphas.push(a);
-    }
-    t.absorb_felts(label::MESSAGE, &proof.message);
-    let (bound, free) = zeta.split_at(alphas.len().min(zeta.len()));
-    if inner(&proof.message, &eq_vector(free)) * eq_eval(bound, &alphas) != claim {
-        return Err(OpeningError::Fold);
-    }
-    Ok(alphas)
-}
-
-/// Opens one oracle and adds `weight · sum_row coefficient·symbol` to every position's combined symbol.
-fn add_oracle<S: HashSuite>(
-    params: &OpeningParams,
-    o: &OracleClaim,
-    residual: &Residual,
-    weight: QM31,
-    positions: &[usize],
-    opening: &TreeOpening<M31>,
-    combined: &mut [QM31],
-) -> Result<(), MerkleError> {
-    if opening.symbols.len() != positions.len().saturating_mul(o.rows) {
-        return Err(MerkleError::Indices);
-    }
-    let symbols: Vec<&[M31]> = opening.symbols.chunks(o.rows).collect();
-    let leaves: Vec<(usize, Digest)> = positions.iter().copied().zip(S::leaves(&symbols)).collect();
-    for (leaf, sum) in symbols.into_iter().zip(combined) {
-        *sum += weight * leaf.iter().zip(&residual.coefficients).fold(ZERO, |acc, (&x, &c)| acc + c * x);
-    }
-    merkle::verify::<S>(&o.root, params.log_n(), &leaves, &opening.nodes)
-}
-
-/// Follows every combined symbol through the committed words down to the clear message.
-fn check_folds<S: HashSuite>(
-    params: &OpeningParams,
-    mut symbols: Vec<(usize, QM31)>,
-    alphas: &[QM31],
-    proof: &OpeningProof,
-) -> Result<(), OpeningError> {
-    let domain = CodeDomain::new(params.log_n());
-    let steps = alphas.chunks(STEP as usize).zip(&proof.layers).zip(&proof.roots).enumerate();
-    for (layer, ((alphas, opening), root)) in steps {
-        let bad = |source| OpeningError::Layer { layer, source };
-        let mut blocks: Vec<usize> = symbols.iter().map(|(p, _)| p >> STEP).collect();
-        blocks.dedup();
-        if opening.symbols.len() != blocks.len() << STEP {
-            return Err(bad(MerkleError::Indices));
-        }
-        let round = layer as u32 * STEP;
-        let mut expected = symbols.iter().peekable();
-        let flat: Vec<M31> = opening.symbols.iter().flat_map(|v| v.to_m31_array()).collect();
-        let mut next = Vec::with_capacity(blocks.len());
-        for (&block, values) in blocks.iter().zip(opening.symbols.chunks(1 << STEP)) {
-            while let Some((position, value)) = expected.next_if(|(p, _)| p >> STEP == block) {
-                if values.get(position & ((1 << STEP) - 1)) != Some(value) {
-                    return Err(OpeningError::Inconsistent { layer });
-                }
-            }
-            next.push((block, domain.fold_block(round, block, values, alphas)));
-        }
-        let digests = S::leaves(&flat.chunks(4 << STEP).collect::<Vec<_>>());
-        let leaves: Vec<(usize, Digest)> = blocks.into_iter().zip(digests).collect();
-        merkle::verify::<S>(root, params.layer_depth(layer as u32), &leaves, &opening.nodes).map_err(bad)?;
-        symbols = next;
-    }
-    let honest = symbols.iter().all(|(p, v)| domain.encode_at(params.folds(), *p, &proof.message) == *v);
-    if honest { Ok(()) } else { Err(OpeningError::Inconsistent { layer: proof.layers.len() }) }
 }

@@ -1,9 +1,10 @@
-//! The opening proof: explicit fields and one canonical encoding.
+//! The opening proof: explicit fields and one canonical encoding. The rows belong to one segment; what is combined after
+//! them belongs to one segment or to all.
 //!
 //! Lengths that follow from public shapes are not written. Those that follow from the queried positions are written, bounded
 //! on reading, and compared with the positions by the verifier.
 
-use super::shape::{OpeningShape, STEP};
+use super::shape::{OpeningParams, OpeningShape, OracleShape, STEP, row_vars};
 use super::{Field, OpeningError};
 use crate::field::{M31, QM31, RoundPoly};
 use crate::transcript::Digest;
@@ -27,11 +28,18 @@ pub struct TreeOpening<T> {
     pub nodes: Vec<Digest>,
 }
 
-/// Proof of one opening.
+/// What a segment opens in its fork.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OpeningProof {
     /// Row sumcheck of every oracle; empty for Point claims and single rows.
     pub rows: Vec<Vec<GroundRound>>,
+    /// All further steps, unless they follow once for all segments.
+    pub combined: Option<CombinedProof>,
+}
+
+/// Everything after the rows: one point, one combined word.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CombinedProof {
     /// Joint sumcheck, `h` rounds.
     pub joint: Vec<RoundPoly<2>>,
     /// `F_o(ζ)` of every oracle.
@@ -53,28 +61,19 @@ pub struct OpeningProof {
 }
 
 impl OpeningProof {
-    /// Checks all lengths that `shape` fixes.
+    /// Checks all lengths that `shape` fixes; `each` says whether the steps after the rows belong to it.
     ///
     /// # Errors
     /// [`OpeningError::ProofShape`] with the first field that does not fit.
-    pub fn check_shape(&self, shape: &OpeningShape) -> Result<(), OpeningError> {
-        let p = &shape.params;
-        let rows_fit = self.rows.len() == shape.oracles.len()
-            && self.rows.iter().zip(&shape.oracles).all(|(r, o)| r.len() == o.row_rounds() as usize);
-        let lengths = [
-            (Field::Rows, rows_fit),
-            (Field::Joint, self.joint.len() == p.h as usize),
-            (Field::Values, self.values.len() == shape.oracles.len()),
-            (Field::ThetaNonces, self.theta_nonces.len() == shape.oracle_vars() as usize),
-            (Field::Roots, self.roots.len() == p.layers() as usize),
-            (Field::Folds, self.folds.len() == p.folds() as usize),
-            (Field::Message, self.message.len() == p.clear_len()),
-            (Field::Oracles, self.oracles.len() == shape.oracles.len()),
-            (Field::Layers, self.layers.len() == p.layers() as usize),
-        ];
-        match lengths.into_iter().find(|(_, fits)| !fits) {
-            Some((field, _)) => Err(OpeningError::ProofShape { field }),
-            None => Ok(()),
+    pub fn check_shape(&self, shape: &OpeningShape, each: bool) -> Result<(), OpeningError> {
+        let rows = |(rounds, o): (&Vec<GroundRound>, &OracleShape)| rounds.len() == o.row_rounds() as usize;
+        if self.rows.len() != shape.oracles.len() || !self.rows.iter().zip(&shape.oracles).all(rows) {
+            return Err(OpeningError::ProofShape { field: Field::Rows });
+        }
+        match &self.combined {
+            Some(combined) if each => combined.check_shape(&shape.params, shape.oracles.len()),
+            None if !each => Ok(()),
+            _ => Err(OpeningError::ProofShape { field: Field::Combined }),
         }
     }
 
@@ -83,6 +82,54 @@ impl OpeningProof {
         for round in self.rows.iter().flatten() {
             write_ground(out, round);
         }
+        if let Some(combined) = &self.combined {
+            combined.write(out);
+        }
+    }
+
+    /// Reads what [`Self::write`] wrote for a whole opening of this shape. Data after it is left for the caller to judge.
+    ///
+    /// # Errors
+    /// [`BytesError`]; memory use stays proportional to the bytes given.
+    pub fn read(r: &mut Reader<'_>, shape: &OpeningShape) -> Result<Self, BytesError> {
+        let rows = Self::read_rows(r, shape)?.rows;
+        Ok(Self { rows, combined: Some(CombinedProof::read(r, &shape.params, &shape.row_counts())?) })
+    }
+
+    /// As [`Self::read`] for rows alone.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn read_rows(r: &mut Reader<'_>, shape: &OpeningShape) -> Result<Self, BytesError> {
+        let rows = shape.oracles.iter().map(|o| r.many(o.row_rounds() as usize, read_ground)).collect::<Result<_, _>>()?;
+        Ok(Self { rows, combined: None })
+    }
+}
+
+impl CombinedProof {
+    /// Checks all lengths that parameters and the number of oracles fix.
+    ///
+    /// # Errors
+    /// [`OpeningError::ProofShape`] with the first field that does not fit.
+    pub fn check_shape(&self, p: &OpeningParams, oracles: usize) -> Result<(), OpeningError> {
+        let fits = [
+            (Field::Joint, self.joint.len() == p.h as usize),
+            (Field::Values, self.values.len() == oracles),
+            (Field::ThetaNonces, self.theta_nonces.len() == row_vars(oracles) as usize),
+            (Field::Roots, self.roots.len() == p.layers() as usize),
+            (Field::Folds, self.folds.len() == p.folds() as usize),
+            (Field::Message, self.message.len() == p.clear_len()),
+            (Field::Oracles, self.oracles.len() == oracles),
+            (Field::Layers, self.layers.len() == p.layers() as usize),
+        ];
+        match fits.into_iter().find(|(_, fits)| !fits) {
+            Some((field, _)) => Err(OpeningError::ProofShape { field }),
+            None => Ok(()),
+        }
+    }
+
+    /// Appends the canonical encoding.
+    pub fn write(&self, out: &mut Vec<u8>) {
         put_felts(out, self.joint.iter().flat_map(|p| &p.0));
         put_felts(out, &self.values);
         for nonce in &self.theta_nonces {
@@ -108,30 +155,28 @@ impl OpeningProof {
         }
     }
 
-    /// Reads what [`Self::write`] wrote for a proof of this shape. Data after the proof is left for the caller to judge.
+    /// Reads what [`Self::write`] wrote for oracles with these rows.
     ///
     /// # Errors
     /// [`BytesError`]; memory use stays proportional to the bytes given.
-    pub fn read(r: &mut Reader<'_>, shape: &OpeningShape) -> Result<Self, BytesError> {
-        let p = &shape.params;
+    pub fn read(r: &mut Reader<'_>, p: &OpeningParams, rows: &[usize]) -> Result<Self, BytesError> {
         let queries = p.queries;
-        let rows = shape.oracles.iter().map(|o| r.many(o.row_rounds() as usize, read_ground)).collect::<Result<_, _>>()?;
         let joint = r.many(p.h as usize, read_poly)?;
-        let values = r.many(shape.oracles.len(), Reader::felt)?;
-        let theta_nonces = r.many(shape.oracle_vars() as usize, Reader::u64)?;
+        let values = r.many(rows.len(), Reader::felt)?;
+        let theta_nonces = r.many(row_vars(rows.len()) as usize, Reader::u64)?;
         let roots = r.many(p.layers() as usize, Reader::digest)?;
         let folds = r.many(p.folds() as usize, read_ground)?;
         let message = r.many(p.clear_len(), Reader::felt)?;
         let query_nonce = r.u64()?;
         let mut oracles = Vec::new();
-        for o in &shape.oracles {
-            oracles.push(read_tree(r, queries.saturating_mul(o.rows), p.log_n(), queries, Reader::base)?);
+        for &rows in rows {
+            oracles.push(read_tree(r, queries.saturating_mul(rows), p.log_n(), queries, Reader::base)?);
         }
         let mut layers = Vec::new();
         for layer in 0..p.layers() {
             layers.push(read_tree(r, queries << STEP, p.layer_depth(layer), queries, Reader::felt)?);
         }
-        Ok(Self { rows, joint, values, theta_nonces, roots, folds, message, query_nonce, oracles, layers })
+        Ok(Self { joint, values, theta_nonces, roots, folds, message, query_nonce, oracles, layers })
     }
 }
 

@@ -192,6 +192,12 @@ impl OpeningShape {
         Ok(Self { params: *params, oracles: oracles.iter().enumerate().map(shape).collect::<Result<_, _>>()? })
     }
 
+    /// Rows of every oracle.
+    #[must_use]
+    pub fn row_counts(&self) -> Vec<usize> {
+        self.oracles.iter().map(|o| o.rows).collect()
+    }
+
     /// Coordinates of δ and of θ.
     #[must_use]
     pub fn oracle_vars(&self) -> u32 {
@@ -218,6 +224,8 @@ impl OpeningShape {
 pub mod label {
     /// Statement: parameters, roots, claims.
     pub const STATEMENT: &str = "opening";
+    /// Statement of an opening of all segments: parameters, number of oracles.
+    pub const ALL: &str = "opening/all";
     /// Row sumcheck of a Tiles claim: round polynomial.
     pub const ROW_POLY: &str = "opening/row";
     /// Row challenge.
@@ -248,9 +256,7 @@ pub mod label {
 ///
 /// Claims follow from what the caller has absorbed before; absorbing them again makes the opening sound on its own.
 pub fn absorb_statement<S: HashSuite>(t: &mut Transcript<S>, params: &OpeningParams, oracles: &[OracleClaim]) {
-    let numbers = [params.h, params.blowup_log, params.queries as u32, params.g_fold, params.g_query, oracles.len() as u32];
-    let bytes: Vec<u8> = numbers.iter().flat_map(|v| v.to_le_bytes()).collect();
-    t.absorb_bytes(label::STATEMENT, &bytes);
+    t.absorb_bytes(label::STATEMENT, &numbers(params, oracles.len()));
     for o in oracles {
         t.absorb_digest("root", &o.root);
         t.absorb_u64("rows", o.rows as u64);
@@ -263,6 +269,28 @@ pub fn absorb_statement<S: HashSuite>(t: &mut Transcript<S>, params: &OpeningPar
         }
         t.absorb_felts("value", &[o.claim.value()]);
     }
+}
+
+/// Starts the opening of all segments' oracles, after every fork's closing digest.
+///
+/// # Soundness
+/// Roots and claims are not repeated: the closing digests commit to them, so every one must have been absorbed.
+pub fn absorb_all<S: HashSuite>(t: &mut Transcript<S>, params: &OpeningParams, oracles: usize) {
+    t.absorb_bytes(label::ALL, &numbers(params, oracles));
+}
+
+fn numbers(params: &OpeningParams, oracles: usize) -> Vec<u8> {
+    let numbers = [params.h, params.blowup_log, params.queries as u32, params.g_fold, params.g_query, oracles as u32];
+    numbers.iter().flat_map(|v| v.to_le_bytes()).collect()
+}
+
+/// An oracle whose rows are combined: what the steps after the rows need of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reduced {
+    /// Root of the tree over its words.
+    pub root: Digest,
+    /// What is left of its claim.
+    pub residual: Residual,
 }
 
 /// What is left of a claim once its rows are combined: `<F, K> = value` with `F = sum_row coefficients[row]·P_row`.

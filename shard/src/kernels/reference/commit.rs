@@ -34,6 +34,10 @@ impl CommitKernels for Reference {
         values
     }
 
+    fn ext_len(&self, values: &Vec<QM31>) -> usize {
+        values.len()
+    }
+
     fn to_host(&self, values: &Vec<QM31>) -> Vec<QM31> {
         values.clone()
     }
@@ -117,6 +121,16 @@ impl CommitKernels for Reference {
         for (a, b) in f.chunks_exact(2).zip(k.chunks_exact(2)) {
             out[0] += a[0] * b[0];
             out[1] += (a[1] + a[1] - a[0]) * (b[1] + b[1] - b[0]);
+        }
+        out
+    }
+
+    fn product_round_full(&self, f: &Vec<QM31>, k: &Vec<QM31>) -> [QM31; 3] {
+        let mut out = [ZERO; 3];
+        for (a, b) in f.chunks_exact(2).zip(k.chunks_exact(2)) {
+            out[0] += a[0] * b[0];
+            out[1] += a[1] * b[1];
+            out[2] += (a[1] + a[1] - a[0]) * (b[1] + b[1] - b[0]);
         }
         out
     }

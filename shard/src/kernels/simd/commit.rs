@@ -134,6 +134,10 @@ impl CommitKernels for Simd {
         SimdExt::from_host(&values)
     }
 
+    fn ext_len(&self, values: &SimdExt) -> usize {
+        values.len
+    }
+
     fn to_host(&self, values: &SimdExt) -> Vec<QM31> {
         values.to_host()
     }
@@ -255,6 +259,13 @@ impl CommitKernels for Simd {
             return Reference.product_round(&f.to_host(), &k.to_host());
         }
         ext::product_round(f, k)
+    }
+
+    fn product_round_full(&self, f: &SimdExt, k: &SimdExt) -> [QM31; 3] {
+        if f.is_small() {
+            return Reference.product_round_full(&f.to_host(), &k.to_host());
+        }
+        ext::product_round_full(f, k)
     }
 
     fn bind(&self, v: &SimdExt, r: QM31) -> SimdExt {

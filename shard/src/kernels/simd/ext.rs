@@ -94,6 +94,20 @@ pub(super) fn product_round(f: &SimdExt, k: &SimdExt) -> [QM31; 2] {
     f.packs.par_chunks(TASK).zip(k.packs.par_chunks(TASK)).map(task).reduce(|| zero, add).map(|s| s.pointwise_sum())
 }
 
+/// `[s(0), s(1), s(2)]`; both vectors have at least two packs.
+pub(super) fn product_round_full(f: &SimdExt, k: &SimdExt) -> [QM31; 3] {
+    let zero = [PackedQM31::broadcast(ZERO); 3];
+    let task = |(f, k): (&[PackedQM31], &[PackedQM31])| {
+        f.chunks_exact(2).zip(k.chunks_exact(2)).fold(zero, |[s0, s1, s2], (f, k)| {
+            let (f0, f1) = f[0].deinterleave(f[1]);
+            let (k0, k1) = k[0].deinterleave(k[1]);
+            [s0 + f0 * k0, s1 + f1 * k1, s2 + (f1 + f1 - f0) * (k1 + k1 - k0)]
+        })
+    };
+    let add = |a: [PackedQM31; 3], b: [PackedQM31; 3]| [a[0] + b[0], a[1] + b[1], a[2] + b[2]];
+    f.packs.par_chunks(TASK).zip(k.packs.par_chunks(TASK)).map(task).reduce(|| zero, add).map(|s| s.pointwise_sum())
+}
+
 /// `(1 - r)·v[2i] + r·v[2i+1]`; at least two packs.
 pub(super) fn bind(v: &SimdExt, r: QM31) -> SimdExt {
     let r = PackedQM31::broadcast(r);

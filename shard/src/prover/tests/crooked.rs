@@ -77,6 +77,9 @@ impl CommitKernels for Crooked {
     fn ext(&self, values: Vec<QM31>) -> Vec<QM31> {
         values
     }
+    fn ext_len(&self, values: &Vec<QM31>) -> usize {
+        values.len()
+    }
     fn to_host(&self, values: &Vec<QM31>) -> Vec<QM31> {
         let mut out = values.clone();
         let mut seen = self.seen.lock().unwrap();
@@ -148,6 +151,9 @@ impl CommitKernels for Crooked {
     }
     fn product_round(&self, f: &Vec<QM31>, k: &Vec<QM31>) -> [QM31; 2] {
         Reference.product_round(f, k)
+    }
+    fn product_round_full(&self, f: &Vec<QM31>, k: &Vec<QM31>) -> [QM31; 3] {
+        Reference.product_round_full(f, k)
     }
     fn bind(&self, v: &Vec<QM31>, r: QM31) -> Vec<QM31> {
         let mut seen = self.seen.lock().unwrap();

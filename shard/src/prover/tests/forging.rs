@@ -13,7 +13,8 @@ use obelysk_protocol::transcript::{Blake2s, Transcript};
 use obelysk_protocol::verifier::bytes::Reader;
 use obelysk_protocol::verifier::merkle::MerkleError;
 use obelysk_protocol::verifier::opening::{
-    Claim, OpeningError, OpeningParams, OpeningProof, OpeningShape, OracleClaim, Residual, absorb_statement, label, verify,
+    Claim, CombinedProof, OpeningError, OpeningParams, OpeningProof, OpeningShape, OracleClaim, Residual, absorb_statement,
+    label, verify,
 };
 
 const H: u32 = 6;
@@ -206,8 +207,7 @@ fn steps(
     positions.dedup();
     let positions = positions_of(positions);
     let kernels: Vec<QM31> = residuals.iter().zip(&delta).map(|(r, &d)| d * r.kernel_at(&joint.zeta)).collect();
-    OpeningProof {
-        rows,
+    let combined = CombinedProof {
         joint: joint.polys,
         values: values_of(&joint.values, &theta, &kernels),
         theta_nonces,
@@ -217,7 +217,8 @@ fn steps(
         query_nonce,
         oracles: inputs.iter().map(|i| open_oracle(b, p, i.oracle, &positions)).collect(),
         layers: open_layers(b, p, &folds.words, &positions),
-    }
+    };
+    OpeningProof { rows, combined: Some(combined) }
 }
 
 #[test]
@@ -287,9 +288,13 @@ fn forging_the_shape_of_a_proof_is_rejected_without_a_panic() {
     let p = OpeningParams { queries: 5, ..params(H, 1) };
     let case = Case::new::<Blake2s>(&Reference, 16, p, &[(3, Kind::Tiles(1)), (2, Kind::Point)]);
     let proof = case.prove::<Blake2s>(&Reference);
-    let edits: [fn(&mut OpeningProof); 14] = [
-        |p| p.rows[0].truncate(1),
-        |p| p.rows.truncate(1),
+    let rows: [fn(&mut OpeningProof); 3] = [|p| p.rows[0].truncate(1), |p| p.rows.truncate(1), |p| p.combined = None];
+    for (i, edit) in rows.iter().enumerate() {
+        let mut bad = proof.clone();
+        edit(&mut bad);
+        assert!(case.verify::<Blake2s>(&bad).is_err(), "rows {i}");
+    }
+    let edits: [fn(&mut CombinedProof); 12] = [
         |p| p.joint.truncate(1),
         |p| p.values.truncate(1),
         |p| p.theta_nonces.clear(),
@@ -305,7 +310,7 @@ fn forging_the_shape_of_a_proof_is_rejected_without_a_panic() {
     ];
     for (i, edit) in edits.iter().enumerate() {
         let mut bad = proof.clone();
-        edit(&mut bad);
+        bad.combined.iter_mut().for_each(edit);
         assert!(case.verify::<Blake2s>(&bad).is_err(), "edit {i}");
     }
 }

@@ -1,5 +1,6 @@
 //! Opening tests: honest round trips, twins, forging provers.
 
+mod aggregate;
 mod crooked;
 mod forging;
 mod registered;

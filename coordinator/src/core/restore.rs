@@ -1,0 +1,148 @@
+//! A new leader's brain from the facts, and what nodes still hold from leases of an earlier one.
+//!
+//! Leases are not facts: they end with the leader who gave them, and epochs carry its term, so that none is ever given twice. What a node
+//! computed under such a lease is still right or wrong by itself. So the node names job, item and inputs, and if
+//! that is what the job needs now, the lease is taken over with its epoch; otherwise it is revoked.
+
+use std::collections::BTreeSet;
+
+use obelysk_protocol::wire::BlobRef;
+
+use super::job::{Challenge, Job, Record};
+use super::types::{Effect, JobId, NodeId, Policy, Work};
+use super::{Lease, Member, Presence, State, tell};
+use crate::ledger::{Ledger, OpenJob, Roster};
+
+/// Bits of an epoch below the term: a leader that gives out a thousand leases a second needs 34 years.
+const COUNTER_BITS: u32 = 40;
+/// The last term that an epoch can carry.
+pub const MAX_TERM: u64 = (1 << (u64::BITS - COUNTER_BITS)) - 1;
+
+/// First epoch of a term; those of all earlier terms are below it.
+const fn first_epoch(term: u64) -> u64 {
+    (term & MAX_TERM) << COUNTER_BITS
+}
+
+impl State {
+    /// The brain of the leader of this term: what the facts say, and nobody connected. The roster must number every node that the
+    /// ledger names ([`Roster::of`]). Terms above [`MAX_TERM`] cannot be fenced: the caller does not lead in them.
+    #[must_use]
+    pub fn restore(policy: Policy, ledger: &Ledger, roster: &Roster, term: u64) -> Self {
+        let mut state = Self::new(policy);
+        state.term_epoch = first_epoch(term);
+        state.next_epoch = state.term_epoch + 1;
+        state.next_number = ledger.next_number();
+        state.ended = ledger.ended_jobs().map(|(id, _)| id).collect();
+        for node in ledger.quarantined().filter_map(|(key, _)| roster.number(key)) {
+            state.members.insert(node, Member::absent_and_out());
+        }
+        let mut jobs: Vec<(u64, JobId, Job)> =
+            ledger.open_jobs().map(|(id, open)| (open.number, id, restored(open, roster))).collect();
+        jobs.sort_by_key(|(number, id, _)| (*number, *id));
+        state.queue = jobs.iter().map(|(_, id, _)| *id).collect();
+        state.jobs = jobs.into_iter().map(|(_, id, job)| (id, job)).collect();
+        state.unswept = true;
+        state
+    }
+
+    /// What a leader that ended between two facts had still to take back: done once, before anything else.
+    pub(super) fn sweep(&mut self, out: &mut Vec<Effect>) {
+        if !std::mem::take(&mut self.unswept) {
+            return;
+        }
+        let quarantined = |(node, m): (&NodeId, &Member)| (m.presence == Presence::Quarantined).then_some(*node);
+        let liars: Vec<NodeId> = self.members.iter().filter_map(quarantined).collect();
+        for (id, job) in &mut self.jobs {
+            let mut events: Vec<_> = liars.iter().flat_map(|node| job.distrust(*node)).collect();
+            events.extend(job.drop_stale());
+            events.into_iter().for_each(|event| tell(*id, event, out));
+        }
+    }
+
+    /// The bytes of a blob are gone: what stands on them is made again. A specification cannot be.
+    pub(super) fn blob_lost(&mut self, blob: BlobRef, out: &mut Vec<Effect>) {
+        let mut hopeless = Vec::new();
+        for (id, job) in &mut self.jobs {
+            if job.spec == blob {
+                hopeless.push(*id);
+            }
+            let mine = |work: &&Work| job.accepted(work.kind, work.segment).is_some_and(|record| record.output == blob);
+            let lost: Vec<Work> = job.items.keys().filter(mine).copied().collect();
+            let events: Vec<_> = lost.into_iter().filter_map(|work| job.retract(work, "its bytes were lost")).collect();
+            let challenge = job.challenge.take_if(|challenge| challenge.extra == blob).is_some();
+            if challenge || !events.is_empty() {
+                // Whatever was being made of it comes to nothing, and says nothing.
+                job.deriving = None;
+                job.finishing = false;
+            }
+            events.into_iter().for_each(|event| tell(*id, event, out));
+            for item in job.items.values_mut() {
+                if let Some(candidate) = item.checking.take_if(|c| c.record.uses(blob)) {
+                    out.push(Effect::Ack { node: candidate.record.node, epoch: candidate.epoch });
+                }
+            }
+        }
+        for id in hopeless {
+            let text = "the specification's bytes were lost from the coordinator's store; submit again".to_owned();
+            self.fail(id, super::JobFailure::Pieces(text), out);
+        }
+    }
+
+    /// A node says what a lease was about that it holds from before it connected.
+    pub(super) fn held(&mut self, node: NodeId, epoch: u64, about: (JobId, Work, &[BlobRef], BlobRef), out: &mut Vec<Effect>) {
+        let (id, work, inputs, extra) = about;
+        let known = self.leases.get(&epoch).is_some_and(|l| l.node == node) || self.at_checker(node, epoch);
+        if !known && !self.adopt(node, epoch, (id, work), (inputs, extra)) {
+            out.push(Effect::Revoke { node, epoch });
+            return;
+        }
+        out.push(Effect::Resume { node, epoch, job: id });
+    }
+
+    fn adopt(&mut self, node: NodeId, epoch: u64, (id, work): (JobId, Work), (inputs, extra): (&[BlobRef], BlobRef)) -> bool {
+        // Only of earlier terms: an epoch of this one that is not in the table is over, or was never given.
+        if epoch == 0 || epoch >= self.term_epoch || self.leases.contains_key(&epoch) {
+            return false;
+        }
+        let trusted = self.members.get(&node).is_some_and(|m| m.presence != Presence::Quarantined);
+        let Some(job) = self.jobs.get_mut(&id).filter(|_| trusted) else { return false };
+        let Some(needs) = job.needs(work).filter(|needs| needs.inputs == inputs && needs.extra == extra) else { return false };
+        let Some(item) = job.items.get_mut(&work).filter(|i| i.accepted.is_none() && i.checking.is_none()) else { return false };
+        // Somebody else may have been given it meanwhile: then the first result counts.
+        let expired = item.lease.is_some();
+        if !expired {
+            item.lease = Some(epoch);
+        }
+        job.started(work.kind, self.now_ms);
+        job.waiting_since_ms = None;
+        let deadline_ms = self.now_ms + self.policy.lease_ms;
+        self.leases.insert(epoch, Lease { job: id, work, node, needs, deadline_ms, permille: 0, expired });
+        true
+    }
+
+    /// Whether a result of this node under this epoch is being judged.
+    pub(super) fn at_checker(&self, node: NodeId, epoch: u64) -> bool {
+        let mut items = self.jobs.values().flat_map(|job| job.items.values());
+        items.any(|item| item.checking.as_ref().is_some_and(|c| c.epoch == epoch && c.record.node == node))
+    }
+}
+
+impl Member {
+    /// Somebody who was put out and is not here: remembered, so that it cannot come back.
+    pub(super) const fn absent_and_out() -> Self {
+        Self { models: BTreeSet::new(), cores: 1, presence: Presence::Quarantined, running: None }
+    }
+}
+
+fn restored(open: &OpenJob, roster: &Roster) -> Job {
+    let mut job = Job::new(open.model, open.spec, open.segments);
+    for (work, piece) in &open.accepted {
+        let Some(node) = roster.number(piece.node) else { continue };
+        job.spent_before(work.kind, piece.core_us, piece.peak_bytes);
+        if let Some(item) = job.items.get_mut(work) {
+            item.accepted = Some(Record { node, needs: piece.needs.clone(), output: piece.output });
+        }
+    }
+    job.challenge = open.challenge.clone().map(|(commits, extra)| Challenge { commits, extra });
+    job
+}

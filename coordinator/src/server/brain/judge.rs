@@ -1,0 +1,151 @@
+//! Judgements and the referee, on blocking threads: they read blobs, call checker or engine, and come back as inputs.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use obelysk_node::engine::{Checker, Pieces, Verdict, WorkKind, WorkRequest};
+use obelysk_protocol::wire::{Assign, BlobRef, Message};
+
+use super::{Brain, Command};
+use crate::core::{Input, JobId, Needs, NodeId, Work};
+use crate::server::store::Store;
+
+/// Why a judgement came to nothing.
+enum Trouble {
+    /// A blob is gone; the store remembers, and the brain has what stood on it made again.
+    Lost,
+    /// Anything else: the job cannot go on.
+    Failed(String),
+}
+
+impl From<String> for Trouble {
+    fn from(reason: String) -> Self {
+        Self::Failed(reason)
+    }
+}
+
+impl Brain {
+    /// Runs a judgement on a blocking thread, a bounded number at a time. A panic there fails the job and nothing else.
+    fn judge(&self, job: JobId, work: impl FnOnce(&Store, &dyn Checker) -> Result<Input, Trouble> + Send + 'static) {
+        let (store, checker, permits) = (self.store.clone(), self.checker.clone(), self.permits.clone());
+        let commands = self.commands.clone();
+        tokio::spawn(async move {
+            let Ok(_permit) = permits.acquire_owned().await else { return };
+            let guarded = move || catch_unwind(AssertUnwindSafe(|| work(&store, checker.as_ref())));
+            let panicked = || Trouble::Failed("the coordinator's checker panicked; report this with its log".to_owned());
+            let outcome = match tokio::task::spawn_blocking(guarded).await {
+                Ok(Ok(outcome)) => outcome,
+                Ok(Err(_)) | Err(_) => Err(panicked()),
+            };
+            let input = match outcome {
+                Ok(input) => input,
+                Err(Trouble::Lost) => return,
+                Err(Trouble::Failed(reason)) => Input::CheckerFailed { job, reason },
+            };
+            let _ = commands.send(Command::Core(input)).await;
+        });
+    }
+
+    pub(super) fn check(&self, job: JobId, work: Work, epoch: u64, about: (BlobRef, Needs, BlobRef)) {
+        let (spec, needs, output) = about;
+        self.judge(job, move |store, checker| {
+            let blobs = load(store, needs.inputs.iter().chain(&needs.against))?;
+            let inputs: Vec<&[u8]> = blobs.iter().map(|b| b.as_slice()).collect();
+            let [spec, extra, output] = [spec, needs.extra, output].map(|blob| load_one(store, blob));
+            let (spec, extra, output) = (spec?, extra?, output?);
+            let verdict = checker.check(&spec, work.kind, work.segment, &inputs, &extra, &output);
+            if verdict != Verdict::Accept {
+                tracing::warn!(%job, %work, ?verdict, "result not accepted");
+            }
+            Ok(Input::CheckResult { job, work, epoch, verdict })
+        });
+    }
+
+    pub(super) fn derive(&self, job: JobId, spec: BlobRef, commits: Vec<BlobRef>) {
+        self.judge(job, move |store, checker| {
+            let blobs = load(store, commits.iter())?;
+            let pieces: Vec<&[u8]> = blobs.iter().map(|b| b.as_slice()).collect();
+            let result = checker.challenge(&load_one(store, spec)?, &pieces).map_err(|e| e.to_string());
+            let result = result.and_then(|bytes| keep(store, job, bytes));
+            Ok(Input::ChallengeDerived { job, commits, result })
+        });
+    }
+
+    pub(super) fn finish(&self, job: JobId, spec: BlobRef, pieces: (Vec<BlobRef>, BlobRef, Vec<BlobRef>, Vec<BlobRef>)) {
+        self.judge(job, move |store, checker| {
+            let (commits, challenge, proves, opens) = pieces;
+            let blobs = [load(store, commits.iter())?, load(store, proves.iter())?, load(store, opens.iter())?];
+            let [commits, proves, opens] = blobs.each_ref().map(|list| list.iter().map(|b| b.as_slice()).collect::<Vec<_>>());
+            let challenge = load_one(store, challenge)?;
+            let pieces = Pieces { commits: &commits, challenge: &challenge, proves: &proves, opens: &opens };
+            let result = checker.finish(&load_one(store, spec)?, pieces).map_err(|e| e.to_string());
+            Ok(Input::Finished { job, result: result.and_then(|bytes| keep(store, job, bytes)) })
+        });
+    }
+
+    /// Runs the coordinator's own engine; it settles disputes, so it need not be fast.
+    pub(super) fn ask_referee(&self, assignment: Assignment) {
+        let Some(engine) = self.referee.clone() else { return };
+        let (store, commands) = (self.store.clone(), self.commands.clone());
+        let node = NodeId::REFEREE;
+        tokio::task::spawn_blocking(move || {
+            let Assignment { epoch, job, model, work, spec, needs } = assignment;
+            let failed = |disagrees, reason| Input::WorkFailed { node, epoch, disagrees, reason };
+            let progress = |permille| {
+                let _ = commands.try_send(Command::Core(Input::Progress { node, epoch, permille }));
+            };
+            let attempt = || -> Result<Input, Trouble> {
+                let inputs: Vec<Vec<u8>> = load(&store, needs.inputs.iter())?.iter().map(|b| b.to_vec()).collect();
+                let (spec, extra) = (load_one(&store, spec)?.to_vec(), load_one(&store, needs.extra)?.to_vec());
+                let request = WorkRequest { job: job.0, model, kind: work.kind, segment: work.segment, spec, extra };
+                Ok(match engine.run(&request, &inputs, &progress) {
+                    Ok(done) => {
+                        let output = keep(&store, job, done.blob)?;
+                        Input::WorkDone { node, epoch, output, core_us: done.core_us, peak_bytes: done.peak_bytes }
+                    }
+                    Err(e) => failed(matches!(e, obelysk_node::EngineError::Disagrees(_)), e.to_string()),
+                })
+            };
+            let panicked = |_| Err(Trouble::Failed("the referee panicked".to_owned()));
+            let input = catch_unwind(AssertUnwindSafe(attempt)).unwrap_or_else(panicked).unwrap_or_else(|trouble| match trouble {
+                Trouble::Lost => failed(false, "a blob of this job was lost from the store".to_owned()),
+                Trouble::Failed(reason) => failed(false, reason),
+            });
+            let _ = commands.blocking_send(Command::Core(input));
+        });
+    }
+}
+
+/// A lease as the brain hands it out.
+pub(super) struct Assignment {
+    pub(super) epoch: u64,
+    pub(super) job: JobId,
+    pub(super) model: [u8; 32],
+    pub(super) work: Work,
+    pub(super) spec: BlobRef,
+    pub(super) needs: Needs,
+}
+
+impl Assignment {
+    pub(super) fn message(self) -> Message {
+        let Self { epoch, job, model, work: Work { kind, segment }, spec, needs } = self;
+        let Needs { inputs, extra, .. } = needs;
+        Message::Assign(Assign { epoch, job: job.0, model, kind: WorkKind::code(kind), segment, spec, extra, inputs })
+    }
+}
+
+fn load_one(store: &Store, blob: BlobRef) -> Result<Arc<Vec<u8>>, Trouble> {
+    store.get(blob).ok_or_else(|| {
+        store.note_lost(blob);
+        Trouble::Lost
+    })
+}
+
+fn load<'a>(store: &Store, blobs: impl Iterator<Item = &'a BlobRef>) -> Result<Vec<Arc<Vec<u8>>>, Trouble> {
+    blobs.map(|blob| load_one(store, *blob)).collect()
+}
+
+fn keep(store: &Store, job: JobId, bytes: Vec<u8>) -> Result<BlobRef, String> {
+    let blob = BlobRef::of(&bytes);
+    store.put(job, blob, bytes).map(|()| blob).map_err(|e| e.to_string())
+}

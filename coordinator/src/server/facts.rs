@@ -1,0 +1,51 @@
+//! What a coordinator keeps when its process ends, and where.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::CoordinatorError;
+use super::store::{Backing, Folder};
+use crate::consensus::{Consensus, Memory, Solo, SoloError};
+use crate::ledger::{LedgerStorage, SharedLedger};
+
+/// Facts, the log that agrees on them, and the blobs that they name.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    /// Jobs, results, ends, documents: as far as they are agreed.
+    pub ledger: SharedLedger,
+    /// Agrees on what comes next.
+    pub consensus: Arc<dyn Consensus>,
+    /// Keeps blobs; without it they end with the process.
+    pub blobs: Option<Arc<dyn Backing>>,
+    /// Whether another process goes on after this one. Then nodes are not dismissed when this one stops: they come back.
+    pub outlive: bool,
+}
+
+impl Facts {
+    /// Ends with the process.
+    #[must_use]
+    pub fn in_memory() -> Self {
+        let ledger = SharedLedger::default();
+        let consensus = Arc::new(Memory::new(Box::new(ledger.clone())));
+        Self { ledger, consensus, blobs: None, outlive: false }
+    }
+
+    /// In a folder of this process alone, created if need be: the log in `ledger`, blobs in `blobs`. Waits for the disk.
+    ///
+    /// # Errors
+    /// [`CoordinatorError::Log`]: another process has the folder, it cannot be written, or the log is damaged.
+    pub fn open(folder: &Path) -> Result<Self, CoordinatorError> {
+        let ledger = SharedLedger::default();
+        let consensus = Arc::new(Solo::open(&folder.join("ledger"), Box::new(ledger.clone()))?);
+        let path = folder.join("blobs");
+        let failed = |e: std::io::Error| SoloError::Disk { path: path.display().to_string(), cause: e.to_string() };
+        let blobs = Folder::open(&path).map_err(failed)?;
+        Ok(Self { ledger, consensus, blobs: Some(Arc::new(blobs)), outlive: true })
+    }
+
+    /// The authority's documents among these facts.
+    #[must_use]
+    pub fn storage(&self) -> LedgerStorage {
+        LedgerStorage::new(self.ledger.clone(), self.consensus.clone())
+    }
+}

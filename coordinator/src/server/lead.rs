@@ -1,0 +1,115 @@
+//! As long as this member leads there is a brain, restored from the facts; when it leads no more the brain is dropped as a whole, and
+//! everything it knew beyond the facts with it. Nothing of an earlier brain reaches a later one: each has a queue of its own.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use obelysk_node::engine::{Checker, Engine};
+use tokio::sync::{Semaphore, mpsc, watch};
+
+use super::brain::{Brain, Command, Ended, MAX_COMMANDS};
+use super::store::Store;
+use super::{CoordinatorConfig, Facts};
+use crate::consensus::Role;
+use crate::core::{MAX_TERM, Policy};
+
+/// Whether commands are taken here, and otherwise why not.
+#[derive(Debug, Clone)]
+pub(super) enum Gate {
+    Open(mpsc::Sender<Command>),
+    Closed(String),
+}
+
+/// Everything a brain is made from.
+#[derive(Clone)]
+pub(super) struct Parts {
+    pub(super) policy: Policy,
+    pub(super) store: Store,
+    pub(super) checker: Arc<dyn Checker>,
+    pub(super) referee: Option<Arc<dyn Engine>>,
+    pub(super) permits: Arc<Semaphore>,
+    pub(super) facts: Facts,
+    pub(super) count: Arc<watch::Sender<usize>>,
+}
+
+impl Parts {
+    pub(super) fn new(
+        config: &CoordinatorConfig,
+        store: Store,
+        (checker, referee): (Arc<dyn Checker>, Option<Arc<dyn Engine>>),
+        facts: Facts,
+        count: watch::Sender<usize>,
+    ) -> Self {
+        let permits = Arc::new(Semaphore::new(config.check_threads()));
+        Self { policy: config.policy(), store, checker, referee, permits, facts, count: Arc::new(count) }
+    }
+}
+
+/// Leads whenever the consensus says so, until told to stop.
+pub(super) async fn run(parts: Parts, gate: watch::Sender<Gate>, mut stop: watch::Receiver<bool>) {
+    let mut role = parts.facts.consensus.role();
+    loop {
+        let now = role.borrow_and_update().clone();
+        let closed = match now {
+            Role::Leader { term } if term <= MAX_TERM => {
+                tracing::info!(term, "leading");
+                match lead(&parts, term, &gate, (&mut role, &mut stop)).await {
+                    Ended::Stopped => break,
+                    Ended::Lost(reason) => reason,
+                }
+            }
+            Role::Leader { term } => format!("term {term} is beyond what leases can carry; begin a new cluster"),
+            Role::Follower { leader } => {
+                let place = leader.unwrap_or_else(|| "another one, not known yet".to_owned());
+                format!("this coordinator does not lead; {place} does")
+            }
+            Role::Stopped { reason } => {
+                tracing::error!(reason, "this coordinator takes no part any more");
+                reason
+            }
+        };
+        gate.send_replace(Gate::Closed(closed));
+        tokio::select! {
+            changed = role.changed() => if changed.is_err() { break },
+            _ = stop.wait_for(|stop| *stop) => break,
+        }
+    }
+    gate.send_replace(Gate::Closed("the coordinator stops".to_owned()));
+}
+
+async fn lead(
+    parts: &Parts,
+    term: u64,
+    gate: &watch::Sender<Gate>,
+    (role, stop): (&mut watch::Receiver<Role>, &mut watch::Receiver<bool>),
+) -> Ended {
+    let (commands, inbox) = mpsc::channel(MAX_COMMANDS);
+    let (parts, sender) = (parts.clone(), commands.clone());
+    // Looks at every file of every job.
+    let made = tokio::task::spawn_blocking(move || {
+        parts.adopt_blobs();
+        Brain::restore(parts, term, sender)
+    });
+    let Ok(brain) = made.await else { return Ended::Lost("the brain could not be restored; report this with the log".to_owned()) };
+    gate.send_replace(Gate::Open(commands));
+    brain.run(inbox, role, stop).await
+}
+
+impl Parts {
+    /// Takes over the blobs that the facts name, and forgets all others and all leases.
+    fn adopt_blobs(&self) {
+        self.store.end_leases();
+        let needed: BTreeMap<_, _> = {
+            let ledger = self.facts.ledger.lock();
+            let all = ledger.open_jobs().map(|(id, _)| id).chain(ledger.ended_jobs().map(|(id, _)| id));
+            all.map(|id| (id, ledger.blobs_of(id))).collect()
+        };
+        for (job, blobs) in needed {
+            let missing = blobs.into_iter().filter(|blob| !self.store.adopt(job, *blob)).count();
+            if missing > 0 {
+                tracing::warn!(%job, missing, "blobs of this job are gone; what can be is made again");
+            }
+        }
+        self.store.collect();
+    }
+}

@@ -1,0 +1,104 @@
+//! Submitting a job to a coordinator elsewhere. A job is submitted under a key of the client's, so that a lost connection or a coordinator
+//! that starts again costs nothing: the client comes back and finds its job.
+
+use std::time::{Duration, Instant};
+
+use obelysk_node::CoordinatorAddress;
+use obelysk_node::error::TransportError;
+use obelysk_node::transport::{CLOSE_DONE, connect, fetch, lost, read_message, store, write_message};
+use obelysk_protocol::wire::{
+    BlobRef, ClientHello, Event, Goodbye, MAX_NAME_BYTES, Message, PhaseTime, SubmitOnce,
+};
+
+use super::progress::{JobResult, Phase};
+use super::{CoordinatorError, fresh_key};
+
+/// How long a coordinator that took the job may be away: a restart takes seconds, a new machine minutes.
+const PATIENCE: Duration = Duration::from_secs(600);
+/// First pause before calling again.
+const PAUSE_FIRST: Duration = Duration::from_millis(200);
+/// Longest pause.
+const PAUSE_MOST: Duration = Duration::from_secs(5);
+
+/// One job, however many connections it takes.
+struct Job<'a> {
+    address: &'a CoordinatorAddress,
+    name: String,
+    spec: &'a [u8],
+    model: [u8; 32],
+    key: [u8; 16],
+    /// Whether the last attempt found a coordinator that has it.
+    taken: bool,
+}
+
+/// Submits a job to a coordinator elsewhere and waits for its proof. `on_event` gets every progress message, and is told when the
+/// coordinator is lost and called again: at most ten minutes long, and only once it had taken the job.
+///
+/// # Errors
+/// [`CoordinatorError::Transport`] when the coordinator cannot be reached or refuses, [`CoordinatorError::Job`] when the job fails.
+pub async fn submit_remote(
+    address: &CoordinatorAddress,
+    name: &str,
+    spec: &[u8],
+    model: [u8; 32],
+    mut on_event: impl FnMut(&Event),
+) -> Result<JobResult, CoordinatorError> {
+    let name = name.chars().filter(|c| !c.is_control()).take(MAX_NAME_BYTES / 4).collect();
+    let mut job = Job { address, name, spec, model, key: fresh_key()?, taken: false };
+    let (mut pause, mut since) = (PAUSE_FIRST, None);
+    loop {
+        let error = match job.attempt(&mut on_event).await {
+            Err(CoordinatorError::Transport(error)) if !error.is_permanent() => error,
+            outcome => return outcome,
+        };
+        if std::mem::take(&mut job.taken) {
+            (pause, since) = (PAUSE_FIRST, Some(Instant::now()));
+        }
+        if since.is_none_or(|at| at.elapsed() > PATIENCE) {
+            return Err(error.into());
+        }
+        let text = format!("the coordinator is lost ({error}); the job is with it, calling again");
+        let (phase, done, total, node) = ("away".to_owned(), 0, 0, 0);
+        on_event(&Event { job: [0; 32], phase, done, total, node, text });
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(PAUSE_MOST);
+    }
+}
+
+impl Job<'_> {
+    async fn attempt(&mut self, on_event: &mut impl FnMut(&Event)) -> Result<JobResult, CoordinatorError> {
+        // Held to the end: the endpoint drives the connection.
+        let (endpoint, connection) = connect(self.address, None).await?;
+        let (mut send, mut recv) = connection.open_bi().await.map_err(|e| lost(&e))?;
+        write_message(&mut send, &Message::ClientHello(ClientHello { name: self.name.clone() })).await?;
+        let blob = BlobRef::of(self.spec);
+        store(&connection, 0, blob, self.spec).await?;
+        write_message(&mut send, &Message::SubmitOnce(SubmitOnce { key: self.key, spec: blob, model: self.model })).await?;
+        let done = loop {
+            match read_message(&mut recv).await? {
+                Some(Message::JobAccepted(_)) => self.taken = true,
+                Some(Message::Event(event)) => on_event(&event),
+                Some(Message::JobDone(done)) => break done,
+                Some(Message::JobFailed(failed)) => return Err(CoordinatorError::Job(failed.reason)),
+                Some(Message::Refused(no)) => {
+                    return Err(TransportError::Refused { reason: no.reason, retry: no.retry }.into());
+                }
+                Some(other) => return Err(TransportError::Unexpected { expected: "job news", got: other.id() }.into()),
+                None => return Err(TransportError::Truncated("before the job ended").into()),
+            }
+        };
+        let proof = fetch(&connection, done.proof, u64::MAX).await?;
+        write_message(&mut send, &Message::Goodbye(Goodbye { reason: "thank you".to_owned() })).await?;
+        let _ = send.finish();
+        connection.close(CLOSE_DONE, b"done");
+        endpoint.wait_idle().await;
+        let phase = |p: PhaseTime| Phase { name: p.name, wall_s: p.wall_us as f64 / 1e6, core_s: p.core_us as f64 / 1e6 };
+        Ok(JobResult {
+            job: done.job,
+            proof,
+            phases: done.phases.into_iter().map(phase).collect(),
+            peak_memory_bytes: done.peak_bytes,
+            nodes: (0..done.nodes).map(|_| String::new()).collect(),
+        })
+    }
+}
