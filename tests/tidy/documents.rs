@@ -131,6 +131,26 @@ fn files_named_in_documents_exist() {
     none("paths that lead nowhere", &broken);
 }
 
+/// Names of four underscores or more are of tests: settings are shorter.
+#[test]
+fn tests_named_in_documents_exist() {
+    let sources: Vec<String> = files("", ".rs").iter().map(|file| read(file)).collect();
+    let (mut broken, mut found) = (Vec::new(), 0);
+    for file in documents() {
+        for span in spans(&read(&file)) {
+            let plain = span.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
+            if plain && span.matches('_').count() >= 4 {
+                found += 1;
+                if !sources.iter().any(|text| text.contains(&format!("fn {span}("))) {
+                    broken.push(format!("{file}: {span}"));
+                }
+            }
+        }
+    }
+    none("tests that are not there", &broken);
+    assert!(found > 30, "the documents cite tests");
+}
+
 #[test]
 fn links_lead_somewhere() {
     let mut broken = Vec::new();

@@ -41,6 +41,24 @@ fn the_preset_of_the_demo_is_what_the_demo_does() {
     none("configs/models/minilm.toml differs from the sources", &broken);
 }
 
+/// Settings that a manifest gives; `metrics_listen` is of an overlay that says what it waits for.
+#[test]
+fn settings_in_manifests_are_settings() {
+    let mut broken = Vec::new();
+    let all = files("deploy", ".toml");
+    assert!(all.len() >= 3, "deploy/ is not where it was");
+    for file in all {
+        let name = file.rsplit('/').next().unwrap_or_default();
+        let known: Table = read(&format!("configs/{name}")).parse().expect("parses");
+        let given = read(&file).parse::<Table>().unwrap_or_else(|e| panic!("{file}: {e}"));
+        let unknown = given.keys().filter(|key| !known.contains_key(*key));
+        broken.extend(
+            unknown.filter(|key| !(file.contains("/autoscale/") && *key == "metrics_listen")).map(|key| format!("{file}: {key}")),
+        );
+    }
+    none("settings that do not exist", &broken);
+}
+
 #[test]
 fn units_and_image_run_commands_that_exist() {
     let commands = crate::documents::commands();

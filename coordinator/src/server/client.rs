@@ -16,6 +16,8 @@ use super::{CoordinatorError, Shared, clip, fresh_key};
 
 /// Blobs one client may hold here: its specification and its proof.
 const MAX_CLIENT_BLOBS: usize = 2;
+/// Largest specification: with as many tokens as a proof takes it has 20 KiB. Clients are strangers, and this memory is outside the store.
+const MAX_SPEC_BYTES: u64 = 1 << 20;
 
 /// Blobs of one client connection; they go with it.
 type Blobs = Arc<Mutex<BTreeMap<BlobRef, Arc<Vec<u8>>>>>;
@@ -139,11 +141,11 @@ async fn transfer(shared: &Shared, blobs: &Blobs, mut send: SendStream, mut recv
             None => return refuse(&mut send, false, "no such blob on this connection").await,
         },
         Some(Message::BlobPut(put)) => {
-            let bytes = match receive_blob(&mut recv, put.blob, shared.config.max_blob_bytes).await {
-                Ok(bytes) => bytes,
-                Err(error @ TransportError::BlobTooLarge { .. }) => return refuse(&mut send, false, &error.to_string()).await,
-                Err(error) => return Err(error),
-            };
+            if put.blob.length > MAX_SPEC_BYTES.min(shared.config.max_blob_bytes) {
+                let reason = format!("{} bytes are no specification, which has {MAX_SPEC_BYTES} at most", put.blob.length);
+                return refuse(&mut send, false, &reason).await;
+            }
+            let bytes = receive_blob(&mut recv, put.blob, MAX_SPEC_BYTES).await?;
             if !keep(blobs, put.blob, bytes) {
                 return refuse(&mut send, false, "a client may put one specification per connection").await;
             }

@@ -261,6 +261,9 @@ async fn a_client_submits_over_the_network() {
     assert!(phases.ends_with(&["finish".to_owned()]) && phases.contains(&"challenge".to_owned()), "{phases:?}");
     let refused = submit_remote(&address, "laptop", b"nonsense", MODEL, |_| {}).await.expect_err("no job");
     assert!(refused.to_string().contains("1 to 64 segments"), "{refused}");
+    // Anybody may be a client: what one may make the coordinator hold is small.
+    let refused = submit_remote(&address, "laptop", &vec![0; 2 << 20], MODEL, |_| {}).await.expect_err("no job");
+    assert!(refused.to_string().contains("no specification"), "{refused}");
     handle.shutdown().await;
 }
 
