@@ -349,6 +349,24 @@ impl Core {
         self.applied
     }
 
+    /// This member's id.
+    #[must_use]
+    pub fn id(&self) -> u64 {
+        self.node.raft.id
+    }
+
+    /// The leader's id as far as this member knows; 0 for none.
+    #[must_use]
+    pub fn leader_id(&self) -> u64 {
+        self.node.raft.leader_id
+    }
+
+    /// Whether it leads in this term, applied or not.
+    #[must_use]
+    pub fn leads_in(&self, term: u64) -> bool {
+        self.node.raft.state == StateRole::Leader && self.node.raft.term == term
+    }
+
     /// This member's term.
     #[must_use]
     pub fn term(&self) -> u64 {
