@@ -4,6 +4,7 @@
 //! its own (`driver.rs`) does one after the other. One member alone is a majority of one, and can be grown to three while it runs.
 
 mod admissible;
+mod changes;
 pub mod core;
 mod driver;
 pub mod log;
