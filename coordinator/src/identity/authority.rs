@@ -149,8 +149,21 @@ impl Authority {
         let mut params = CertificateParams::new(vec![SERVER_NAME.to_owned()]).map_err(failed)?;
         params.distinguished_name = subject("coordinator");
         let span = (now.saturating_sub(SERVER_BACKDATED_S), now + SERVER_LIFE_S);
-        let certificate = self.sign(params, &key, ExtendedKeyUsagePurpose::ServerAuth, span)?;
+        let certificate = self.sign(params, &key, vec![ExtendedKeyUsagePurpose::ServerAuth], span)?;
         Ok((certificate, Zeroizing::new(key.serialize_der())))
+    }
+
+    /// A certificate for a coordinator that keeps its key: to serve with, and to show to other coordinators.
+    ///
+    /// # Errors
+    /// [`AdmissionError::Request`], [`AdmissionError::Authority`].
+    pub fn certify_coordinator(&self, csr: &[u8], now: u64) -> Result<CertificateDer<'static>, AdmissionError> {
+        let (id, key) = Self::read_request(csr)?;
+        let mut params = CertificateParams::new(vec![SERVER_NAME.to_owned()]).map_err(failed)?;
+        params.distinguished_name = subject(&format!("coordinator {id}"));
+        let span = (now.saturating_sub(SERVER_BACKDATED_S), now + SERVER_LIFE_S);
+        let usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        self.sign(params, &key, usages, span)
     }
 
     /// Reads a request: total on any bytes, and the signature in it is checked. Returns the id of its key.
@@ -176,7 +189,7 @@ impl Authority {
         let mut params = CertificateParams::default();
         params.distinguished_name = subject(&format!("node {id}"));
         let span = (now.saturating_sub(BACKDATED_S), now + life.as_secs());
-        self.sign(params, &key, ExtendedKeyUsagePurpose::ClientAuth, span)
+        self.sign(params, &key, vec![ExtendedKeyUsagePurpose::ClientAuth], span)
     }
 
     /// A new key and certificate for an administrator of coordinators at these addresses.
@@ -191,7 +204,7 @@ impl Authority {
         let mut params = CertificateParams::default();
         params.distinguished_name = subject("administrator");
         let span = (now.saturating_sub(BACKDATED_S), now + ADMIN_LIFE_S);
-        let certificate = self.sign(params, &public_key, ExtendedKeyUsagePurpose::ClientAuth, span)?;
+        let certificate = self.sign(params, &public_key, vec![ExtendedKeyUsagePurpose::ClientAuth], span)?;
         Ok(Credential {
             cluster: self.cluster,
             pin: self.pin,
@@ -208,7 +221,7 @@ impl Authority {
         &self,
         mut params: CertificateParams,
         key: &impl PublicKeyData,
-        usage: ExtendedKeyUsagePurpose,
+        usages: Vec<ExtendedKeyUsagePurpose>,
         (from, to): (u64, u64),
     ) -> Result<CertificateDer<'static>, AdmissionError> {
         let mut serial = [0; 16];
@@ -217,7 +230,7 @@ impl Authority {
         serial[0] &= 0x7f;
         params.serial_number = Some(SerialNumber::from_slice(&serial));
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![usage];
+        params.extended_key_usages = usages;
         params.is_ca = IsCa::ExplicitNoCa;
         params.use_authority_key_identifier_extension = true;
         let moment = |unix_s: u64| date_time_ymd(1970, 1, 1) + Duration::from_secs(unix_s);

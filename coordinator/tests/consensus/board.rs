@@ -39,6 +39,8 @@ pub struct Board {
 pub struct Book {
     pub board: Arc<Mutex<Board>>,
     pub pages: Vec<(u64, u64)>,
+    /// Entries this book has, and snapshots it was given, for those who gave it away.
+    pub progress: Arc<Mutex<(usize, usize)>>,
     /// Makes snapshots large.
     pub ballast: usize,
 }
@@ -64,6 +66,7 @@ impl Machine for Book {
             board.broken = Some(format!("index {index} was applied after {:?}", self.pages.last()));
         }
         self.pages.push((index, number));
+        self.progress.lock().expect("no panic").0 = self.pages.len();
         let first = *board.agreed.entry(index).or_insert(number);
         if first != number {
             board.broken = Some(format!("at index {index} one applied {first}, another {number}"));
@@ -82,6 +85,8 @@ impl Machine for Book {
 
     fn restore(&mut self, snapshot: &[u8]) -> Result<(), String> {
         self.pages = Self::read(snapshot);
+        let restored = self.progress.lock().expect("no panic").1 + 1;
+        *self.progress.lock().expect("no panic") = (self.pages.len(), restored);
         let mut board = self.board.lock().expect("no panic");
         let foreign = self.pages.iter().find(|(index, number)| board.agreed.get(index) != Some(number)).copied();
         if let Some(page) = foreign {

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::board::{Board, Book, Random, member};
 use obelysk_coordinator::consensus::Role;
-use obelysk_coordinator::consensus::raft::core::{Core, Pace, genesis};
+use obelysk_coordinator::consensus::raft::core::{Core, Halt, Pace, genesis};
 use obelysk_coordinator::consensus::raft::log::{Log, Writes};
 use obelysk_coordinator::consensus::raft::member::Change;
 use obelysk_coordinator::consensus::raft::wire::{decode_message, encode_message};
@@ -22,7 +22,7 @@ const TROUBLED: u64 = 400;
 /// Within this many quiet ticks a majority must have a leader that completes a proposal: a dozen elections.
 const QUIET: u64 = 400;
 /// Members that are there from the start or may be added.
-const MOST: u64 = 6;
+const MOST: u64 = 9;
 
 /// What a disk does wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,7 +30,7 @@ enum Bug {
     None,
     /// Says that it has written, and writes some time later.
     RepliesEarly,
-    /// Forgets whom the member voted for.
+    /// Forgets which term it was and whom the member voted for.
     SkipsHardState,
 }
 
@@ -62,6 +62,8 @@ struct World {
     leaders: BTreeMap<u64, (u64, u32)>,
     proposed: u64,
     completed: BTreeSet<u64>,
+    /// Once out, out for good: whoever comes back comes with another key.
+    removed: BTreeSet<u64>,
     changes: u64,
     snapshots: u64,
 }
@@ -91,6 +93,7 @@ impl World {
             leaders: BTreeMap::new(),
             proposed: 0,
             completed: BTreeSet::new(),
+            removed: BTreeSet::new(),
             changes: 0,
             snapshots: 0,
         };
@@ -142,10 +145,7 @@ impl World {
             let turn = match core.ready() {
                 Ok(Some(turn)) => turn,
                 Ok(None) => break,
-                Err(_) => {
-                    self.crash(id);
-                    return Ok(());
-                }
+                Err(halt) => return self.halted(id, &halt),
             };
             if fragile && self.random.below(2000) == 0 {
                 self.crash(id);
@@ -153,6 +153,10 @@ impl World {
             }
             let mut writes = turn.writes.clone();
             if let (Bug::SkipsHardState, Some(hard)) = (self.bug, &mut writes.hard) {
+                // As much of it as a log without contradictions needs.
+                let entries = writes.entries.last().map_or(0, |e| e.term);
+                let snapshot = writes.snapshot.as_ref().map_or(0, |s| s.get_metadata().term);
+                hard.term = entries.max(snapshot).max(host.disk.last_term());
                 hard.vote = 0;
             }
             self.snapshots += u64::from(writes.replaced);
@@ -167,16 +171,22 @@ impl World {
             }
             let done = match core.finish(turn) {
                 Ok(done) => done,
-                Err(_) => {
-                    self.crash(id);
-                    return Ok(());
-                }
+                Err(halt) => return self.halted(id, &halt),
             };
             for message in done.messages {
                 self.send(message);
             }
             self.note(id)?;
         }
+        Ok(())
+    }
+
+    /// A member stops by itself only when it was removed.
+    fn halted(&mut self, id: u64, halt: &Halt) -> Verdict {
+        if *halt != Halt::Removed || !self.removed.contains(&id) {
+            return Err(format!("{id} halted: {halt}"));
+        }
+        self.crash(id);
         Ok(())
     }
 
@@ -214,12 +224,14 @@ impl World {
 
     fn send(&mut self, message: Message) {
         if self.random.percent(self.loss) || self.cut.contains(&(message.from, message.to)) {
-            // What really sends notices now and then.
-            if self.random.percent(30)
-                && let Some(core) = self.hosts.get_mut(&message.from).and_then(|h| h.core.as_mut())
-            {
-                core.not_sent(message.to);
-                if message.get_msg_type() == MessageType::MsgSnapshot {
+            // What really sends notices now and then, and always for a snapshot.
+            let snapshot = message.get_msg_type() == MessageType::MsgSnapshot;
+            let noticed = self.random.percent(30);
+            if let Some(core) = self.hosts.get_mut(&message.from).and_then(|h| h.core.as_mut()) {
+                if noticed {
+                    core.not_sent(message.to);
+                }
+                if snapshot {
                     core.snapshot_sent(message.to, false);
                 }
             }
@@ -237,13 +249,15 @@ impl World {
         while let Some(entry) = self.network.first_entry().filter(|e| e.key().0 <= self.now) {
             let mut message = entry.remove();
             let (from, to) = (message.from, message.to);
-            if self.cut.contains(&(from, to)) {
-                continue;
-            }
+            let arrives = !self.cut.contains(&(from, to));
+            // Who sends a snapshot hears how that ended.
             if message.get_msg_type() == MessageType::MsgSnapshot
                 && let Some(core) = self.hosts.get_mut(&from).and_then(|h| h.core.as_mut())
             {
-                core.snapshot_sent(to, true);
+                core.snapshot_sent(to, arrives);
+            }
+            if !arrives {
+                continue;
             }
             if self.coded {
                 let bytes = encode_message(&message).expect("travels");
@@ -264,7 +278,7 @@ impl World {
         Ok(())
     }
 
-    fn propose(&mut self) -> Verdict {
+    fn propose(&mut self, fragile: bool) -> Verdict {
         for id in 1..=MOST {
             let host = self.hosts.get_mut(&id).expect("known");
             let Some(core) = &mut host.core else { continue };
@@ -277,7 +291,7 @@ impl World {
                 let places = numbers.iter().zip(last + 1 - count..);
                 host.waiting.extend(places.map(|(number, index)| (index, term, *number)));
             }
-            self.drive(id, true)?;
+            self.drive(id, fragile)?;
         }
         Ok(())
     }
@@ -291,6 +305,9 @@ impl World {
             let change = if learners.contains(&target) {
                 Change::Promote(target)
             } else if !voters.contains(&target) {
+                if self.removed.contains(&target) {
+                    continue;
+                }
                 Change::Learn(member(target))
             } else if self.random.percent(30) {
                 let _ = core.transfer(target);
@@ -298,7 +315,10 @@ impl World {
             } else {
                 Change::Remove(target)
             };
-            self.changes += u64::from(core.change(&change).is_ok());
+            if core.change(&change).is_ok() {
+                self.changes += 1;
+                self.removed.extend(matches!(change, Change::Remove(_)).then_some(target));
+            }
             self.drive(id, true)?;
         }
         Ok(())
@@ -356,7 +376,10 @@ impl World {
             self.hosts.get_mut(&id).expect("known").slow = false;
         }
         self.settle("all are there")?;
-        // Then a minority is taken away.
+        // Then a minority is taken away; of those there are when the last change is through.
+        for _ in 0..2 * PACE.election_ticks {
+            self.tick(false)?;
+        }
         let voters = self.configuration();
         for _ in 0..(voters.len() - 1) / 2 {
             let victim = voters[self.random.below(voters.len() as u64) as usize];
@@ -381,14 +404,14 @@ impl World {
         for _ in 0..QUIET {
             self.tick(false)?;
             if self.now.is_multiple_of(5) {
-                self.propose()?;
+                self.propose(false)?;
             }
             if self.completed.len() > before {
                 return Ok(());
             }
         }
-        let cores: Vec<_> =
-            self.hosts.values().map(|h| h.core.as_ref().map(|c| (c.role(), c.term(), c.configuration()))).collect();
+        let told = |h: &Host| h.core.as_ref().map(|c| (c.role(), c.term(), c.applied(), c.log().last(), c.configuration()));
+        let cores: Vec<_> = self.hosts.values().map(told).collect();
         Err(format!("nothing was completed in {QUIET} ticks although {when}: {cores:?}"))
     }
 }
@@ -406,7 +429,7 @@ fn live(seed: u64, bug: Bug) -> Result<Tally, String> {
     for _ in 0..TROUBLED {
         world.tick(true)?;
         if world.random.percent(30) {
-            world.propose()?;
+            world.propose(true)?;
         }
         if world.random.percent(6) {
             world.trouble();

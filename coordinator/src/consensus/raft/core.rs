@@ -12,18 +12,16 @@ use raft::{Config, NO_LIMIT, RawNode, Ready, SnapshotStatus, StateRole};
 use super::admissible::{Refusal, Standing};
 use super::log::{Log, Writes, metadata};
 use super::logger::bridge;
-use super::member::{Change, ChangeError, MAX_MEMBERS, Member, Members};
-use super::wire::{FormError, decode_change, decode_state, encode_change, encode_state};
+use super::member::{Change, MAX_MEMBERS, Member, Members};
+use super::wire::{FormError, decode_change, decode_state, encode_state};
 use crate::consensus::{MAX_ENTRY_BYTES, Machine, ProposeError, Role};
 
 /// Bytes of entries in one message: it stays below one frame, and several are under way at once.
 const MESSAGE_BYTES: u64 = 512 << 10;
 /// Messages with entries under way to one member.
-const MAX_INFLIGHT: usize = 64;
+pub(super) const MAX_INFLIGHT: usize = 64;
 /// Entries applied at once, so that a member that catches up still answers heartbeats.
 const APPLY_BYTES: u64 = 4 << 20;
-/// Of this many intervals between heartbeats, one must have been answered for a member to count as alive.
-const LIVE_HEARTBEATS: u64 = 10;
 
 /// How a member keeps time and how much log it keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,16 +80,16 @@ pub struct Done {
 
 /// One member.
 pub struct Core {
-    node: RawNode<Log>,
+    pub(super) node: RawNode<Log>,
     machine: Box<dyn Machine>,
-    members: Members,
-    pace: Pace,
+    pub(super) members: Members,
+    pub(super) pace: Pace,
     random: u64,
     timeout: usize,
     seen: (u64, StateRole),
     applied: (u64, u64),
-    ticks: u64,
-    heard: BTreeMap<u64, u64>,
+    pub(super) ticks: u64,
+    pub(super) heard: BTreeMap<u64, u64>,
     halted: Option<Halt>,
 }
 
@@ -240,90 +238,14 @@ impl Core {
         self.append(entries.collect()).map_err(|()| ProposeError::NotLeader { leader: None })
     }
 
-    fn append(&mut self, entries: Vec<Entry>) -> Result<u64, ()> {
+    /// Refused while leadership is being moved.
+    pub(super) fn append(&mut self, entries: Vec<Entry>) -> Result<u64, ()> {
         let mut m = Message::default();
         m.set_msg_type(MessageType::MsgPropose);
         m.from = self.node.raft.id;
         m.set_entries(entries.into());
-        // Refused while leadership is being moved.
         self.node.raft.step(m).map_err(|_| ())?;
         Ok(self.node.raft.raft_log.last_index())
-    }
-
-    /// Begins a change of the configuration; it holds when the entry at the index returned is applied.
-    ///
-    /// # Errors
-    /// [`ChangeError`]: nothing happened.
-    pub fn change(&mut self, change: &Change) -> Result<u64, ChangeError> {
-        if !matches!(self.role(), Role::Leader { .. }) {
-            return Err(ChangeError::NotLeader { leader: self.leader() });
-        }
-        if self.node.raft.has_pending_conf() {
-            return Err(ChangeError::Busy);
-        }
-        self.judge(change)?;
-        let mut entry = Entry::default();
-        entry.set_entry_type(EntryType::EntryConfChange);
-        entry.context = encode_change(change).map_err(|_| ChangeError::Unfit("it cannot be written down"))?.into();
-        self.append(vec![entry]).map_err(|()| ChangeError::Busy)
-    }
-
-    fn judge(&self, change: &Change) -> Result<(), ChangeError> {
-        let (voters, learners) = self.configuration();
-        match change {
-            Change::Learn(member) => {
-                member.check().map_err(ChangeError::Unfit)?;
-                match self.members.get(&member.id()) {
-                    Some(_) => Err(ChangeError::Known(member.id())),
-                    None if self.members.len() >= MAX_MEMBERS => Err(ChangeError::Full),
-                    None => Ok(()),
-                }
-            }
-            Change::Promote(id) => {
-                if !learners.contains(id) {
-                    return Err(if voters.contains(id) { ChangeError::Known(*id) } else { ChangeError::Unknown(*id) });
-                }
-                let matched = self.node.raft.prs().get(*id).map_or(0, |p| p.matched);
-                let behind = self.node.raft.raft_log.last_index().saturating_sub(matched);
-                if behind > self.pace.keep_entries.min(MAX_INFLIGHT as u64) || !self.is_live(*id) {
-                    return Err(ChangeError::Behind { id: *id, behind });
-                }
-                self.majority_lives(voters.iter().copied().chain([*id]).collect())
-            }
-            Change::Remove(id) if *id == self.node.raft.id => Err(ChangeError::Itself),
-            Change::Remove(id) if !self.members.contains_key(id) => Err(ChangeError::Unknown(*id)),
-            Change::Remove(id) => self.majority_lives(voters.into_iter().filter(|v| v != id).collect()),
-        }
-    }
-
-    fn majority_lives(&self, voters: Vec<u64>) -> Result<(), ChangeError> {
-        let (live, needed) = (voters.iter().filter(|v| self.is_live(**v)).count(), voters.len() / 2 + 1);
-        if live >= needed { Ok(()) } else { Err(ChangeError::NoMajority { voters: voters.len(), live, needed }) }
-    }
-
-    /// Whether a member was heard of lately, as far as this one knows.
-    #[must_use]
-    pub fn is_live(&self, id: u64) -> bool {
-        let patience = LIVE_HEARTBEATS * self.pace.heartbeat_ticks as u64;
-        id == self.node.raft.id || self.heard.get(&id).is_some_and(|at| self.ticks - at <= patience)
-    }
-
-    /// Begins to move leadership to another voter; shows in [`Core::role`], or does not come to pass within an election's time.
-    ///
-    /// # Errors
-    /// [`ChangeError`]: nothing happened.
-    pub fn transfer(&mut self, to: u64) -> Result<(), ChangeError> {
-        if !matches!(self.role(), Role::Leader { .. }) {
-            return Err(ChangeError::NotLeader { leader: self.leader() });
-        }
-        if !self.configuration().0.contains(&to) {
-            return Err(ChangeError::Unknown(to));
-        }
-        if !self.is_live(to) {
-            return Err(ChangeError::Behind { id: to, behind: 0 });
-        }
-        self.node.transfer_leader(to);
-        Ok(())
     }
 
     /// Those that vote and those that learn, in order.
@@ -347,6 +269,24 @@ impl Core {
     #[must_use]
     pub const fn applied(&self) -> (u64, u64) {
         self.applied
+    }
+
+    /// This member's id.
+    #[must_use]
+    pub fn id(&self) -> u64 {
+        self.node.raft.id
+    }
+
+    /// The leader's id as far as this member knows; 0 for none.
+    #[must_use]
+    pub fn leader_id(&self) -> u64 {
+        self.node.raft.leader_id
+    }
+
+    /// Whether it leads in this term, applied or not.
+    #[must_use]
+    pub fn leads_in(&self, term: u64) -> bool {
+        self.node.raft.state == StateRole::Leader && self.node.raft.term == term
     }
 
     /// This member's term.

@@ -138,6 +138,12 @@ impl Log {
         self.entries.back().map_or(self.compacted.0, |e| e.index)
     }
 
+    /// Term of the last entry.
+    #[must_use]
+    pub fn last_term(&self) -> u64 {
+        self.entries.back().map_or(self.compacted.1, |e| e.term)
+    }
+
     /// An entry, by index.
     #[must_use]
     pub fn entry(&self, index: u64) -> Option<&Entry> {
