@@ -73,6 +73,14 @@ messages!(
     NodeDrain,
     NodeEvict,
     AdminDone,
+    BlobFetch,
+    BlobPart,
+    BlobOffer,
+    BlobHave,
+    ModelPublish,
+    ModelWithdraw,
+    ModelsAfter,
+    Models,
 );
 
 impl Message {

@@ -5,8 +5,8 @@
 use rkyv::{Archive, Deserialize, Serialize};
 
 use super::{
-    AdminDone, Enrol, Enrolled, NodeDrain, NodeEvict, Nodes, NodesAfter, Probe, Probed, Renew, TokenMade, TokenNew, TokenRevoke,
-    Tokens, TokensAfter,
+    AdminDone, BlobFetch, BlobHave, BlobOffer, BlobPart, Enrol, Enrolled, ModelPublish, ModelWithdraw, Models, ModelsAfter,
+    NodeDrain, NodeEvict, Nodes, NodesAfter, Probe, Probed, Renew, TokenMade, TokenNew, TokenRevoke, Tokens, TokensAfter,
 };
 
 /// A blob by content: the BLAKE3 digest of its bytes and their number.
@@ -332,4 +332,12 @@ pub enum Message {
     NodeDrain(NodeDrain),
     NodeEvict(NodeEvict),
     AdminDone(AdminDone),
+    BlobFetch(BlobFetch),
+    BlobPart(BlobPart),
+    BlobOffer(BlobOffer),
+    BlobHave(BlobHave),
+    ModelPublish(ModelPublish),
+    ModelWithdraw(ModelWithdraw),
+    ModelsAfter(ModelsAfter),
+    Models(Models),
 }

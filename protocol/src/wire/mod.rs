@@ -6,9 +6,11 @@
 //! a new message id; ids are never reused.
 
 mod admission;
+mod bulk;
 mod codec;
 mod header;
 mod message;
+mod outline;
 mod validate;
 
 #[cfg(test)]
@@ -18,11 +20,13 @@ pub use admission::{
     AdminDone, Enrol, Enrolled, NodeDrain, NodeEntry, NodeEvict, NodeState, Nodes, NodesAfter, Probe, Probed, Renew, TokenEntry,
     TokenMade, TokenNew, TokenRevoke, Tokens, TokensAfter,
 };
+pub use bulk::{BlobFetch, BlobHave, BlobOffer, BlobPart, ModelEntry, ModelPublish, ModelWithdraw, Models, ModelsAfter};
 pub use header::{FrameHeader, MessageId};
 pub use message::{
     Assign, BlobGet, BlobPut, BlobRef, BlobSent, BlobStored, Cancel, ClientHello, Done, Drain, Event, Failed, Goodbye, Hello,
     JobAccepted, JobDone, JobFailed, Message, PhaseTime, Progress, Refused, ResultAck, Submit, Welcome, WorkKind,
 };
+pub use outline::{CHUNK_BYTES, CHUNK_DIGEST_BYTES, MAX_CHUNKS, NotItsOutline, Outline, OutlineBuilder};
 
 /// Bytes of a frame header.
 pub const HEADER_BYTES: usize = 16;

@@ -25,6 +25,10 @@ fn node_entry() -> NodeEntry {
     }
 }
 
+const fn long_blob() -> BlobRef {
+    BlobRef { digest: [0xd2; 32], length: 2 * CHUNK_BYTES + 5 }
+}
+
 /// One of each message, every field with a value of its own.
 fn samples() -> Vec<Message> {
     let text = || "cause; remedy".to_owned();
@@ -98,6 +102,14 @@ fn samples() -> Vec<Message> {
         Message::NodeDrain(NodeDrain { node: A }),
         Message::NodeEvict(NodeEvict { node: A, reason: text() }),
         Message::AdminDone(AdminDone { text: text() }),
+        Message::BlobFetch(BlobFetch { blob: long_blob(), from: CHUNK_BYTES, outline: true }),
+        Message::BlobPart(BlobPart { blob: long_blob(), from: 2 * CHUNK_BYTES }),
+        Message::BlobOffer(BlobOffer { epoch: 17, blob: long_blob() }),
+        Message::BlobHave(BlobHave { blob: long_blob(), from: long_blob().length, outline: false }),
+        Message::ModelPublish(ModelPublish { model: A, manifest: blob() }),
+        Message::ModelWithdraw(ModelWithdraw { model: A }),
+        Message::ModelsAfter(ModelsAfter { model: B }),
+        Message::Models(Models { models: vec![ModelEntry { model: A, manifest: blob(), bytes: 1 << 34 }] }),
     ]
 }
 
@@ -215,6 +227,10 @@ fn senseless_messages_are_refused_by_sender_and_receiver() {
         Message::Nodes(Nodes { nodes: vec![NodeEntry { state: 5, ..node_entry() }] }),
         Message::Nodes(Nodes { nodes: vec![NodeEntry { reason: long.clone(), ..node_entry() }] }),
         Message::NodeEvict(NodeEvict { node: A, reason: long }),
+        Message::BlobFetch(BlobFetch { blob: long_blob(), from: 1, outline: true }),
+        Message::BlobPart(BlobPart { blob: long_blob(), from: 3 * CHUNK_BYTES }),
+        Message::BlobHave(BlobHave { blob: BlobRef { digest: A, length: u64::MAX }, from: 0, outline: true }),
+        Message::Models(Models { models: vec![ModelEntry { model: A, manifest: blob(), bytes: 1 }; MAX_PAGE + 1] }),
     ];
     for message in cases {
         let error = message.encode().expect_err("senseless");

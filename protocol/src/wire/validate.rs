@@ -1,9 +1,9 @@
 //! Rules a well-formed message must also keep: bounded texts and lists, known codes, no duplicates. Run on both sides.
 
 use super::{
-    Assign, Enrol, Enrolled, Hello, MAX_ADDRESS_BYTES, MAX_ADDRESSES, MAX_CERTIFICATE_BYTES, MAX_HELD_EPOCHS, MAX_INPUTS,
-    MAX_MODELS, MAX_NAME_BYTES, MAX_PAGE, MAX_PHASES, MAX_TEXT_BYTES, Message, NodeEntry, NodeState, PERMILLE, SIGNATURE_BYTES,
-    WireError, WorkKind,
+    Assign, BlobRef, CHUNK_BYTES, Enrol, Enrolled, Hello, MAX_ADDRESS_BYTES, MAX_ADDRESSES, MAX_CERTIFICATE_BYTES, MAX_CHUNKS,
+    MAX_HELD_EPOCHS, MAX_INPUTS, MAX_MODELS, MAX_NAME_BYTES, MAX_PAGE, MAX_PHASES, MAX_TEXT_BYTES, Message, NodeEntry, NodeState,
+    PERMILLE, SIGNATURE_BYTES, WireError, WorkKind,
 };
 
 type Rule = Result<(), &'static str>;
@@ -44,6 +44,11 @@ impl Message {
             }
             Self::NodeEvict(m) => text(&m.reason),
             Self::AdminDone(m) => text(&m.text),
+            Self::BlobFetch(m) => in_chunks(m.blob, m.from),
+            Self::BlobPart(m) => in_chunks(m.blob, m.from),
+            Self::BlobHave(m) => in_chunks(m.blob, m.from),
+            Self::Models(m) => rule(m.models.len() <= MAX_PAGE, "too many models on a page"),
+            Self::BlobOffer(_) | Self::ModelPublish(_) | Self::ModelWithdraw(_) | Self::ModelsAfter(_) => Ok(()),
             Self::Done(_)
             | Self::ResultAck(_)
             | Self::Cancel(_)
@@ -64,6 +69,15 @@ impl Message {
 
 const fn rule(holds: bool, broken: &'static str) -> Rule {
     if holds { Ok(()) } else { Err(broken) }
+}
+
+/// Transfers go on at the end of a chunk, or are over.
+fn in_chunks(blob: BlobRef, from: u64) -> Rule {
+    rule(blob.chunks() <= MAX_CHUNKS, "a blob of more than 4 TiB")?;
+    rule(
+        from == blob.length || (from < blob.length && from.is_multiple_of(CHUNK_BYTES)),
+        "a place inside a chunk or after the end",
+    )
 }
 
 fn text(value: &str) -> Rule {
