@@ -2,6 +2,8 @@
 
 mod bulk;
 mod frames;
+mod parts;
+mod resume;
 mod tls;
 
 use std::net::{Ipv6Addr, SocketAddr};
@@ -10,7 +12,9 @@ use std::time::Duration;
 
 pub use bulk::{answer_blob, fetch, receive_blob, send_chunks, store};
 pub use frames::{read_message, read_message_within, write_message};
+pub use parts::{Parts, Whole, WholeFile};
 pub use quinn;
+pub use resume::{BlobSource, InFile, InMemory, Later, accept_offer, answer_fetch, fetch_part, offer, outline_of_file};
 pub use rustls;
 pub use tls::{ClientIdentity, Fingerprint, SERVER_NAME, ServerTls, public_key};
 
