@@ -85,6 +85,14 @@ pub enum TransportError {
         /// What the system said.
         cause: String,
     },
+    /// Files that arrived whole are not the model they were said to be.
+    #[error("what was fetched is not model {model}: {cause}; have it pushed again (`obelysk model push`)")]
+    Model {
+        /// The model wanted.
+        model: String,
+        /// What is wrong.
+        cause: String,
+    },
     /// The peer was silent too long.
     #[error("no answer within {0} s; check the network and the peer's load")]
     Timeout(u64),

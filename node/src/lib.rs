@@ -11,6 +11,7 @@ pub mod error;
 pub mod identity;
 pub mod job_bytes;
 pub mod model_folder;
+pub mod models;
 pub mod prover_engine;
 pub mod transport;
 pub mod usage;

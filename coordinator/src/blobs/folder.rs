@@ -195,6 +195,10 @@ impl Objects for Folder {
         self.blocking(move |own| Ok(own.sweep_now(before)))
     }
 
+    fn folder(&self) -> Option<PathBuf> {
+        Some(self.root.clone())
+    }
+
     fn free(&self) -> Option<u64> {
         obelysk_model::fetch::space::free(&self.root).ok()
     }

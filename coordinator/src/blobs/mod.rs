@@ -11,8 +11,6 @@ mod folder;
 mod memory;
 mod objects;
 mod place;
-#[cfg(feature = "s3")]
-mod s3;
 mod serve;
 
 #[cfg(test)]
@@ -246,6 +244,13 @@ impl Blobs {
         Ok(outline)
     }
 
+    /// Makes a blob that is here young, for somebody who is about to refer to it.
+    pub fn touch(&self, blob: BlobRef) {
+        if let Inner::Objects(objects) = &*self.0 {
+            locked(&objects.fresh).insert(blob, Instant::now());
+        }
+    }
+
     /// Forgets a blob at once, in memory; in a store [`Blobs::collect`] does that in its time.
     pub fn release(&self, blob: BlobRef) {
         if let Inner::Memory(memory) = &*self.0 {
@@ -267,6 +272,15 @@ impl Blobs {
                 }
             }
             Inner::Objects(objects) => tokio::task::block_in_place(|| objects.runtime.block_on(work)),
+        }
+    }
+
+    /// The folder they lie in, when it is one.
+    #[must_use]
+    pub fn folder(&self) -> Option<std::path::PathBuf> {
+        match &*self.0 {
+            Inner::Memory(_) => None,
+            Inner::Objects(objects) => objects.store.folder(),
         }
     }
 

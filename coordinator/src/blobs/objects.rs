@@ -4,7 +4,7 @@
 use std::fmt::Debug;
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -67,6 +67,9 @@ pub(super) trait Objects: Debug + Send + Sync {
     /// Removes what writes that never ended left behind, if nobody touched it since `before`. Says how many.
     fn sweep(&self, before: SystemTime) -> Later<'_, u64>;
 
+    /// The folder, when it is one.
+    fn folder(&self) -> Option<std::path::PathBuf>;
+
     /// Free bytes, where that means something.
     fn free(&self) -> Option<u64>;
 }
@@ -75,7 +78,6 @@ pub(super) trait Objects: Debug + Send + Sync {
 #[derive(Debug)]
 pub(super) struct Reading {
     blob: BlobRef,
-    path: PathBuf,
     file: File,
     at: u64,
     builder: OutlineBuilder,
@@ -84,11 +86,7 @@ pub(super) struct Reading {
 impl Reading {
     pub(super) fn open(blob: BlobRef, path: &Path) -> Result<Self, Fault> {
         let file = File::open(path).map_err(|e| Fault::Source(e.to_string()))?;
-        Ok(Self { blob, path: path.to_owned(), file, at: 0, builder: OutlineBuilder::new(blob.length) })
-    }
-
-    pub(super) fn path(&self) -> &Path {
-        &self.path
+        Ok(Self { blob, file, at: 0, builder: OutlineBuilder::new(blob.length) })
     }
 
     /// The next piece, or `None` at the end. Blocking.

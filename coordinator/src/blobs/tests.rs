@@ -4,8 +4,6 @@ use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 
-use obelysk_node::transport::BlobSource as _;
-
 use super::folder::{Disk, RealDisk};
 use super::*;
 

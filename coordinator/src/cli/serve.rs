@@ -22,6 +22,11 @@ pub fn run(out: &Out, home: &Home, args: ServeArgs) -> Result<(), Failure> {
     config.listen = args.listen.unwrap_or(config.listen);
     config.advertise = args.advertise.unwrap_or(config.advertise);
     let state = args.state.unwrap_or_else(|| home.root().join("coordinator"));
+    if config.blobs.is_empty() {
+        let folder = state.join("blobs");
+        let text = folder.to_str().ok_or_else(|| Failure::input(format!("{} is not text; set `blobs`", folder.display())))?;
+        config.blobs = text.to_owned();
+    }
     let models = home.open_all(&args.model)?;
     let admissions = Arc::new(Admissions::open(Arc::new(FileStorage::open(&state)?))?);
     let registered = models.iter().map(|m| m.registered.clone());

@@ -1,10 +1,14 @@
 //! The coordinator's one configuration struct, that of a cluster on one machine, and what can go wrong at start.
 
 use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
 
 use obelysk_node::error::TransportError;
+use obelysk_node::transport::Parts;
 use serde::Deserialize;
 
+use crate::blobs::{BlobError, Blobs};
 use crate::core::Policy;
 use crate::identity::AdmissionError;
 
@@ -30,6 +34,8 @@ pub struct CoordinatorConfig {
     pub max_blob_bytes: u64,
     /// Memory for the blobs of all jobs.
     pub max_store_bytes: u64,
+    /// Where blobs are kept: a folder, or `s3://BUCKET/PREFIX`; empty: memory.
+    pub blobs: String,
     /// Results checked at the same time; 0 means one per core.
     pub check_threads: usize,
 }
@@ -46,6 +52,7 @@ impl Default for CoordinatorConfig {
             retry_pause_ms: 1_000,
             max_blob_bytes: 1 << 30,
             max_store_bytes: 8 << 30,
+            blobs: String::new(),
             check_threads: 0,
         }
     }
@@ -69,6 +76,22 @@ impl CoordinatorConfig {
             return bad("max_store_bytes", "must be at least max_blob_bytes, and that at least 1");
         }
         Ok(())
+    }
+
+    /// Opens the blobs, and where they arrive: beside them in a folder, else in memory.
+    pub(super) fn open_blobs(&self) -> Result<(Blobs, Arc<Parts>), CoordinatorError> {
+        if self.blobs.is_empty() {
+            return Ok((Blobs::in_memory(self.max_store_bytes), Arc::new(Parts::in_memory())));
+        }
+        let blobs = Blobs::open(&self.blobs, self.max_store_bytes)?;
+        let parts = match blobs.folder() {
+            Some(folder) => Parts::open(&folder.join("parts"), super::MAX_PARTS_BYTES)?,
+            None => Parts::open(
+                &Path::new(&std::env::temp_dir()).join(format!("obelysk-parts-{}", std::process::id())),
+                super::MAX_PARTS_BYTES,
+            )?,
+        };
+        Ok((blobs, Arc::new(parts)))
     }
 
     pub(super) const fn policy(&self) -> Policy {
@@ -141,6 +164,9 @@ pub enum CoordinatorError {
         /// Its size.
         limit: u64,
     },
+    /// Blobs cannot be kept.
+    #[error(transparent)]
+    Blobs(#[from] BlobError),
     /// The coordinator has stopped.
     #[error("coordinator has stopped; start it again and submit the job anew")]
     Stopped,

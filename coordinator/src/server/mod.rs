@@ -2,11 +2,13 @@
 
 mod admin;
 mod brain;
+mod bulk;
 mod certificate;
 mod client;
 mod config;
 mod door;
 mod guard;
+mod models;
 mod progress;
 mod session;
 mod store;
@@ -20,16 +22,18 @@ use obelysk_node::engine::{Checker, Engine};
 use obelysk_node::error::TransportError;
 use obelysk_node::identity::{NodeKeyId, Token};
 use obelysk_node::transport::quinn::Endpoint;
-use obelysk_node::transport::{CLOSE_DONE, ServerTls, listen};
+use obelysk_node::transport::{CLOSE_DONE, Parts, ServerTls, listen};
 use obelysk_protocol::wire::BlobRef;
 use tokio::sync::{Semaphore, broadcast, mpsc, oneshot, watch};
 
+use crate::blobs::Blobs;
 use crate::core::{Input, JobId};
 use crate::identity::Admissions;
 use brain::{Brain, Command, MAX_COMMANDS};
 pub use client::submit_remote;
 pub use config::{CoordinatorConfig, CoordinatorError, LocalConfig};
 use guard::Guard;
+use models::Published;
 use progress::Watcher;
 pub use progress::{JobResult, Phase, Progress};
 use store::Store;
@@ -40,6 +44,11 @@ const MAX_NODES: usize = 2048;
 const MAX_CLIENTS: usize = 128;
 /// Evictions a session may be behind: they are orders of people.
 const MAX_EVICTIONS: usize = 256;
+/// Bytes of blobs that began to arrive and wait for the rest: several of the largest files of models.
+const MAX_PARTS_BYTES: u64 = 1 << 40;
+/// How often blobs that nobody needs are looked for, and how old they must be: older than any reference can be under way.
+const COLLECT_EVERY: Duration = Duration::from_secs(600);
+const COLLECT_GRACE: Duration = Duration::from_secs(3600);
 /// How long a stop waits for goodbyes to be read.
 const STOP_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -51,6 +60,11 @@ pub struct Coordinator;
 pub(crate) struct Shared {
     config: CoordinatorConfig,
     store: Store,
+    blobs: Blobs,
+    /// What began to arrive.
+    parts: Arc<Parts>,
+    /// Models that nodes may have.
+    models: Published,
     checker: Arc<dyn Checker>,
     commands: mpsc::Sender<Command>,
     submissions: AtomicU64,
@@ -81,6 +95,8 @@ impl Coordinator {
         referee: Option<Arc<dyn Engine>>,
     ) -> Result<Handle, CoordinatorError> {
         config.validate()?;
+        let (blobs, parts) = config.open_blobs()?;
+        let models = Published::load(&blobs).await?;
         let certificates = Arc::new(certificate::OwnCertificate::new(admissions.clone())?);
         let tls = ServerTls { certificates, authority: admissions.authority().certificate().clone() };
         let endpoint = listen(config.listen, &tls, config.idle_timeout_ms)?;
@@ -96,6 +112,9 @@ impl Coordinator {
         let shared = Arc::new(Shared {
             config,
             store,
+            blobs,
+            parts,
+            models,
             checker,
             commands,
             submissions: AtomicU64::new(0),
@@ -106,8 +125,24 @@ impl Coordinator {
             clients: Arc::new(Semaphore::new(MAX_CLIENTS)),
         });
         tokio::spawn(accept(shared.clone(), endpoint.clone()));
+        tokio::spawn(collect(Arc::downgrade(&shared)));
         tracing::info!(address, "listening");
         Ok(Handle { shared, endpoint, local, address, nodes, brain })
+    }
+}
+
+/// Removes, now and then, blobs that neither a job nor a published model needs, as long as there is a coordinator.
+async fn collect(shared: std::sync::Weak<Shared>) {
+    loop {
+        tokio::time::sleep(COLLECT_EVERY).await;
+        let Some(shared) = shared.upgrade().filter(|shared| shared.blobs.is_durable()) else { return };
+        let published = shared.models.live();
+        // Published meanwhile is young, or was live before.
+        let live = |blob: &BlobRef| published.contains(blob) || shared.models.holds(*blob) || shared.store.has(*blob);
+        match shared.blobs.collect(live, COLLECT_GRACE).await {
+            Ok(done) => tracing::debug!(?done, "old blobs removed"),
+            Err(error) => tracing::warn!(%error, "old blobs were not removed; they only take space"),
+        }
     }
 }
 

@@ -31,7 +31,8 @@ struct Grant {
 const MAX_DELIVERIES: u32 = 8;
 
 /// The store has no room; nothing was added.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("blob store is full ({limit} bytes); raise `max_store_bytes`")]
 pub(super) struct Full {
     pub(super) limit: u64,
 }
@@ -67,6 +68,11 @@ impl Store {
         self.inner().blobs.get(&blob).map(|(bytes, _)| bytes.clone())
     }
 
+    /// Whether some job owns it.
+    pub(super) fn has(&self, blob: BlobRef) -> bool {
+        blob.length == 0 || self.inner().blobs.contains_key(&blob)
+    }
+
     /// Forgets everything that only this job needed, its leases included.
     pub(super) fn release(&self, job: JobId) {
         let mut inner = self.inner();
@@ -88,6 +94,11 @@ impl Store {
 
     pub(super) fn end_lease(&self, epoch: u64) {
         self.inner().leases.remove(&epoch);
+    }
+
+    /// The job of this node's lease, without counting.
+    pub(super) fn job_of(&self, epoch: u64, node: NodeId) -> Option<JobId> {
+        self.inner().leases.get(&epoch).filter(|grant| grant.node == node).map(|grant| grant.job)
     }
 
     /// The job for which this node may deliver under this lease; counts as one delivery.
