@@ -321,4 +321,39 @@ mod tests {
         }
         assert!(ModelManifest::decode(&[0xff; 10]).is_err());
     }
+
+    /// Files of another model, each with the digest that was announced: refused by the model id, and nothing of them stays.
+    #[test]
+    fn a_folder_becomes_a_model_only_if_it_is_that_model() {
+        use obelysk_protocol::verifier::registered::SecurityParams;
+        let models = tempfile::tempdir().expect("folder");
+        let staging = models.path().join(".fetch-x");
+        let make = |seed: u64| {
+            std::fs::create_dir_all(staging.join("parts")).expect("made");
+            let model = obelysk_model::toy::model(seed);
+            model.save(&staging, None).expect("saved");
+            let security = SecurityParams::standard(2);
+            let backend = crate::NodeBackend::default();
+            let made =
+                obelysk_shard::registration::register::<NodeSuite, _>(&backend, &model, security, [7; 32], &staging, &|_| ());
+            std::fs::write(staging.join("registered.obr"), made.expect("registers").write()).expect("written");
+            std::fs::write(staging.join("stray"), b"of an earlier list").expect("written");
+            let (mut list, _) = ModelManifest::of(&ModelFolder::open::<NodeSuite>(&staging).expect("opens")).expect("listed");
+            list.files.retain(|file| file.name != "stray");
+            list
+        };
+        let place = models.path().join("id-x");
+        let list = make(5);
+        let entry = ModelEntry { model: list.model, manifest: BlobRef::of(&list.encode()), bytes: list.bytes() };
+        let other = ModelEntry { model: [1; 32], ..entry };
+        let error = install(&staging, &place, &other, &list).expect_err("another model");
+        assert!(matches!(error, TransportError::Model { .. }) && !staging.exists() && !place.exists(), "{error}");
+        let list = make(5);
+        let folder = install(&staging, &place, &entry, &list).expect("the model");
+        assert_eq!((folder.id, &folder.path), (entry.model, &place));
+        let names: std::collections::BTreeSet<_> =
+            std::fs::read_dir(&place).expect("there").map(|e| e.expect("entry").file_name()).collect();
+        assert!(names.len() == list.files.len() && !staging.exists(), "{names:?}");
+        assert_eq!(fetched_bytes(models.path()), list.bytes());
+    }
 }

@@ -46,7 +46,7 @@ pub struct Blobs(Arc<Inner>);
 #[derive(Debug)]
 enum Inner {
     Memory(Memory),
-    Objects(Kept),
+    Objects(Box<Kept>),
 }
 
 #[derive(Debug)]
@@ -74,7 +74,7 @@ impl Blobs {
     }
 
     fn over(store: Arc<dyn Objects>, place: String, cache_bytes: u64) -> Self {
-        Self(Arc::new(Inner::Objects(Kept {
+        Self(Arc::new(Inner::Objects(Box::new(Kept {
             store,
             place,
             cache: Mutex::new(Cache::new(cache_bytes)),
@@ -82,7 +82,7 @@ impl Blobs {
             fresh: Mutex::default(),
             door: tokio::sync::RwLock::new(()),
             runtime: tokio::runtime::Handle::current(),
-        })))
+        }))))
     }
 
     /// Whether blobs outlive the process.

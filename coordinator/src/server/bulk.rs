@@ -92,6 +92,10 @@ pub(super) async fn pushed(
     blob: BlobRef,
     (mut send, mut recv): (SendStream, RecvStream),
 ) -> Result<(), TransportError> {
+    let limit = shared.config.max_blob_bytes;
+    if !shared.blobs.is_durable() && blob.length > limit {
+        return refuse(&mut send, false, &TransportError::BlobTooLarge { length: blob.length, limit }.to_string()).await;
+    }
     let there = shared.blobs.has(blob).await;
     match there {
         Ok(true) => {

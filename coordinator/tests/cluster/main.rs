@@ -7,3 +7,4 @@ mod process;
 mod proxy;
 mod simulator;
 mod toy;
+mod transfer;

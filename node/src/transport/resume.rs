@@ -337,3 +337,6 @@ async fn blocking<T: Send + 'static>(
 fn broken() -> TransportError {
     TransportError::Lost("this process failed while it handled a blob; report this with its log".to_owned())
 }
+
+#[cfg(test)]
+mod tests;
