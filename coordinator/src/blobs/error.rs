@@ -59,7 +59,7 @@ pub enum BlobError {
         cause: String,
     },
     /// The place named in the settings is none.
-    #[error("setting `blobs`: {0}; give a folder, or s3://BUCKET/PREFIX with a build that has the feature `s3`")]
+    #[error("setting `blobs`: `{0}` is no folder; give one, on a shared file system if several machines use it")]
     Place(String),
 }
 

@@ -1,6 +1,6 @@
 //! Bytes by digest: put once, safe from a loss of power when `put` returns, checked whenever they are read.
 //!
-//! In a folder, or a bucket (feature `s3`); or in memory, for clusters that end with their process. Whole or not there:
+//! In a folder; or in memory, for clusters that end with their process. Whole or not there:
 //! nothing half-written is ever visible. Decides nothing: who owns a blob is known above; [`Blobs::collect`] asks. One process at a time
 //! may collect.
 

@@ -11,7 +11,7 @@ use std::time::SystemTime;
 
 use obelysk_protocol::wire::{BlobRef, CHUNK_BYTES, Outline, OutlineBuilder};
 
-/// Pieces in which a file is read: above the 5 MiB that buckets want of all parts but the last.
+/// Pieces in which a file is read: few calls, little memory.
 const PIECE_BYTES: u64 = 8 * CHUNK_BYTES;
 
 /// Why an object is not written or read.

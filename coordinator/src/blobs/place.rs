@@ -1,4 +1,4 @@
-//! Where blobs lie: names of objects, and opening a folder or bucket.
+//! Where blobs lie: names of objects, and opening a folder. Refuses addresses, which would make a folder with an odd name.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -14,9 +14,6 @@ pub(super) const BLOBS: &str = "blobs";
 pub(super) const DAMAGED: &str = "damaged";
 /// Folder of documents about published models.
 pub(crate) const MODELS: &str = "models";
-/// How a bucket is named in settings.
-const BUCKET: &str = "s3://";
-
 /// `blobs/ab/abcd…`: 256 folders, so that none has more entries than file systems like.
 pub(super) fn key_of(blob: BlobRef) -> String {
     let hex: String = blob.digest.iter().map(|b| format!("{b:02x}")).collect();
@@ -33,15 +30,15 @@ pub(super) fn parse_key(key: &str, length: u64) -> Option<BlobRef> {
 }
 
 impl Blobs {
-    /// Opens what the setting `blobs` names: a folder, or `s3://BUCKET/PREFIX`. Within a runtime.
+    /// Opens the folder that the setting `blobs` names. Within a runtime.
     ///
     /// # Errors
-    /// [`BlobError`]: no such place, or no right to it.
+    /// [`BlobError`]: no folder, or no right to it.
     pub fn open(place: &str, cache_bytes: u64) -> Result<Self, BlobError> {
-        match place.strip_prefix(BUCKET) {
-            Some(bucket) => Self::bucket(bucket, cache_bytes),
-            None => Self::local(Path::new(place), cache_bytes),
+        if place.contains("://") {
+            return Err(BlobError::Place(place.to_owned()));
         }
+        Self::local(Path::new(place), cache_bytes)
     }
 
     /// Blobs in a folder, created if absent: written aside, synced, renamed, the folder synced. Within a runtime.
@@ -59,16 +56,16 @@ impl Blobs {
             Err(error) => Err(BlobError::Store { place, cause: error.to_string() }),
         }
     }
-
-    #[cfg(not(feature = "s3"))]
-    fn bucket(_: &str, _: u64) -> Result<Self, BlobError> {
-        Err(BlobError::Place("this build knows no buckets".to_owned()))
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn an_address_is_no_folder() {
+        assert_eq!(Blobs::open("s3://bucket/prefix", 0).err(), Some(BlobError::Place("s3://bucket/prefix".to_owned())));
+    }
 
     #[test]
     fn names_are_of_blobs_or_of_nobody() {

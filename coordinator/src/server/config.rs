@@ -34,7 +34,7 @@ pub struct CoordinatorConfig {
     pub max_blob_bytes: u64,
     /// Memory for the blobs of all jobs.
     pub max_store_bytes: u64,
-    /// Where blobs are kept: a folder, or `s3://BUCKET/PREFIX`; empty: memory.
+    /// Folder in which models for nodes are kept; empty: memory.
     pub blobs: String,
     /// Results checked at the same time; 0 means one per core.
     pub check_threads: usize,
