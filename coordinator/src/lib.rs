@@ -1,9 +1,10 @@
 //! The cluster's brain and its server: membership, leases, checks, stitching.
 //!
-//! [`core`] decides and is pure; [`consensus`] keeps what must survive; [`identity`] says who takes part; [`server`] moves bytes and keeps
+//! [`core`] decides and is pure; [`blobs`] keeps bytes by digest; [`consensus`] keeps what must survive; [`identity`] says who takes part; [`server`] moves bytes and keeps
 //! time. None of them knows what a proof is; [`checker`] does.
 #![forbid(unsafe_code)]
 
+pub mod blobs;
 pub mod checker;
 pub mod consensus;
 pub mod core;
@@ -11,6 +12,7 @@ pub mod identity;
 pub mod ledger;
 pub mod server;
 
+pub use blobs::{BlobError, Blobs};
 pub use checker::ProofChecker;
 pub use identity::Admissions;
 pub use server::{

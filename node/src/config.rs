@@ -32,6 +32,9 @@ pub struct NodeConfig {
     /// Largest blob taken from the coordinator.
     #[serde(default = "default_max_blob_bytes")]
     pub max_blob_bytes: u64,
+    /// Disk that models fetched from the coordinator may take together; 0: none is fetched.
+    #[serde(default = "default_fetch_models_bytes")]
+    pub fetch_models_bytes: u64,
     /// Give up when the coordinator could not be reached for this long; 0 means never.
     #[serde(default)]
     pub give_up_after_s: u64,
@@ -58,6 +61,11 @@ const fn default_max_blob_bytes() -> u64 {
     1 << 30
 }
 
+/// Sixty-four gibibytes: a model of three billion parameters with its encoded weights, and no disk filled by surprise.
+const fn default_fetch_models_bytes() -> u64 {
+    64 << 30
+}
+
 impl NodeConfig {
     /// The defaults with this name.
     #[must_use]
@@ -70,6 +78,7 @@ impl NodeConfig {
             weight_bytes: default_weight_bytes(),
             cache_bytes: default_cache_bytes(),
             max_blob_bytes: default_max_blob_bytes(),
+            fetch_models_bytes: default_fetch_models_bytes(),
             give_up_after_s: 0,
             metrics_listen: String::new(),
         }

@@ -77,6 +77,22 @@ pub enum TransportError {
     /// A blob's bytes do not have its digest.
     #[error("blob arrived damaged (digest differs); it is fetched again, check the network if this repeats")]
     BlobDamaged,
+    /// Arriving bytes cannot be kept.
+    #[error("cannot keep arriving bytes in {}: {cause}; free space there, or choose another disk", path.display())]
+    Disk {
+        /// File or folder.
+        path: std::path::PathBuf,
+        /// What the system said.
+        cause: String,
+    },
+    /// Files that arrived whole are not the model they were said to be.
+    #[error("what was fetched is not model {model}: {cause}; have it pushed again (`obelysk model push`)")]
+    Model {
+        /// The model wanted.
+        model: String,
+        /// What is wrong.
+        cause: String,
+    },
     /// The peer was silent too long.
     #[error("no answer within {0} s; check the network and the peer's load")]
     Timeout(u64),

@@ -12,6 +12,7 @@ pub mod identity;
 pub mod job_bytes;
 pub mod metrics;
 pub mod model_folder;
+pub mod models;
 pub mod prover_engine;
 pub mod scrape;
 pub mod trace;

@@ -18,7 +18,7 @@ use obelysk_protocol::verifier::aggregate::{Stated as _, check_input};
 use obelysk_shard::hidden;
 use obelysk_shard::job::{self, Backend, Committed, JobError, LoadedModel, SegmentClaims};
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 /// Memory of committed values kept: a short text through a small model, or one long segment.
 const COMMITTED_BYTES: usize = 1 << 30;
@@ -30,7 +30,7 @@ const STATEMENTS: usize = 4;
 /// Proves segments of registered models.
 pub struct ProverEngine<S: HashSuite, B: Backend> {
     backend: B,
-    folders: BTreeMap<Digest, ModelFolder>,
+    folders: RwLock<BTreeMap<Digest, ModelFolder>>,
     weight_bytes: usize,
     loaded: Recent<LoadedModel<S, B>>,
     committed: Recent<Committed<B>>,
@@ -44,7 +44,7 @@ impl<S: HashSuite, B: Backend> ProverEngine<S, B> {
         let folders = folders.into_iter().map(|folder| (folder.id, folder)).collect();
         let (loaded, statements) = (Recent::new(MODELS), Recent::new(STATEMENTS));
         let committed = Recent::new(COMMITTED_BYTES);
-        Self { backend, folders, weight_bytes: WEIGHT_BYTES, loaded, committed, statements }
+        Self { backend, folders: RwLock::new(folders), weight_bytes: WEIGHT_BYTES, loaded, committed, statements }
     }
 
     /// Keeps at most `bytes` of a model's weights in memory, see [`ModelFolder::load_within`].
@@ -54,9 +54,18 @@ impl<S: HashSuite, B: Backend> ProverEngine<S, B> {
         self
     }
 
+    fn folders(&self) -> RwLockReadGuard<'_, BTreeMap<Digest, ModelFolder>> {
+        self.folders.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes one more model; its weights are read and checked when first needed.
+    pub fn adopt(&self, folder: ModelFolder) {
+        self.folders.write().unwrap_or_else(PoisonError::into_inner).insert(folder.id, folder);
+    }
+
     fn model(&self, id: &Digest) -> Result<Arc<LoadedModel<S, B>>, EngineError> {
         let hex = || id.iter().map(|b| format!("{b:02x}")).collect();
-        let folder = self.folders.get(id).ok_or_else(|| EngineError::UnknownModel(hex()))?;
+        let folder = self.folders().get(id).cloned().ok_or_else(|| EngineError::UnknownModel(hex()))?;
         self.loaded.get_or(*id, || {
             folder.load_within(self.weight_bytes).map(|model| (model, 1)).map_err(|e| EngineError::Model(e.to_string()))
         })
@@ -76,7 +85,7 @@ struct Item<'a, S: HashSuite, B: Backend> {
 
 impl<S: HashSuite, B: Backend + 'static> Engine for ProverEngine<S, B> {
     fn models(&self) -> Vec<[u8; 32]> {
-        self.folders.keys().copied().collect()
+        self.folders().keys().copied().collect()
     }
 
     fn run(&self, request: &WorkRequest, inputs: &[Vec<u8>], progress: &dyn Fn(u32)) -> Result<WorkOutput, EngineError> {

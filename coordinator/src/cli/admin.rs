@@ -6,13 +6,15 @@ use super::exit::{Code, Coded as _, Failure};
 use super::home::Home;
 use super::output::Out;
 use obelysk_node::CoordinatorAddress;
+use obelysk_node::ModelFolder;
 use obelysk_node::error::TransportError;
 use obelysk_node::identity::{Credential, Id, MAX_CREDENTIAL_BYTES, TokenSeed, ask_within, read_private, unix_now};
+use obelysk_node::models::ModelManifest;
 use obelysk_node::transport::quinn::{Connection, Endpoint};
-use obelysk_node::transport::{CLOSE_DONE, connect};
+use obelysk_node::transport::{CLOSE_DONE, InMemory, connect, offer};
 use obelysk_protocol::wire::{
-    MAX_CONTROL_BYTES, Message, NodeDrain, NodeEntry, NodeEvict, NodeState, NodesAfter, TokenEntry, TokenNew, TokenRevoke,
-    TokensAfter,
+    BlobRef, MAX_CONTROL_BYTES, Message, ModelEntry, ModelPublish, ModelWithdraw, ModelsAfter, NodeDrain, NodeEntry, NodeEvict,
+    NodeState, NodesAfter, TokenEntry, TokenNew, TokenRevoke, TokensAfter,
 };
 use std::path::PathBuf;
 
@@ -67,6 +69,18 @@ impl Desk {
             match self.order(Message::NodesAfter(NodesAfter { node })).await? {
                 Message::Nodes(page) if page.nodes.is_empty() => return Ok(all),
                 Message::Nodes(page) => all.extend(page.nodes),
+                other => return Err(unexpected(&other)),
+            }
+        }
+    }
+
+    async fn models(&self) -> Result<Vec<ModelEntry>, Failure> {
+        let mut all: Vec<ModelEntry> = Vec::new();
+        loop {
+            let model = all.last().map_or([0; 32], |m| m.model);
+            match self.order(Message::ModelsAfter(ModelsAfter { model })).await? {
+                Message::Models(page) if page.models.is_empty() => return Ok(all),
+                Message::Models(page) => all.extend(page.models),
                 other => return Err(unexpected(&other)),
             }
         }
@@ -229,6 +243,47 @@ pub fn part(out: &Out, home: &Home, id: &str, reason: Option<String>, admin: &Ad
             None => Message::NodeDrain(NodeDrain { node }),
         };
         desk.done(out, order).await?;
+        desk.close();
+        Ok(())
+    })
+}
+
+/// Runs `model push`.
+pub fn push(out: &Out, home: &Home, model: &ModelFolder, admin: &AdminArgs) -> Result<(), Failure> {
+    runtime()?.block_on(async {
+        let desk = Desk::open(home, admin).await?;
+        // The first word on a connection is an order; this one also shows whether anything is to be done.
+        let known = desk.models().await?.iter().any(|entry| entry.model == model.id);
+        let spinner = out.spinner("reading the model's files");
+        let listed = ModelManifest::of(model);
+        spinner.finish_and_clear();
+        let (manifest, files) = listed.code(Code::Input)?;
+        let text = manifest.encode();
+        let list = InMemory { blob: BlobRef::of(&text), bytes: std::sync::Arc::new(text) };
+        let bar = out.bar(files.len() + 1, "sending");
+        for file in &files {
+            bar.set_message(manifest.files.get(bar.position() as usize).map_or_else(String::new, |file| file.name.clone()));
+            offer(&desk.connection, 0, file).await.code(Code::Cluster)?;
+            bar.inc(1);
+        }
+        offer(&desk.connection, 0, &list).await.code(Code::Cluster)?;
+        bar.finish_and_clear();
+        if known {
+            out.note("this model was published before; its files are now as they are here");
+        }
+        desk.done(out, Message::ModelPublish(ModelPublish { model: model.id, manifest: list.blob })).await?;
+        desk.close();
+        Ok(())
+    })
+}
+
+/// Runs `model withdraw`.
+pub fn withdraw(out: &Out, home: &Home, id: &str, admin: &AdminArgs) -> Result<(), Failure> {
+    runtime()?.block_on(async {
+        let desk = Desk::open(home, admin).await?;
+        let models = desk.models().await?;
+        let model = one("published model", id, models.iter().map(|entry| (entry.model, Id(entry.model).to_string())))?;
+        desk.done(out, Message::ModelWithdraw(ModelWithdraw { model })).await?;
         desk.close();
         Ok(())
     })

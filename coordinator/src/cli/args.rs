@@ -250,6 +250,24 @@ pub enum ModelCommand {
         #[arg(long, default_value = "model")]
         name: String,
     },
+    /// Put a registered model's files into a cluster's store, so that nodes without it can fetch it.
+    #[command(after_help = EXIT_CODES)]
+    Push {
+        /// A registered model's name or folder.
+        model: String,
+        /// Whose order.
+        #[command(flatten)]
+        admin: AdminArgs,
+    },
+    /// Offer a pushed model to nodes no more.
+    #[command(after_help = EXIT_CODES)]
+    Withdraw {
+        /// The model's id, or a beginning of it that only it has.
+        id: String,
+        /// Whose order.
+        #[command(flatten)]
+        admin: AdminArgs,
+    },
     /// Commit to a model's weights under a name; float models are quantised first.
     #[command(after_help = EXIT_CODES)]
     Register {

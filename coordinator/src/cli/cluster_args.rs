@@ -146,6 +146,9 @@ pub struct JoinArgs {
     /// Models to offer: folders or registered names [default: all registered].
     #[arg(long)]
     pub model: Vec<String>,
+    /// Bytes that models fetched from the coordinator may take on this disk; 0 fetches none. Nothing is fetched with --model.
+    #[arg(long, value_name = "BYTES")]
+    pub fetch_models: Option<u64>,
     /// Give up after this many seconds without a coordinator; 0 means never.
     #[arg(long, value_name = "SECONDS")]
     pub give_up_after: Option<u64>,

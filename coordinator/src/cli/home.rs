@@ -37,7 +37,8 @@ impl Home {
         self.0.join("cache")
     }
 
-    fn models(&self) -> PathBuf {
+    /// Folder of the registered models.
+    pub fn models(&self) -> PathBuf {
         self.0.join("models")
     }
 

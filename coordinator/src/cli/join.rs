@@ -8,7 +8,8 @@ use super::output::{Out, hex};
 use super::secret;
 use super::serve::settings;
 use obelysk_node::error::NodeError;
-use obelysk_node::{ExitReason, IdentityStore, Node, NodeBackend, NodeConfig, NodeSuite, ProverEngine};
+use obelysk_node::models::Shelf;
+use obelysk_node::{ExitReason, IdentityStore, ModelFolder, Node, NodeBackend, NodeConfig, NodeSuite, ProverEngine};
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,6 +24,7 @@ pub fn run(out: &Out, home: &Home, args: JoinArgs) -> Result<(), Failure> {
     config.threads = args.threads.unwrap_or(config.threads);
     config.state = args.state.unwrap_or(config.state);
     config.token_file = args.token_file.unwrap_or(config.token_file);
+    config.fetch_models_bytes = args.fetch_models.unwrap_or(config.fetch_models_bytes);
     config.give_up_after_s = args.give_up_after.unwrap_or(config.give_up_after_s);
     config.metrics_listen = args.metrics_listen.unwrap_or(config.metrics_listen);
     config.validate()?;
@@ -32,7 +34,13 @@ pub fn run(out: &Out, home: &Home, args: JoinArgs) -> Result<(), Failure> {
     let token = secret::token(args.token.as_deref(), file)?;
     let store =
         if args.tied { IdentityStore::Memory } else { IdentityStore::folder(&state_folder(home, &config.state, &config.name))? };
-    let models = home.open_all(&args.model)?;
+    // A node that may fetch can begin with nothing.
+    let models = if config.fetch_models_bytes > 0 && args.model.is_empty() && home.names().is_empty() && !args.tied {
+        std::fs::create_dir_all(home.models())?;
+        Vec::new()
+    } else {
+        home.open_all(&args.model)?
+    };
     rayon::ThreadPoolBuilder::new().num_threads(config.cores() as usize).build_global().code(Code::Internal)?;
     if args.tied {
         end_with_parent();
@@ -42,7 +50,12 @@ pub fn run(out: &Out, home: &Home, args: JoinArgs) -> Result<(), Failure> {
     let weight_bytes = usize::try_from(config.weight_bytes).unwrap_or(usize::MAX);
     let engine = ProverEngine::<NodeSuite, _>::new(NodeBackend::default(), models).with_weight_bytes(weight_bytes);
     let engine = Arc::new(engine);
-    let exit = runtime()?.block_on(Node::run(config, (store, token), engine)).map_err(|error| {
+    // Who names the models to offer wants no others.
+    let fetches = config.fetch_models_bytes > 0 && args.model.is_empty() && !args.tied;
+    let shelf = HomeShelf { folder: home.models(), limit: config.fetch_models_bytes, engine: engine.clone() };
+    let shelf = fetches.then(|| Arc::new(shelf) as Arc<dyn Shelf>);
+    let serve = Node::serve(config, (store, token), (engine, shelf), obelysk_node::worker::stop_signal());
+    let exit = runtime()?.block_on(serve).map_err(|error| {
         let code = if matches!(error, NodeError::Address { .. } | NodeError::Config { .. } | NodeError::Identity(_)) {
             Code::Input
         } else {
@@ -57,6 +70,28 @@ pub fn run(out: &Out, home: &Home, args: JoinArgs) -> Result<(), Failure> {
     out.json(&serde_json::json!({ "ended": reason }));
     out.field("ended", reason);
     Ok(())
+}
+
+/// Models fetched lie beside those registered here.
+struct HomeShelf {
+    folder: PathBuf,
+    limit: u64,
+    engine: Arc<ProverEngine<NodeSuite, NodeBackend>>,
+}
+
+impl Shelf for HomeShelf {
+    fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    fn limit(&self) -> u64 {
+        self.limit
+    }
+
+    fn adopt(&self, model: ModelFolder) {
+        tracing::info!(model = hex(&model.id), "a fetched model is offered now");
+        self.engine.adopt(model);
+    }
 }
 
 /// Where the identity of a node lies: as configured, else by its name below the home folder.

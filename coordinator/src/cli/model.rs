@@ -5,7 +5,7 @@ use super::exit::Failure;
 use super::home::Home;
 use super::manifest::FIDELITY_FILE;
 use super::output::{Out, hex, size};
-use super::{register, validate};
+use super::{admin, register, validate};
 use obelysk_node::{ModelFolder, NodeSuite};
 use obelysk_protocol::circuit::segment_count;
 use obelysk_protocol::verifier::aggregate::Statement;
@@ -21,6 +21,8 @@ pub fn run(out: &Out, home: &Home, command: ModelCommand) -> Result<(), Failure>
         ModelCommand::Fetch { from, out: dest } => fetch(out, home, &from, dest.as_deref()),
         ModelCommand::Validate { from, tokens, rate } => validate::run(out, home, &from, tokens, rate),
         ModelCommand::Quantise { source, out: dest, name } => quantise(out, home, (&source, &name), &dest),
+        ModelCommand::Push { model, admin } => admin::push(out, home, &home.open(&model)?, &admin),
+        ModelCommand::Withdraw { id, admin } => admin::withdraw(out, home, &id, &admin),
         ModelCommand::Register { source, name, replace, codewords } => {
             let folder = register::local_folder(out, home, &source)?;
             let model = register::register_with(out, home, &folder, (&name, replace), codewords.into())?;

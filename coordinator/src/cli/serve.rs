@@ -30,6 +30,11 @@ pub fn run(out: &Out, home: &Home, args: ServeArgs) -> Result<(), Failure> {
     if config.job_logs.as_os_str().is_empty() {
         config.job_logs = state.join("jobs");
     }
+    if config.blobs.is_empty() {
+        let folder = state.join("models");
+        let text = folder.to_str().ok_or_else(|| Failure::input(format!("{} is not text; set `blobs`", folder.display())))?;
+        config.blobs = text.to_owned();
+    }
     let models = home.open_all(&args.model)?;
     // Held to the end: one process per folder.
     let files = FileStorage::open(&state)?;

@@ -2,20 +2,25 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use obelysk_node::error::TransportError;
 use obelysk_node::identity::{Id, NodeKeyId};
 use obelysk_node::transport::quinn::Connection;
 use obelysk_node::transport::{read_message, write_message};
 use obelysk_protocol::wire::{
-    AdminDone, MAX_PAGE, MAX_TEXT_BYTES, Message, NodeEntry, NodeState, Nodes, Refused, TokenEntry, TokenMade, Tokens,
+    AdminDone, MAX_PAGE, MAX_TEXT_BYTES, Message, Models, NodeEntry, NodeState, Nodes, Refused, TokenEntry, TokenMade, Tokens,
 };
 use tokio::sync::oneshot;
 
 use super::brain::Command;
+use super::models::PublishError;
 use super::session::HANDSHAKE;
-use super::{Shared, clip, questions};
+use super::{Shared, bulk, clip, questions};
 use crate::identity::{AdmissionError, Member, TokenOrder, TokenRecord};
+
+/// How long an administrator may be silent between orders: a large file is on its way meanwhile, or read before it is offered.
+const PATIENCE: Duration = Duration::from_secs(3600);
 
 /// Whether a message is for administrators.
 pub(super) const fn is_order(message: &Message) -> bool {
@@ -27,14 +32,27 @@ pub(super) const fn is_order(message: &Message) -> bool {
             | Message::NodesAfter(_)
             | Message::NodeDrain(_)
             | Message::NodeEvict(_)
+            | Message::ModelPublish(_)
+            | Message::ModelWithdraw(_)
+            | Message::ModelsAfter(_)
     ) || questions::is_question(message)
 }
 
 /// Serves what follows the first order, each on a stream of its own, until the administrator goes or is silent.
 pub(super) async fn serve_rest(shared: &Arc<Shared>, connection: &Connection) -> Result<(), TransportError> {
-    while let Ok(Ok((mut send, mut recv))) = tokio::time::timeout(HANDSHAKE, connection.accept_bi()).await {
+    while let Ok(Ok((mut send, mut recv))) = tokio::time::timeout(PATIENCE, connection.accept_bi()).await {
         let order = tokio::time::timeout(HANDSHAKE, read_message(&mut recv)).await;
         match order.unwrap_or(Err(TransportError::Timeout(HANDSHAKE.as_secs())))? {
+            // Beside the orders: a file takes its time, and a broken one ends no other.
+            Some(Message::BlobOffer(offer)) => {
+                let shared = shared.clone();
+                tokio::spawn(async move {
+                    if let Err(error) = bulk::pushed(&shared, offer.blob, (send, recv)).await {
+                        tracing::warn!(%error, "a file of a model did not arrive");
+                    }
+                });
+                continue;
+            }
             Some(order) => write_message(&mut send, &answer(shared, order).await).await?,
             None => return Ok(()),
         }
@@ -101,6 +119,19 @@ async fn carry_out(shared: &Arc<Shared>, order: Message) -> Result<Message, Admi
             let _ = shared.evictions.send(node);
             Ok(done(format!("node {node} is out; its certificate counts no more")))
         }
+        Message::ModelsAfter(page) => Ok(Message::Models(Models { models: shared.models.after(page.model) })),
+        Message::ModelPublish(order) => Ok(match shared.models.publish(&shared.blobs, order.model, order.manifest).await {
+            Ok(bytes) => {
+                tracing::info!(model = %Id(order.model), bytes, "model published");
+                done(format!("nodes may have model {} ({bytes} bytes)", Id(order.model)))
+            }
+            Err(error) => refused(&error),
+        }),
+        Message::ModelWithdraw(order) => Ok(match shared.models.withdraw(&shared.blobs, order.model).await {
+            Ok(true) => done(format!("model {} is offered no more; nodes that have it keep it", Id(order.model))),
+            Ok(false) => return Err(AdmissionError::NoSuch(format!("published model {}", Id(order.model)))),
+            Err(error) => refused(&error.into()),
+        }),
         question => questions::answer(shared, question).await,
     }
 }
@@ -111,6 +142,10 @@ async fn on_disk<T: Send + 'static>(
 ) -> Result<T, AdmissionError> {
     let shared = shared.clone();
     tokio::task::spawn_blocking(move || work(&shared)).await.unwrap_or_else(|_| Err(stopped()))
+}
+
+fn refused(error: &PublishError) -> Message {
+    Message::Refused(Refused { retry: true, reason: clip(error.to_string(), MAX_TEXT_BYTES) })
 }
 
 fn stopped() -> AdmissionError {

@@ -1,12 +1,15 @@
 //! The coordinator's one configuration struct, that of a cluster on one machine, and what can go wrong at start.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use obelysk_node::error::TransportError;
+use obelysk_node::transport::Parts;
 use serde::Deserialize;
 
 use super::store::StoreError;
+use crate::blobs::{BlobError, Blobs};
 use crate::consensus::SoloError;
 use crate::core::Policy;
 use crate::core::demand::ScalePolicy;
@@ -34,6 +37,8 @@ pub struct CoordinatorConfig {
     pub max_blob_bytes: u64,
     /// Memory for the blobs of all jobs.
     pub max_store_bytes: u64,
+    /// Folder in which models for nodes are kept; empty: memory.
+    pub blobs: String,
     /// Results checked at the same time; 0 means one per core.
     pub check_threads: usize,
     /// TCP address for metrics, `host:port`; empty: none.
@@ -62,6 +67,7 @@ impl Default for CoordinatorConfig {
             retry_pause_ms: 1_000,
             max_blob_bytes: 1 << 30,
             max_store_bytes: 8 << 30,
+            blobs: String::new(),
             check_threads: 0,
             metrics_listen: "127.0.0.1:7451".to_owned(),
             job_logs: PathBuf::new(),
@@ -116,6 +122,22 @@ impl CoordinatorConfig {
             max: self.scale_max,
             settle_ms: self.scale_settle_s.saturating_mul(1000),
         }
+    }
+
+    /// Opens the blobs, and where they arrive: beside them in a folder, else in memory.
+    pub(super) fn open_blobs(&self) -> Result<(Blobs, Arc<Parts>), CoordinatorError> {
+        if self.blobs.is_empty() {
+            return Ok((Blobs::in_memory(self.max_store_bytes), Arc::new(Parts::in_memory())));
+        }
+        let blobs = Blobs::open(&self.blobs, self.max_store_bytes)?;
+        let parts = match blobs.folder() {
+            Some(folder) => Parts::open(&folder.join("parts"), super::MAX_PARTS_BYTES)?,
+            None => Parts::open(
+                &Path::new(&std::env::temp_dir()).join(format!("obelysk-parts-{}", std::process::id())),
+                super::MAX_PARTS_BYTES,
+            )?,
+        };
+        Ok((blobs, Arc::new(parts)))
     }
 
     pub(super) const fn policy(&self) -> Policy {
@@ -194,6 +216,9 @@ pub enum CoordinatorError {
     /// Another coordinator leads, or none.
     #[error("{0}")]
     NotLeading(String),
+    /// Blobs cannot be kept.
+    #[error(transparent)]
+    Blobs(#[from] BlobError),
     /// The coordinator has stopped.
     #[error("coordinator has stopped; start it again: what was submitted goes on")]
     Stopped,

@@ -2,6 +2,7 @@
 
 mod admin;
 mod brain;
+mod bulk;
 mod certificate;
 mod client;
 mod config;
@@ -9,6 +10,7 @@ mod door;
 mod facts;
 mod guard;
 mod lead;
+mod models;
 mod observer;
 mod progress;
 mod questions;
@@ -25,11 +27,12 @@ use obelysk_node::error::TransportError;
 use obelysk_node::identity::{NodeKeyId, Token};
 use obelysk_node::scrape;
 use obelysk_node::transport::quinn::Endpoint;
-use obelysk_node::transport::{CLOSE_DONE, ServerTls, listen};
+use obelysk_node::transport::{CLOSE_DONE, Parts, ServerTls, listen};
 use obelysk_protocol::wire::BlobRef;
 use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio::sync::{Semaphore, broadcast, mpsc, oneshot, watch};
 
+use crate::blobs::Blobs;
 use crate::core::{Input, JobId};
 use crate::identity::Admissions;
 use crate::ledger::{MAX_SEGMENTS, SharedLedger};
@@ -37,7 +40,8 @@ use brain::Command;
 pub use config::{CoordinatorConfig, CoordinatorError, LocalConfig};
 pub use facts::Facts;
 use guard::Guard;
-use lead::{Gate, Parts};
+use lead::Gate;
+use models::Published;
 use observer::Observer;
 pub use observer::{DONE, Entry, FAILED, Id, JobFacts, Replay, replay};
 use progress::Watcher;
@@ -54,6 +58,11 @@ const MAX_CLIENTS: usize = 128;
 const MAX_EVICTIONS: usize = 256;
 /// How long a peer waits for a brain that is being restored.
 const LEAD_PATIENCE: Duration = Duration::from_secs(2);
+/// Bytes of blobs that began to arrive and wait for the rest: several of the largest files of models.
+const MAX_PARTS_BYTES: u64 = 1 << 40;
+/// How often blobs that nobody needs are looked for, and how old they must be: older than any reference can be under way.
+const COLLECT_EVERY: Duration = Duration::from_secs(600);
+const COLLECT_GRACE: Duration = Duration::from_secs(3600);
 /// How long a stop waits for goodbyes to be read.
 const STOP_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -65,6 +74,11 @@ pub struct Coordinator;
 pub(crate) struct Shared {
     config: CoordinatorConfig,
     store: Store,
+    blobs: Blobs,
+    /// What began to arrive.
+    parts: Arc<Parts>,
+    /// Models that nodes may have.
+    models: Published,
     checker: Arc<dyn Checker>,
     gate: watch::Receiver<Gate>,
     ledger: SharedLedger,
@@ -118,6 +132,8 @@ impl Coordinator {
         facts: Facts,
     ) -> Result<Handle, CoordinatorError> {
         config.validate()?;
+        let (blobs, parts) = config.open_blobs()?;
+        let models = Published::load(&blobs).await?;
         let certificates = Arc::new(certificate::OwnCertificate::new(admissions.clone())?);
         let own = certificates.clone();
         let tls = ServerTls { certificates, authority: admissions.authority().certificate().clone() };
@@ -129,14 +145,17 @@ impl Coordinator {
         let store = Store::new(config.max_store_bytes, facts.blobs.clone());
         let ledger = facts.ledger.clone();
         let observer = Arc::new(Observer::new(&config.job_logs));
-        let parts = Parts::new(&config, store.clone(), (checker.clone(), referee), facts, count, observer.clone());
-        let brain = tokio::spawn(lead::run(parts, gate_end, stopped));
+        let lead = lead::Parts::new(&config, store.clone(), (checker.clone(), referee), facts, count, observer.clone());
+        let brain = tokio::spawn(lead::run(lead, gate_end, stopped));
         let place =
             if config.advertise.is_empty() { local.to_string() } else { format!("{}:{}", config.advertise, local.port()) };
         let address = format!("{place}#{}", admissions.pin());
         let shared = Arc::new(Shared {
             config,
             store,
+            blobs,
+            parts,
+            models,
             checker,
             gate,
             ledger,
@@ -149,8 +168,24 @@ impl Coordinator {
         });
         questions::sample(&shared, move || own.expires_unix_s());
         tokio::spawn(accept(shared.clone(), endpoint.clone()));
+        tokio::spawn(collect(Arc::downgrade(&shared)));
         tracing::info!(address, "listening");
         Ok(Handle { shared, endpoint, local, address, nodes, brain, stop })
+    }
+}
+
+/// Removes, now and then, blobs that neither a job nor a published model needs, as long as there is a coordinator.
+async fn collect(shared: std::sync::Weak<Shared>) {
+    loop {
+        tokio::time::sleep(COLLECT_EVERY).await;
+        let Some(shared) = shared.upgrade().filter(|shared| shared.blobs.is_durable()) else { return };
+        let published = shared.models.live();
+        // Published meanwhile is young, or was live before.
+        let live = |blob: &BlobRef| published.contains(blob) || shared.models.holds(*blob) || shared.store.has(*blob);
+        match shared.blobs.collect(live, COLLECT_GRACE).await {
+            Ok(done) => tracing::debug!(?done, "old blobs removed"),
+            Err(error) => tracing::warn!(%error, "old blobs were not removed; they only take space"),
+        }
     }
 }
 

@@ -13,11 +13,13 @@ use obelysk_node::transport::{
     write_message,
 };
 use obelysk_protocol::wire::{
-    ALPN_JOIN, BlobPut, BlobRef, BlobStored, Goodbye, Hello, MAX_TEXT_BYTES, Message, Refused, Welcome, WireError, WorkKind,
+    ALPN_JOIN, BlobPut, BlobRef, BlobStored, Goodbye, Hello, MAX_TEXT_BYTES, Message, Models, Refused, Welcome, WireError,
+    WorkKind,
 };
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use super::brain::{Command, Join, Outbox};
+use super::bulk;
 use super::guard::Arrival;
 use super::store::Store;
 use super::{Shared, admin, client, clip, door};
@@ -298,6 +300,14 @@ async fn transfer(
 ) -> Result<(), TransportError> {
     let first = tokio::time::timeout(HANDSHAKE, read_message(&mut recv)).await;
     match first.unwrap_or(Err(TransportError::Timeout(HANDSHAKE.as_secs())))? {
+        Some(Message::BlobFetch(fetch)) => bulk::fetched(shared, &fetch, &mut send).await,
+        Some(Message::BlobOffer(offer)) => bulk::offered(shared, node, offer, (send, recv)).await,
+        Some(Message::ModelsAfter(page)) => {
+            let models = shared.models.after(page.model);
+            write_message(&mut send, &Message::Models(Models { models })).await?;
+            let _ = send.finish();
+            Ok(())
+        }
         Some(Message::BlobGet(get)) => match stored(shared, get.blob).await {
             Some(bytes) => {
                 answer_blob(&mut send, get.blob, &bytes).await?;

@@ -239,6 +239,11 @@ impl Store {
         self.inner().leases.clear();
     }
 
+    /// The job of this node's lease, without counting.
+    pub(super) fn job_of(&self, epoch: u64, node: NodeId) -> Option<JobId> {
+        self.inner().leases.get(&epoch).filter(|grant| grant.node == node).map(|grant| grant.job)
+    }
+
     /// The job for which this node may deliver under this lease; counts as one delivery.
     pub(super) fn deliver(&self, epoch: u64, node: NodeId) -> Option<JobId> {
         let mut inner = self.inner();

@@ -1,6 +1,6 @@
 //! Commands that start processes: nodes of one proof, a coordinator with nodes, nodes that cannot work.
 
-use crate::toy::{Place, Ran};
+use crate::toy::{Place, Ran, contents};
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
@@ -129,6 +129,37 @@ fn a_node_with_damaged_weights_costs_no_proof() {
     // Alone, the damaged copy gives a clear error.
     let ran = damaged.run(&["prove", "--model", "toy", "--ids", "1", "--nodes", "1", "--out", "p.obk"]).expect(3);
     assert!(ran.stderr.contains("segment-0002.bin"), "{}", ran.stderr);
+}
+
+/// The whole way of a model: pushed, fetched by a node that has none, proved with, pushed again, withdrawn.
+#[test]
+fn a_node_without_the_model_fetches_it_and_works() {
+    let place = Place::with_toy();
+    let alone = place.prove(&["--ids", "3,1,4"], "alone.obk");
+    let (mut coordinator, address) = coordinator(&place);
+    let pushed = place.run(&["model", "push", "toy", "--json"]).expect(0).json();
+    let id = pushed["done"].as_str().unwrap().split(' ').nth(4).unwrap().to_owned();
+    let bare = Place::empty();
+    let small = Place::empty();
+    let _small = node(&small, &token(&place), &["--name", "small", "--fetch-models", "1000"]);
+    let _bare = node(&bare, &token(&place), &["--name", "bare"]);
+    place.prove(&["--ids", "3,1,4", "--coordinator", &address], "remote.obk");
+    assert!(place.read("remote.obk") == alone, "same bytes");
+    let fetched = bare.path(&format!("home/models/id-{}", &id[..32]));
+    assert!(contents(&fetched) == contents(&place.path("home/models/toy")), "the same files");
+    assert_eq!(std::fs::read_dir(small.path("home/models")).unwrap().count(), 0, "no room for it there");
+    assert_eq!(std::fs::read_dir(bare.path("home/models")).unwrap().count(), 1, "nothing is left of the fetching");
+
+    place.run(&["model", "push", "toy"]).expect(0);
+    // What was published is so after a restart.
+    terminate(&coordinator);
+    assert_eq!(coordinator.exit_code(), Some(0));
+    let (_again, _) = self::coordinator(&place);
+    place.run(&["model", "withdraw", &id[..8]]).expect(0);
+    let gone = place.run(&["model", "withdraw", &id[..8]]).expect(2);
+    assert!(gone.stderr.contains("no published model"), "{}", gone.stderr);
+    let unknown = place.run(&["model", "push", "nothing"]).expect(2);
+    assert!(unknown.stderr.contains("no model `nothing`"), "{}", unknown.stderr);
 }
 
 #[test]

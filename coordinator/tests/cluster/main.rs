@@ -10,3 +10,4 @@ mod proxy;
 mod restarts;
 mod simulator;
 mod toy;
+mod transfer;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use tokio::net::UdpSocket;
 
@@ -14,6 +14,8 @@ const MAX_DATAGRAM: usize = 65_535;
 pub struct Proxy {
     pub address: SocketAddr,
     hole: Arc<AtomicBool>,
+    /// Bytes to the server and back.
+    relayed: [Arc<AtomicU64>; 2],
 }
 
 impl Proxy {
@@ -21,8 +23,14 @@ impl Proxy {
         let front = Arc::new(UdpSocket::bind("127.0.0.1:0").await.expect("binds"));
         let address = front.local_addr().expect("bound");
         let hole = Arc::new(AtomicBool::new(false));
-        tokio::spawn(relay(front, server, hole.clone()));
-        Self { address, hole }
+        let relayed: [Arc<AtomicU64>; 2] = Default::default();
+        tokio::spawn(relay(front, server, (hole.clone(), relayed.clone())));
+        Self { address, hole, relayed }
+    }
+
+    /// Bytes that went to the server, and came back, so far.
+    pub fn relayed(&self) -> [u64; 2] {
+        [0, 1].map(|way| self.relayed[way].load(Ordering::SeqCst))
     }
 
     /// Swallows everything from now on, or stops doing so.
@@ -31,7 +39,7 @@ impl Proxy {
     }
 }
 
-async fn relay(front: Arc<UdpSocket>, server: SocketAddr, hole: Arc<AtomicBool>) {
+async fn relay(front: Arc<UdpSocket>, server: SocketAddr, (hole, relayed): (Arc<AtomicBool>, [Arc<AtomicU64>; 2])) {
     let mut backs: BTreeMap<SocketAddr, Arc<UdpSocket>> = BTreeMap::new();
     let mut buffer = vec![0; MAX_DATAGRAM];
     while let Ok((length, peer)) = front.recv_from(&mut buffer).await {
@@ -40,21 +48,28 @@ async fn relay(front: Arc<UdpSocket>, server: SocketAddr, hole: Arc<AtomicBool>)
             None => {
                 let back = Arc::new(UdpSocket::bind("127.0.0.1:0").await.expect("binds"));
                 back.connect(server).await.expect("connects");
-                tokio::spawn(answers(front.clone(), back.clone(), peer, hole.clone()));
+                tokio::spawn(answers((front.clone(), back.clone()), peer, hole.clone(), relayed[1].clone()));
                 backs.insert(peer, back.clone());
                 back
             }
         };
         if !hole.load(Ordering::SeqCst) {
+            relayed[0].fetch_add(length as u64, Ordering::SeqCst);
             let _ = back.send(&buffer[..length]).await;
         }
     }
 }
 
-async fn answers(front: Arc<UdpSocket>, back: Arc<UdpSocket>, peer: SocketAddr, hole: Arc<AtomicBool>) {
+async fn answers(
+    (front, back): (Arc<UdpSocket>, Arc<UdpSocket>),
+    peer: SocketAddr,
+    hole: Arc<AtomicBool>,
+    relayed: Arc<AtomicU64>,
+) {
     let mut buffer = vec![0; MAX_DATAGRAM];
     while let Ok(length) = back.recv(&mut buffer).await {
         if !hole.load(Ordering::SeqCst) {
+            relayed.fetch_add(length as u64, Ordering::SeqCst);
             let _ = front.send_to(&buffer[..length], peer).await;
         }
     }

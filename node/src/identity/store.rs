@@ -46,6 +46,15 @@ impl IdentityStore {
         write_private(&lock.folder().join(FILE), credential.to_text()?.as_bytes())
     }
 
+    /// A folder beside the identity for what this process keeps; `None` when it keeps nothing.
+    #[must_use]
+    pub fn beside(&self, name: &str) -> Option<std::path::PathBuf> {
+        match self {
+            Self::Memory => None,
+            Self::Folder(lock) => Some(lock.folder().join(name)),
+        }
+    }
+
     fn place(&self) -> String {
         match self {
             Self::Memory => "memory".to_owned(),

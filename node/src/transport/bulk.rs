@@ -105,11 +105,11 @@ where
     if BlobRef::of(&bytes) == blob { Ok(bytes) } else { Err(TransportError::BlobDamaged) }
 }
 
-const fn within_limit(blob: BlobRef, limit: u64) -> Result<(), TransportError> {
+pub(super) const fn within_limit(blob: BlobRef, limit: u64) -> Result<(), TransportError> {
     if blob.length > limit { Err(TransportError::BlobTooLarge { length: blob.length, limit }) } else { Ok(()) }
 }
 
-fn not_expected(expected: &'static str, answer: Option<Message>) -> TransportError {
+pub(super) fn not_expected(expected: &'static str, answer: Option<Message>) -> TransportError {
     match answer {
         None => TransportError::Truncated("before an answer"),
         Some(Message::Refused(no)) => TransportError::Refused { reason: no.reason, retry: no.retry },
@@ -117,7 +117,7 @@ fn not_expected(expected: &'static str, answer: Option<Message>) -> TransportErr
     }
 }
 
-async fn bounded<T>(step: impl Future<Output = Result<T, TransportError>>) -> Result<T, TransportError> {
+pub(super) async fn bounded<T>(step: impl Future<Output = Result<T, TransportError>>) -> Result<T, TransportError> {
     tokio::time::timeout(STALL, step).await.unwrap_or(Err(TransportError::Timeout(STALL.as_secs())))
 }
 

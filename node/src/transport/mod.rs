@@ -2,7 +2,9 @@
 
 mod bulk;
 mod frames;
+mod parts;
 mod peer;
+mod resume;
 mod tls;
 
 use std::net::{Ipv6Addr, SocketAddr};
@@ -11,8 +13,10 @@ use std::time::Duration;
 
 pub use bulk::{answer_blob, fetch, receive_blob, send_chunks, store};
 pub use frames::{read_message, read_message_within, write_message};
+pub use parts::{Parts, Whole, WholeFile};
 pub use peer::{connect_peer, listen_peers};
 pub use quinn;
+pub use resume::{BlobSource, InFile, InMemory, Later, accept_offer, answer_fetch, fetch_part, offer, outline_of_file};
 pub use rustls;
 pub use tls::{ClientIdentity, Fingerprint, SERVER_NAME, ServerTls, public_key};
 

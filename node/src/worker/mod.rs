@@ -20,7 +20,9 @@ use crate::engine::{Engine, EngineError, WorkOutput};
 use crate::error::NodeError;
 use crate::identity::{Identity, IdentityError, IdentityStore, Token};
 use crate::metrics::NodeMetrics;
+use crate::models::Shelf;
 use crate::scrape;
+use crate::transport::Parts;
 use cache::Cache;
 use device::Device;
 use session::SessionEnd;
@@ -31,6 +33,9 @@ const BACK_OFF_FIRST: Duration = Duration::from_millis(200);
 const BACK_OFF_MOST: Duration = Duration::from_secs(10);
 /// Results kept for re-sending: the coordinator leases one item at a time, so more than a few means it does not want them.
 const MAX_UNACKED: usize = 8;
+
+/// Blobs of the largest size that may wait on disk for a connection to come back: inputs of the item before and of the next.
+const MAX_PARTS: u64 = 4;
 
 /// Why a node ended in good order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,6 +65,19 @@ impl Node {
         Self::run_until(config, membership, engine, stop_signal()).await
     }
 
+    /// As [`Node::run`], fetching models that the coordinator offers and `shelf` has room for.
+    ///
+    /// # Errors
+    /// As [`Node::run`].
+    pub async fn run_fetching(
+        config: NodeConfig,
+        membership: (IdentityStore, Option<Token>),
+        engine: Arc<dyn Engine>,
+        shelf: Arc<dyn Shelf>,
+    ) -> Result<ExitReason, NodeError> {
+        Self::serve(config, membership, (engine, Some(shelf)), stop_signal()).await
+    }
+
     /// As [`Node::run`], stopping when `stop` completes instead of on a signal.
     ///
     /// # Errors
@@ -68,6 +86,19 @@ impl Node {
         config: NodeConfig,
         membership: (IdentityStore, Option<Token>),
         engine: Arc<dyn Engine>,
+        stop: impl Future<Output = ()> + Send,
+    ) -> Result<ExitReason, NodeError> {
+        Self::serve(config, membership, (engine, None), stop).await
+    }
+
+    /// As [`Node::run_until`], fetching models if there is a shelf for them.
+    ///
+    /// # Errors
+    /// As [`Node::run`].
+    pub async fn serve(
+        config: NodeConfig,
+        membership: (IdentityStore, Option<Token>),
+        engine: (Arc<dyn Engine>, Option<Arc<dyn Shelf>>),
         stop: impl Future<Output = ()> + Send,
     ) -> Result<ExitReason, NodeError> {
         config.validate()?;
@@ -92,6 +123,8 @@ impl Node {
             let last = match session::serve(&mut agent, address, &mut stop).await {
                 SessionEnd::Exit(reason) => return Ok(reason),
                 SessionEnd::Fatal(error) => return Err(error),
+                // With what it has now; what it runs goes on.
+                SessionEnd::Again => continue,
                 SessionEnd::Lost { error, welcomed } => {
                     if welcomed {
                         (pause, since) = (BACK_OFF_FIRST, Instant::now());
@@ -156,7 +189,9 @@ struct Agent {
     store: IdentityStore,
     /// Tells this process's reconnects from another process with a copy of its identity.
     instance: [u8; 32],
-    models: Vec<[u8; 32]>,
+    engine: Arc<dyn Engine>,
+    shelf: Option<Arc<dyn Shelf>>,
+    parts: Arc<Parts>,
     device: Device,
     cache: Arc<Mutex<Cache>>,
     running: BTreeSet<u64>,
@@ -171,23 +206,29 @@ impl Agent {
     fn new(
         config: NodeConfig,
         (store, token): (IdentityStore, Option<Token>),
-        engine: Arc<dyn Engine>,
+        (engine, shelf): (Arc<dyn Engine>, Option<Arc<dyn Shelf>>),
         metrics: Arc<NodeMetrics>,
     ) -> Result<Self, NodeError> {
         let identity = Identity::start(&store, token)?;
         let mut instance = [0; 32];
         let no_random = |_| NodeError::Worker("the system gives no random bytes".to_owned());
         SystemRandom::new().fill(&mut instance).map_err(no_random)?;
-        let models = engine.models().into_iter().collect::<BTreeSet<_>>().into_iter().collect();
         let cache = Arc::new(Mutex::new(Cache::new(config.cache_bytes)));
-        let device = Device::start(engine, metrics.clone(), config.name.clone())?;
+        let parts = match store.beside("parts") {
+            Some(folder) => Parts::open(&folder, config.max_blob_bytes.saturating_mul(MAX_PARTS))?,
+            None => Parts::in_memory(),
+        };
+        let parts = Arc::new(parts);
+        let device = Device::start(engine.clone(), metrics.clone(), config.name.clone())?;
         let (running, unacked) = (BTreeSet::new(), BTreeMap::new());
         Ok(Self {
             config,
             identity,
             store,
             instance,
-            models,
+            engine,
+            shelf,
+            parts,
             device,
             cache,
             running,
@@ -196,6 +237,11 @@ impl Agent {
             draining: false,
             metrics,
         })
+    }
+
+    /// Models to name in the next hello.
+    fn models(&self) -> Vec<[u8; 32]> {
+        self.engine.models().into_iter().collect::<BTreeSet<_>>().into_iter().collect()
     }
 
     /// Epochs to name in the next hello.

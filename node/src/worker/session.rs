@@ -17,7 +17,8 @@ use crate::address::CoordinatorAddress;
 use crate::engine::WorkRequest;
 use crate::error::{NodeError, TransportError};
 use crate::identity::{Credential, Identity, enrol, renew, unix_now};
-use crate::transport::{CLOSE_DONE, connect, ended, fetch, read_message, store, write_message};
+use crate::models::fetch_missing;
+use crate::transport::{CLOSE_DONE, InMemory, Parts, connect, ended, fetch_part, offer, read_message, write_message};
 
 /// Messages read and not yet handled: more than one lease can cause.
 const MAX_INBOX: usize = 64;
@@ -26,11 +27,19 @@ const ANSWER: Duration = Duration::from_secs(10);
 /// Pause after a renewal that failed, at least: the coordinator is busy or away, not slow to think.
 const RENEW_AGAIN: Duration = Duration::from_secs(1);
 
+/// Pause between looks for models to fetch.
+const FETCH_AGAIN: Duration = Duration::from_secs(60);
+
 /// How a session ended.
 pub(super) enum SessionEnd {
     Exit(ExitReason),
     Fatal(NodeError),
-    Lost { error: TransportError, welcomed: bool },
+    Lost {
+        error: TransportError,
+        welcomed: bool,
+    },
+    /// The node has more to offer than it said.
+    Again,
 }
 
 impl SessionEnd {
@@ -44,6 +53,7 @@ enum Internal {
     Prepared { epoch: u64, task: Result<Task, TransportError> },
     Uploaded { epoch: u64, result: Result<(), TransportError> },
     Renewed(Box<Result<Credential, NodeError>>),
+    Fetched,
 }
 
 struct Session<'a> {
@@ -55,6 +65,8 @@ struct Session<'a> {
     asked: BTreeSet<u64>,
     /// Assignments whose inputs are being fetched; lost with the connection and then leased anew.
     preparing: usize,
+    /// There are models that the hello did not name.
+    again: bool,
 }
 
 /// Dials once and serves until the end.
@@ -83,7 +95,8 @@ pub(super) async fn serve(agent: &mut Agent, address: &CoordinatorAddress, stop:
     let counted = agent.metrics.traffic.count(&connection);
     let metrics = agent.metrics.clone();
     metrics.joined();
-    let mut session = Session { agent, connection: connection.clone(), control, internal, asked: BTreeSet::new(), preparing: 0 };
+    let mut session =
+        Session { agent, connection: connection.clone(), control, internal, asked: BTreeSet::new(), preparing: 0, again: false };
     let end = session.run(incoming, &mut reports, stop).await.unwrap_or_else(|e| SessionEnd::lost(e, true));
     metrics.parted();
     connection.close(CLOSE_DONE, b"session over");
@@ -119,7 +132,7 @@ async fn greet(agent: &Agent, connection: &Connection) -> Result<(SendStream, Re
         name: agent.config.name.clone(),
         identity: agent.instance,
         cores: agent.config.cores(),
-        models: agent.models.clone(),
+        models: agent.models(),
         held: agent.held(),
     };
     write_message(&mut send, &Message::Hello(hello)).await?;
@@ -162,9 +175,13 @@ impl Session<'_> {
         if self.agent.draining {
             self.say_drain().await?;
         }
+        self.fetch_models();
         let renewal = tokio::time::sleep(self.until_renewal());
         tokio::pin!(renewal);
         loop {
+            if self.again && self.preparing == 0 && !self.agent.draining {
+                return Ok(SessionEnd::Again);
+            }
             if self.agent.draining && self.agent.idle() && self.preparing == 0 {
                 return self.leave(&mut messages).await;
             }
@@ -189,6 +206,7 @@ impl Session<'_> {
                         let pause = self.renewed(*result)?;
                         renewal.as_mut().reset(tokio::time::Instant::now() + pause);
                     }
+                    Internal::Fetched => self.again = true,
                     Internal::Prepared { epoch, task } => self.prepared(epoch, task).await?,
                     Internal::Uploaded { epoch, result } => self.uploaded(epoch, result).await?,
                 },
@@ -239,11 +257,12 @@ impl Session<'_> {
     fn prepare(&mut self, assign: Assign) {
         self.preparing += 1;
         self.agent.note(&assign);
-        let (connection, cache, limit) = (self.connection.clone(), self.agent.cache.clone(), self.agent.config.max_blob_bytes);
+        let connection = self.connection.clone();
+        let (cache, parts, limit) = (self.agent.cache.clone(), self.agent.parts.clone(), self.agent.config.max_blob_bytes);
         let internal = self.internal.clone();
         tokio::spawn(async move {
             let epoch = assign.epoch;
-            let task = gather(&connection, &cache, limit, assign).await;
+            let task = gather(&connection, (&cache, &parts), limit, assign).await;
             let _ = internal.send(Internal::Prepared { epoch, task }).await;
         });
     }
@@ -259,13 +278,35 @@ impl Session<'_> {
                 "the device already has work".to_owned()
             }
             // The fault of this work item; any other error is the connection's, and the work is leased anew after it.
-            Err(error @ (TransportError::Refused { .. } | TransportError::BlobTooLarge { .. } | TransportError::BlobDamaged)) => {
-                error.to_string()
-            }
+            Err(
+                error @ (TransportError::Refused { .. }
+                | TransportError::BlobTooLarge { .. }
+                | TransportError::BlobDamaged
+                | TransportError::Disk { .. }),
+            ) => error.to_string(),
             Err(error) => return Err(error),
         };
         self.agent.finish(Outcome { epoch, result: Err(Complaint { disagrees: false, reason: clip(&complaint) }) });
         self.deliver(epoch).await
+    }
+
+    /// Looks, beside the session, for models that the coordinator offers and this node has not, now and from time to time.
+    fn fetch_models(&self) {
+        let Some(shelf) = self.agent.shelf.clone() else { return };
+        let (connection, internal, engine) = (self.connection.clone(), self.internal.clone(), self.agent.engine.clone());
+        tokio::spawn(async move {
+            while connection.close_reason().is_none() {
+                match fetch_missing(&connection, &*shelf, &engine.models()).await {
+                    Ok(0) => {}
+                    Ok(_) => {
+                        let _ = internal.send(Internal::Fetched).await;
+                        return;
+                    }
+                    Err(error) => tracing::warn!(%error, "a model was not fetched; what arrived of it is kept"),
+                }
+                tokio::time::sleep(FETCH_AGAIN).await;
+            }
+        });
     }
 
     /// Time left of the certificate.
@@ -357,7 +398,8 @@ impl Session<'_> {
         };
         let (connection, internal) = (self.connection.clone(), self.internal.clone());
         tokio::spawn(async move {
-            let result = store(&connection, epoch, delivery.blob, &delivery.bytes).await;
+            let source = InMemory { blob: delivery.blob, bytes: delivery.bytes };
+            let result = offer(&connection, epoch, &source).await;
             let _ = internal.send(Internal::Uploaded { epoch, result }).await;
         });
         Ok(())
@@ -387,10 +429,13 @@ impl Session<'_> {
     }
 }
 
-async fn gather(connection: &Connection, cache: &Arc<Mutex<Cache>>, limit: u64, assign: Assign) -> Result<Task, TransportError> {
+/// Blobs that are here, and beginnings of some.
+type Kept<'a> = (&'a Arc<Mutex<Cache>>, &'a Arc<Parts>);
+
+async fn gather(connection: &Connection, kept: Kept<'_>, limit: u64, assign: Assign) -> Result<Task, TransportError> {
     let mut inputs = Vec::with_capacity(assign.inputs.len());
     for blob in assign.inputs {
-        inputs.push(cached(connection, cache, limit, blob).await?.to_vec());
+        inputs.push(cached(connection, kept, limit, blob).await?.to_vec());
     }
     let unknown = TransportError::Unexpected { expected: "a known kind of work", got: obelysk_protocol::wire::MessageId::Assign };
     let request = WorkRequest {
@@ -398,15 +443,15 @@ async fn gather(connection: &Connection, cache: &Arc<Mutex<Cache>>, limit: u64, 
         model: assign.model,
         kind: WorkKind::from_code(assign.kind).ok_or(unknown)?,
         segment: assign.segment,
-        spec: cached(connection, cache, limit, assign.spec).await?.to_vec(),
-        extra: cached(connection, cache, limit, assign.extra).await?.to_vec(),
+        spec: cached(connection, kept, limit, assign.spec).await?.to_vec(),
+        extra: cached(connection, kept, limit, assign.extra).await?.to_vec(),
     };
     Ok(Task { epoch: assign.epoch, request, inputs })
 }
 
 async fn cached(
     connection: &Connection,
-    cache: &Arc<Mutex<Cache>>,
+    (cache, parts): Kept<'_>,
     limit: u64,
     blob: BlobRef,
 ) -> Result<Arc<Vec<u8>>, TransportError> {
@@ -414,7 +459,7 @@ async fn cached(
     if let Some(bytes) = found {
         return Ok(bytes);
     }
-    let bytes = Arc::new(fetch(connection, blob, limit).await?);
+    let bytes = Arc::new(fetch_part(connection, parts, blob, limit).await?.into_bytes()?);
     cache.lock().unwrap_or_else(PoisonError::into_inner).put(blob, bytes.clone());
     Ok(bytes)
 }

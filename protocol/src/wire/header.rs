@@ -27,6 +27,14 @@ pub enum MessageId {
     BlobSent = 18,
     BlobStored = 19,
     Chunk = 20,
+    BlobFetch = 21,
+    BlobPart = 22,
+    BlobOffer = 23,
+    BlobHave = 24,
+    ModelPublish = 25,
+    ModelWithdraw = 26,
+    ModelsAfter = 27,
+    Models = 28,
     ClientHello = 32,
     Submit = 33,
     JobAccepted = 34,
@@ -67,7 +75,7 @@ pub enum MessageId {
 
 impl MessageId {
     /// Every id, in order.
-    pub const ALL: [Self; 54] = [
+    pub const ALL: [Self; 62] = [
         Self::Hello,
         Self::Welcome,
         Self::Refused,
@@ -86,6 +94,14 @@ impl MessageId {
         Self::BlobSent,
         Self::BlobStored,
         Self::Chunk,
+        Self::BlobFetch,
+        Self::BlobPart,
+        Self::BlobOffer,
+        Self::BlobHave,
+        Self::ModelPublish,
+        Self::ModelWithdraw,
+        Self::ModelsAfter,
+        Self::Models,
         Self::ClientHello,
         Self::Submit,
         Self::JobAccepted,

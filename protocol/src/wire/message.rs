@@ -5,9 +5,10 @@
 use rkyv::{Archive, Deserialize, Serialize};
 
 use super::{
-    AdminDone, Enrol, Enrolled, JobCancel, JobItems, JobItemsGet, JobLog, JobLogAfter, Jobs, JobsAfter, NodeDrain, NodeEvict,
-    Nodes, NodesAfter, PeerBulk, PeerHello, PeerMessage, Probe, Probed, Renew, Status, StatusGet, TokenMade, TokenNew,
-    TokenRevoke, Tokens, TokensAfter, Workers, WorkersAfter,
+    AdminDone, BlobFetch, BlobHave, BlobOffer, BlobPart, Enrol, Enrolled, JobCancel, JobItems, JobItemsGet, JobLog, JobLogAfter,
+    Jobs, JobsAfter, ModelPublish, ModelWithdraw, Models, ModelsAfter, NodeDrain, NodeEvict, Nodes, NodesAfter, PeerBulk,
+    PeerHello, PeerMessage, Probe, Probed, Renew, Status, StatusGet, TokenMade, TokenNew, TokenRevoke, Tokens, TokensAfter,
+    Workers, WorkersAfter,
 };
 
 /// A blob by content: the BLAKE3 digest of its bytes and their number.
@@ -372,6 +373,14 @@ pub enum Message {
     NodeDrain(NodeDrain),
     NodeEvict(NodeEvict),
     AdminDone(AdminDone),
+    BlobFetch(BlobFetch),
+    BlobPart(BlobPart),
+    BlobOffer(BlobOffer),
+    BlobHave(BlobHave),
+    ModelPublish(ModelPublish),
+    ModelWithdraw(ModelWithdraw),
+    ModelsAfter(ModelsAfter),
+    Models(Models),
     StatusGet(StatusGet),
     Status(Status),
     WorkersAfter(WorkersAfter),

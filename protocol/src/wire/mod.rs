@@ -6,10 +6,12 @@
 //! a new message id; ids are never reused.
 
 mod admission;
+mod bulk;
 mod codec;
 mod header;
 mod message;
 mod observation;
+mod outline;
 mod peer;
 mod validate;
 
@@ -20,6 +22,7 @@ pub use admission::{
     AdminDone, Enrol, Enrolled, NodeDrain, NodeEntry, NodeEvict, NodeState, Nodes, NodesAfter, Probe, Probed, Renew, TokenEntry,
     TokenMade, TokenNew, TokenRevoke, Tokens, TokensAfter,
 };
+pub use bulk::{BlobFetch, BlobHave, BlobOffer, BlobPart, ModelEntry, ModelPublish, ModelWithdraw, Models, ModelsAfter};
 pub use header::{FrameHeader, MessageId};
 pub use message::{
     Assign, BlobGet, BlobPut, BlobRef, BlobSent, BlobStored, Cancel, ClientHello, Done, Drain, Event, Failed, Goodbye, Hello,
@@ -30,6 +33,7 @@ pub use observation::{
     ItemEntry, ItemPhase, JobCancel, JobEntry, JobItems, JobItemsGet, JobLog, JobLogAfter, JobState, Jobs, JobsAfter, LogEntry,
     Status, StatusGet, WorkerEntry, Workers, WorkersAfter,
 };
+pub use outline::{CHUNK_BYTES, CHUNK_DIGEST_BYTES, MAX_CHUNKS, NotItsOutline, Outline, OutlineBuilder};
 
 pub use peer::{PeerBulk, PeerEntry, PeerHello, PeerMessage};
 

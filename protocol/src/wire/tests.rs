@@ -25,6 +25,10 @@ fn node_entry() -> NodeEntry {
     }
 }
 
+const fn long_blob() -> BlobRef {
+    BlobRef { digest: [0xd2; 32], length: 2 * CHUNK_BYTES + 5 }
+}
+
 fn status() -> Status {
     Status {
         cluster: [0xc1; 16],
@@ -175,6 +179,14 @@ fn samples() -> Vec<Message> {
         Message::NodeDrain(NodeDrain { node: A }),
         Message::NodeEvict(NodeEvict { node: A, reason: text() }),
         Message::AdminDone(AdminDone { text: text() }),
+        Message::BlobFetch(BlobFetch { blob: long_blob(), from: CHUNK_BYTES, outline: true }),
+        Message::BlobPart(BlobPart { blob: long_blob(), from: 2 * CHUNK_BYTES }),
+        Message::BlobOffer(BlobOffer { epoch: 17, blob: long_blob() }),
+        Message::BlobHave(BlobHave { blob: long_blob(), from: long_blob().length, outline: false }),
+        Message::ModelPublish(ModelPublish { model: A, manifest: blob() }),
+        Message::ModelWithdraw(ModelWithdraw { model: A }),
+        Message::ModelsAfter(ModelsAfter { model: B }),
+        Message::Models(Models { models: vec![ModelEntry { model: A, manifest: blob(), bytes: 1 << 34 }] }),
         Message::StatusGet(StatusGet { unix_s: 1_800_000_003 }),
         Message::Status(status()),
         Message::WorkersAfter(WorkersAfter { node: 3 }),
@@ -315,7 +327,6 @@ fn senseless_messages_are_refused_by_sender_and_receiver() {
         Message::Tokens(Tokens { tokens: vec![token_entry(); MAX_PAGE + 1] }),
         Message::Nodes(Nodes { nodes: vec![NodeEntry { state: 5, ..node_entry() }] }),
         Message::Nodes(Nodes { nodes: vec![NodeEntry { reason: long.clone(), ..node_entry() }] }),
-        Message::NodeEvict(NodeEvict { node: A, reason: long.clone() }),
         Message::Status(Status { release: String::new(), ..status() }),
         Message::Workers(Workers { workers: vec![WorkerEntry { node: 0, ..worker_entry() }] }),
         Message::Workers(Workers { workers: vec![WorkerEntry { kind: 4, ..worker_entry() }] }),
@@ -328,8 +339,12 @@ fn senseless_messages_are_refused_by_sender_and_receiver() {
         Message::JobLog(JobLog { events: vec![log_entry(), log_entry()], ended: false }),
         Message::JobLog(JobLog { events: vec![LogEntry { number: 0, ..log_entry() }], ended: false }),
         Message::JobLog(JobLog { events: vec![LogEntry { node: "\u{1b}".to_owned(), ..log_entry() }], ended: false }),
-        Message::JobLog(JobLog { events: vec![LogEntry { text: long, ..log_entry() }], ended: false }),
+        Message::JobLog(JobLog { events: vec![LogEntry { text: long.clone(), ..log_entry() }], ended: false }),
         Message::NodeEvict(NodeEvict { node: A, reason: long }),
+        Message::BlobFetch(BlobFetch { blob: long_blob(), from: 1, outline: true }),
+        Message::BlobPart(BlobPart { blob: long_blob(), from: 3 * CHUNK_BYTES }),
+        Message::BlobHave(BlobHave { blob: BlobRef { digest: A, length: u64::MAX }, from: 0, outline: true }),
+        Message::Models(Models { models: vec![ModelEntry { model: A, manifest: blob(), bytes: 1 }; MAX_PAGE + 1] }),
         Message::PeerHello(PeerHello { cluster: A[..16].try_into().expect("16"), from: 3, to: 3, members: vec![] }),
         Message::PeerHello(PeerHello { cluster: [0; 16], from: 3, to: 4, members: vec![peer_entry(); MAX_PEERS + 1] }),
         Message::PeerHello(PeerHello {

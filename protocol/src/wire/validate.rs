@@ -1,10 +1,10 @@
 //! Rules a well-formed message must also keep: bounded texts and lists, known codes, no duplicates. Run on both sides.
 
 use super::{
-    Assign, Enrol, Enrolled, Hello, Holding, ItemEntry, ItemPhase, JobEntry, JobLog, JobState, LogEntry, MAX_ADDRESS_BYTES,
-    MAX_ADDRESSES, MAX_CERTIFICATE_BYTES, MAX_HELD_EPOCHS, MAX_INPUTS, MAX_ITEMS, MAX_MODELS, MAX_NAME_BYTES, MAX_PAGE,
-    MAX_PEERS, MAX_PHASES, MAX_TEXT_BYTES, Message, NodeEntry, NodeState, PERMILLE, PeerHello, SIGNATURE_BYTES, WireError,
-    WorkKind, WorkerEntry,
+    Assign, BlobRef, CHUNK_BYTES, Enrol, Enrolled, Hello, Holding, ItemEntry, ItemPhase, JobEntry, JobLog, JobState, LogEntry,
+    MAX_ADDRESS_BYTES, MAX_ADDRESSES, MAX_CERTIFICATE_BYTES, MAX_CHUNKS, MAX_HELD_EPOCHS, MAX_INPUTS, MAX_ITEMS, MAX_MODELS,
+    MAX_NAME_BYTES, MAX_PAGE, MAX_PEERS, MAX_PHASES, MAX_TEXT_BYTES, Message, NodeEntry, NodeState, PERMILLE, PeerHello,
+    SIGNATURE_BYTES, WireError, WorkKind, WorkerEntry,
 };
 
 type Rule = Result<(), &'static str>;
@@ -46,6 +46,11 @@ impl Message {
             }
             Self::NodeEvict(m) => text(&m.reason),
             Self::AdminDone(m) => text(&m.text),
+            Self::BlobFetch(m) => in_chunks(m.blob, m.from),
+            Self::BlobPart(m) => in_chunks(m.blob, m.from),
+            Self::BlobHave(m) => in_chunks(m.blob, m.from),
+            Self::Models(m) => rule(m.models.len() <= MAX_PAGE, "too many models on a page"),
+            Self::BlobOffer(_) | Self::ModelPublish(_) | Self::ModelWithdraw(_) | Self::ModelsAfter(_) => Ok(()),
             Self::Status(m) => name(&m.release),
             Self::Workers(m) => rule(m.workers.len() <= MAX_PAGE, "too many nodes on a page")
                 .and_then(|()| m.workers.iter().try_for_each(worker_entry)),
@@ -87,6 +92,15 @@ impl Message {
 
 const fn rule(holds: bool, broken: &'static str) -> Rule {
     if holds { Ok(()) } else { Err(broken) }
+}
+
+/// Transfers go on at the end of a chunk, or are over.
+fn in_chunks(blob: BlobRef, from: u64) -> Rule {
+    rule(blob.chunks() <= MAX_CHUNKS, "a blob of more than 4 TiB")?;
+    rule(
+        from == blob.length || (from < blob.length && from.is_multiple_of(CHUNK_BYTES)),
+        "a place inside a chunk or after the end",
+    )
 }
 
 fn text(value: &str) -> Rule {
