@@ -54,8 +54,7 @@ fn every_mode_proves_and_all_differ() {
     let ids = &[1, 2, 3, 4, 5];
     let proofs =
         [Mode::Sequential, Mode::Forked, Mode::Aggregated].map(|mode| whole_in::<Blake2s, _>(&Simd::default(), ids, mode));
-    assert!(proofs[0] != proofs[1] && proofs[0].len().abs_diff(proofs[1].len()) < proofs[1].len() / 10);
-    assert!(proofs[2].len() < proofs[1].len(), "{} {}", proofs[2].len(), proofs[1].len());
+    assert!(proofs[0] != proofs[1] && proofs[1] != proofs[2] && proofs[2] != proofs[0]);
 }
 
 #[test]

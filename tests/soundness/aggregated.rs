@@ -7,11 +7,11 @@ use crate::aggregated_forger::{
 use crate::harness::{Forger, IDS, Toy, inside, toy};
 use obelysk_model::IntegerModel;
 use obelysk_protocol::field::{FieldExpOps, M31, QM31, RoundPoly, inner};
-use obelysk_protocol::transcript::Blake2s;
+use obelysk_protocol::transcript::{Blake2s, Digest, Transcript};
 use obelysk_protocol::verifier::VerifyError;
 use obelysk_protocol::verifier::aggregate::{verify, verify_reduced};
 use obelysk_protocol::verifier::merkle::MerkleError;
-use obelysk_protocol::verifier::opening::{Field, OpeningError, TreeOpening};
+use obelysk_protocol::verifier::opening::{Field, OpeningError, TreeOpening, label};
 use obelysk_protocol::verifier::proof::Proof;
 use obelysk_shard::kernels::reference::Reference;
 use obelysk_shard::prover::commitment::{Oracle, RegisteredOracle};
@@ -109,10 +109,18 @@ fn forging_values_that_cancel_across_segments_is_refused() {
     assert_eq!(attempt(&Cancelling { message: true }), joint_error(INCONSISTENT(1)));
 }
 
-/// Values of two segments that close both the joint sumcheck and the combination, chosen when θ is known.
-struct Late;
+/// Values of two segments that close both the joint sumcheck and the combination, chosen when θ is known: θ was drawn with the
+/// true values absorbed, or with none.
+struct Late {
+    absorbed: bool,
+}
 
 impl Cheat for Late {
+    fn absorb_values(&self, t: &mut Transcript<Blake2s>, values: &[QM31]) {
+        if self.absorbed {
+            t.absorb_felts(label::VALUES, values);
+        }
+    }
     fn sent(&self, values: &mut Vec<QM31>, closing: &Closing, theta: &[QM31]) {
         let ([a, b], error) = (WEIGHTS, closing.error(values));
         let scale = error * (closing.kernels[a] * theta[b] - closing.kernels[b] * theta[a]).inverse();
@@ -125,22 +133,47 @@ impl Cheat for Late {
 
 #[test]
 fn forging_values_after_the_combination_is_refused() {
-    // Everything closes for a verifier that draws θ before it has absorbed the values.
-    assert_eq!(lie(&Late), joint_error(OpeningError::Fold));
+    // A changed weight would be proved to a verifier that draws θ without having absorbed the values.
+    for absorbed in [false, true] {
+        assert_eq!(lie(&Late { absorbed }), joint_error(OpeningError::Fold));
+    }
 }
 
-/// Computes with the changed weights wherever the tree's own leaves are not asked for.
+/// The changed weights under the true root; opened leaves are the true tree's unless told otherwise.
 struct OtherData {
     leaves: bool,
 }
 
+impl OtherData {
+    fn opened(&self) -> &RegisteredOracle<Reference> {
+        if self.leaves { changed_oracle() } else { bare().oracles[1].as_ref().unwrap() }
+    }
+}
+
+impl Oracle<Reference> for OtherData {
+    fn rows(&self) -> usize {
+        changed_oracle().rows()
+    }
+    fn root(&self) -> Digest {
+        bare().registered.roots[1].unwrap()
+    }
+    fn partials(&self, b: &Reference, point: &[QM31]) -> Vec<QM31> {
+        changed_oracle().partials(b, point)
+    }
+    fn combine(&self, b: &Reference, coefficients: &[QM31]) -> Vec<QM31> {
+        changed_oracle().combine(b, coefficients)
+    }
+    fn leaves(&self, b: &Reference, positions: &[usize]) -> Vec<M31> {
+        self.opened().leaves(b, positions)
+    }
+    fn nodes(&self, b: &Reference, wanted: &[(u32, usize)]) -> Vec<Digest> {
+        self.opened().nodes(b, wanted)
+    }
+}
+
 impl Cheat for OtherData {
-    fn lines(&self, lines: &mut Vec<Line<'_>>) {
-        let o = &mut lines[WEIGHTS[0]];
-        o.folded = changed_oracle().combine(&Reference, &o.residual.coefficients);
-        if self.leaves {
-            o.oracle = changed_oracle();
-        }
+    fn weights(&self, segment: usize) -> Option<&dyn Oracle<Reference>> {
+        (segment == 1).then_some(self)
     }
 }
 
