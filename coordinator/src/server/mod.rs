@@ -27,6 +27,7 @@ use obelysk_protocol::wire::BlobRef;
 use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio::sync::{Semaphore, broadcast, mpsc, oneshot, watch};
 
+use crate::consensus::Role;
 use crate::core::{Input, JobId};
 use crate::identity::Admissions;
 use crate::ledger::{MAX_SEGMENTS, SharedLedger};
@@ -120,8 +121,8 @@ impl Coordinator {
         let (gate_end, gate) = watch::channel(Gate::Closed("the coordinator is starting".to_owned()));
         let (stop, stopped) = watch::channel(false);
         let store = Store::new(config.max_store_bytes, facts.blobs.clone());
-        let ledger = facts.ledger.clone();
-        let parts = Parts::new(&config, store.clone(), (checker.clone(), referee), facts, count);
+        let (ledger, role) = (facts.ledger.clone(), facts.consensus.role());
+        let parts = Parts::new(&config, store.clone(), (checker.clone(), referee), (facts, admissions.clone()), count);
         let brain = tokio::spawn(lead::run(parts, gate_end, stopped));
         let place =
             if config.advertise.is_empty() { local.to_string() } else { format!("{}:{}", config.advertise, local.port()) };
@@ -140,7 +141,7 @@ impl Coordinator {
         });
         tokio::spawn(accept(shared.clone(), endpoint.clone()));
         tracing::info!(address, "listening");
-        Ok(Handle { shared, endpoint, local, address, nodes, brain, stop })
+        Ok(Handle { shared, endpoint, local, address, nodes, brain, stop, role })
     }
 }
 
@@ -221,6 +222,7 @@ pub struct Handle {
     nodes: watch::Receiver<usize>,
     brain: tokio::task::JoinHandle<()>,
     stop: watch::Sender<bool>,
+    role: watch::Receiver<Role>,
 }
 
 impl std::fmt::Debug for Handle {
@@ -260,6 +262,16 @@ impl Handle {
     #[must_use]
     pub const fn local_address(&self) -> SocketAddr {
         self.local
+    }
+
+    /// Completes, with the reason, when this coordinator can take no part any more: its log failed. Nothing agreed is lost.
+    pub async fn failed(&self) -> String {
+        let mut role = self.role.clone();
+        let reason = match role.wait_for(|role| matches!(role, Role::Stopped { .. })).await.as_deref() {
+            Ok(Role::Stopped { reason }) => reason.clone(),
+            _ => std::future::pending().await,
+        };
+        reason
     }
 
     /// Nodes connected now.
