@@ -6,6 +6,7 @@ use super::cluster::runtime;
 use super::exit::{Code, Coded as _, Failure};
 use super::home::Home;
 use super::output::Out;
+use anyhow::anyhow;
 use obelysk_coordinator::identity::FileStorage;
 use obelysk_coordinator::{Admissions, Coordinator, CoordinatorConfig, Facts, Handle, ProofChecker};
 use obelysk_node::engine::Engine;
@@ -71,9 +72,12 @@ pub fn run(out: &Out, home: &Home, args: ServeArgs) -> Result<(), Failure> {
         }
         out.field("nodes join by", "a token: obelysk token create");
         out.field("clients prove by", format_args!("obelysk prove --coordinator {} …", handle.address()));
-        obelysk_node::worker::stop_signal().await;
+        let failed = tokio::select! {
+            () = obelysk_node::worker::stop_signal() => None,
+            reason = handle.failed() => Some(reason),
+        };
         handle.shutdown().await;
-        Ok(())
+        failed.map_or(Ok(()), |reason| Err(anyhow!(reason)).code(Code::Cluster))
     })
 }
 

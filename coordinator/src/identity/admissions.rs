@@ -56,6 +56,18 @@ impl Admissions {
         Ok(Self { authority, storage, registry: Mutex::new(registry), life: NODE_LIFE })
     }
 
+    /// Takes the registry from the storage again, where another coordinator may have written it.
+    ///
+    /// # Errors
+    /// [`AdmissionError`]: unreadable or damaged; what was known before still counts.
+    pub fn reload(&self) -> Result<(), AdmissionError> {
+        let mut registry = self.lock();
+        if let Some(bytes) = self.storage.read(Document::Registry)? {
+            *registry = Registry::from_bytes(&bytes)?;
+        }
+        Ok(())
+    }
+
     /// A cluster that ends with this process.
     ///
     /// # Errors

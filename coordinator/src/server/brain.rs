@@ -130,8 +130,8 @@ pub(super) struct Brain {
 impl Brain {
     /// The brain of the leader of this term.
     pub(super) fn restore(parts: Parts, term: u64, commands: mpsc::Sender<Command>) -> Self {
-        let Parts { policy, store, checker, referee, permits, facts: Facts { ledger, consensus, outlive, .. }, count, observer } =
-            parts;
+        let Parts { policy, store, checker, referee, permits, facts, count, observer, .. } = parts;
+        let Facts { ledger, consensus, outlive, .. } = facts;
         let facts = ledger.lock();
         let roster = Roster::of(&facts);
         let state = State::restore(policy, &facts, &roster, term);

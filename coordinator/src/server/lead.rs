@@ -13,6 +13,7 @@ use super::store::Store;
 use super::{CoordinatorConfig, Facts};
 use crate::consensus::Role;
 use crate::core::{MAX_TERM, Policy};
+use crate::identity::{AdmissionError, Admissions};
 
 /// Whether commands are taken here, and otherwise why not.
 #[derive(Debug, Clone)]
@@ -30,6 +31,7 @@ pub(super) struct Parts {
     pub(super) referee: Option<Arc<dyn Engine>>,
     pub(super) permits: Arc<Semaphore>,
     pub(super) facts: Facts,
+    pub(super) admissions: Arc<Admissions>,
     pub(super) count: Arc<watch::Sender<usize>>,
     pub(super) observer: Arc<Observer>,
 }
@@ -39,12 +41,12 @@ impl Parts {
         config: &CoordinatorConfig,
         store: Store,
         (checker, referee): (Arc<dyn Checker>, Option<Arc<dyn Engine>>),
-        facts: Facts,
+        (facts, admissions): (Facts, Arc<Admissions>),
         count: watch::Sender<usize>,
         observer: Arc<Observer>,
     ) -> Self {
         let permits = Arc::new(Semaphore::new(config.check_threads()));
-        Self { policy: config.policy(), store, checker, referee, permits, facts, count: Arc::new(count), observer }
+        Self { policy: config.policy(), store, checker, referee, permits, facts, admissions, count: Arc::new(count), observer }
     }
 }
 
@@ -91,10 +93,14 @@ async fn lead(
     // Looks at every file of every job.
     let made = tokio::task::spawn_blocking(move || {
         parts.adopt_blobs();
-        Brain::restore(parts, term, sender)
+        // Whoever led before may have let nodes in or put them out.
+        parts.admissions.reload()?;
+        Ok::<_, AdmissionError>(Brain::restore(parts, term, sender))
     });
-    let Ok(brain) = made.await else {
-        return Ended::Lost("the brain could not be restored; report this with the log".to_owned());
+    let brain = match made.await {
+        Ok(Ok(brain)) => brain,
+        Ok(Err(error)) => return Ended::Lost(error.to_string()),
+        Err(_) => return Ended::Lost("the brain could not be restored; report this with the log".to_owned()),
     };
     gate.send_replace(Gate::Open(commands));
     brain.run(inbox, role, stop).await

@@ -33,6 +33,7 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio::sync::{Semaphore, broadcast, mpsc, oneshot, watch};
 
 use crate::blobs::Blobs;
+use crate::consensus::Role;
 use crate::core::{Input, JobId};
 use crate::identity::Admissions;
 use crate::ledger::{MAX_SEGMENTS, SharedLedger};
@@ -143,9 +144,16 @@ impl Coordinator {
         let (gate_end, gate) = watch::channel(Gate::Closed("the coordinator is starting".to_owned()));
         let (stop, stopped) = watch::channel(false);
         let store = Store::new(config.max_store_bytes, facts.blobs.clone());
-        let ledger = facts.ledger.clone();
+        let (ledger, role) = (facts.ledger.clone(), facts.consensus.role());
         let observer = Arc::new(Observer::new(&config.job_logs));
-        let lead = lead::Parts::new(&config, store.clone(), (checker.clone(), referee), facts, count, observer.clone());
+        let lead = lead::Parts::new(
+            &config,
+            store.clone(),
+            (checker.clone(), referee),
+            (facts, admissions.clone()),
+            count,
+            observer.clone(),
+        );
         let brain = tokio::spawn(lead::run(lead, gate_end, stopped));
         let place =
             if config.advertise.is_empty() { local.to_string() } else { format!("{}:{}", config.advertise, local.port()) };
@@ -170,7 +178,7 @@ impl Coordinator {
         tokio::spawn(accept(shared.clone(), endpoint.clone()));
         tokio::spawn(collect(Arc::downgrade(&shared)));
         tracing::info!(address, "listening");
-        Ok(Handle { shared, endpoint, local, address, nodes, brain, stop })
+        Ok(Handle { shared, endpoint, local, address, nodes, brain, stop, role })
     }
 }
 
@@ -274,6 +282,7 @@ pub struct Handle {
     nodes: watch::Receiver<usize>,
     brain: tokio::task::JoinHandle<()>,
     stop: watch::Sender<bool>,
+    role: watch::Receiver<Role>,
 }
 
 impl std::fmt::Debug for Handle {
@@ -324,6 +333,16 @@ impl Handle {
         let observer = self.shared.observer.clone();
         let served = scrape::serve(listen, Arc::new(move || observer.metrics.text())).await;
         served.map(Some).map_err(|e| CoordinatorError::Metrics(e.to_string()))
+    }
+
+    /// Completes, with the reason, when this coordinator can take no part any more: its log failed. Nothing agreed is lost.
+    pub async fn failed(&self) -> String {
+        let mut role = self.role.clone();
+        let reason = match role.wait_for(|role| matches!(role, Role::Stopped { .. })).await.as_deref() {
+            Ok(Role::Stopped { reason }) => reason.clone(),
+            _ => std::future::pending().await,
+        };
+        reason
     }
 
     /// Nodes connected now.

@@ -54,6 +54,8 @@ struct Inner {
     /// Bytes in memory.
     held: u64,
     blobs: BTreeMap<BlobRef, Slot>,
+    /// Being written by the backing, once for each writer.
+    writing: Vec<BlobRef>,
     leases: BTreeMap<u64, Grant>,
     /// Blobs whose bytes are gone although somebody needs them.
     lost: BTreeSet<BlobRef>,
@@ -93,7 +95,8 @@ pub enum StoreError {
 
 impl Store {
     pub(super) fn new(limit: u64, backing: Option<Arc<dyn Backing>>) -> Self {
-        let inner = Inner { limit, held: 0, blobs: BTreeMap::new(), leases: BTreeMap::new(), lost: BTreeSet::new() };
+        let inner =
+            Inner { limit, held: 0, blobs: BTreeMap::new(), writing: Vec::new(), leases: BTreeMap::new(), lost: BTreeSet::new() };
         Self { inner: Arc::new(Mutex::new(inner)), backing }
     }
 
@@ -118,9 +121,13 @@ impl Store {
                 return Err(StoreError::Full { limit: inner.limit });
             }
             inner.held += blob.length;
+            inner.writing.push(blob);
         }
         let written = self.backing.as_ref().map_or(Ok(()), |backing| backing.put(blob, &bytes));
         let mut inner = self.inner();
+        if let Some(at) = inner.writing.iter().position(|other| *other == blob) {
+            inner.writing.swap_remove(at);
+        }
         let fresh = inner.blobs.get(&blob).is_none_or(|slot| slot.bytes.is_none());
         if written.is_err() || !fresh {
             inner.held -= blob.length;
@@ -187,7 +194,9 @@ impl Store {
 
     /// Keeps nothing but what was adopted or put.
     pub(super) fn collect(&self) {
-        let live: BTreeSet<BlobRef> = self.inner().blobs.keys().copied().collect();
+        // Under the lock to the end: what is being written meanwhile counts as kept.
+        let inner = self.inner();
+        let live: BTreeSet<BlobRef> = inner.blobs.keys().chain(&inner.writing).copied().collect();
         if let Some(Err(error)) = self.backing.as_ref().map(|backing| backing.collect(&live)) {
             tracing::warn!(%error, "old blobs were not removed; they only take space");
         }

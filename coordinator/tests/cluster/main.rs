@@ -1,6 +1,7 @@
 //! The cluster as a whole, with a toy engine in place of the prover: in virtual time against the brain, and over real sockets.
 
 mod joining;
+mod leading;
 mod loopback;
 mod members;
 mod observed;

@@ -29,12 +29,22 @@ impl Folder {
     /// What the system says.
     pub fn open(path: &Path) -> io::Result<Self> {
         private_folder(path).map_err(|e| io::Error::other(e.to_string()))?;
+        for entry in fs::read_dir(path)? {
+            let entry = entry?;
+            if is_fresh(&entry.path()) {
+                fs::remove_file(entry.path())?;
+            }
+        }
         Ok(Self { path: path.to_owned(), count: AtomicU64::new(0) })
     }
 
     fn file(&self, blob: BlobRef) -> PathBuf {
         self.path.join(format!("{}-{}", Id(blob.digest), blob.length))
     }
+}
+
+fn is_fresh(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(FRESH))
 }
 
 impl Backing for Folder {
@@ -74,7 +84,7 @@ impl Backing for Folder {
         let names: BTreeSet<PathBuf> = live.iter().map(|blob| self.file(*blob)).collect();
         for entry in fs::read_dir(&self.path)? {
             let path = entry?.path();
-            if !names.contains(&path) && path.is_file() {
+            if !names.contains(&path) && !is_fresh(&path) && path.is_file() {
                 fs::remove_file(&path)?;
             }
         }
@@ -95,8 +105,9 @@ mod tests {
         folder.put(other, b"old").expect("written");
         fs::write(folder.path.join(format!("{FRESH}9")), b"half").expect("written");
         folder.collect(&BTreeSet::from([blob])).expect("collects");
-        assert_eq!(fs::read_dir(&folder.path).expect("lists").count(), 1);
+        assert_eq!(fs::read_dir(&folder.path).expect("lists").count(), 2, "somebody may still be writing");
         let again = Folder::open(&place.path().join("a/b")).expect("opens again");
+        assert_eq!(fs::read_dir(&folder.path).expect("lists").count(), 1);
         assert_eq!(again.get(blob).expect("reads").as_deref(), Some(&b"kept"[..]));
         assert!(again.has(blob) && !again.has(other));
         fs::write(again.file(blob), b"kepT").expect("damaged");

@@ -6,19 +6,19 @@
 //! The same brain, output rule and facts as in the server; only log, disk, network and time are played.
 
 mod audit;
+mod judge;
 mod machine;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::simulator::Random;
-use crate::toy::{MODEL, Toy, challenge};
+use crate::toy::MODEL;
 use audit::Audit;
 use machine::{Machine, Said, Told};
 use obelysk_coordinator::consensus::Machine as _;
 use obelysk_coordinator::core::{Effect, Input, JobId, Needs, NodeId, Outbox, Policy, State};
-use obelysk_coordinator::ledger::{End, Entry, Ledger, Roster};
-use obelysk_node::engine::{Checker, Pieces};
+use obelysk_coordinator::ledger::{Entry, Ledger, Roster};
 use obelysk_node::identity::{Id, NodeKeyId};
 use obelysk_protocol::wire::BlobRef;
 
@@ -381,59 +381,6 @@ impl Life {
             }
             Effect::Opened { .. } | Effect::Publish { .. } | Effect::FailJob { .. } => self.tell_client(),
             judged => self.judge(term, judged),
-        }
-    }
-
-    /// The client reads how the job ended, if it has.
-    fn tell_client(&mut self) {
-        self.told = self.ledger.ended(JOB).map(|ended| match &ended.end {
-            End::Proved { proof, .. } => Ok(self.blobs[proof].clone()),
-            End::Failed { reason } => Err(reason.clone()),
-        });
-    }
-
-    /// Bytes, or which are gone: then the brain is told so and the judgement comes to nothing, as in the server.
-    fn load(&mut self, term: u64, wanted: &[BlobRef]) -> Option<Vec<Vec<u8>>> {
-        let gone = wanted.iter().find(|blob| blob.length > 0 && !self.blobs.contains_key(blob));
-        if let Some(blob) = gone.copied() {
-            self.later(1, Event::Own(term, Input::BlobLost { blob }));
-            return None;
-        }
-        Some(wanted.iter().map(|blob| self.blobs.get(blob).cloned().unwrap_or_default()).collect())
-    }
-
-    fn keep(&mut self, bytes: Vec<u8>) -> BlobRef {
-        let blob = BlobRef::of(&bytes);
-        self.blobs.insert(blob, bytes);
-        blob
-    }
-
-    fn judge(&mut self, term: u64, effect: Effect) {
-        let delay = 1 + self.random.below(20);
-        match effect {
-            Effect::Check { job, work, epoch, spec, needs, output } => {
-                let before: Vec<BlobRef> = needs.inputs.iter().chain(&needs.against).copied().collect();
-                let Some(inputs) = self.load(term, &before) else { return };
-                let Some(rest) = self.load(term, &[spec, needs.extra, output]) else { return };
-                let inputs: Vec<&[u8]> = inputs.iter().map(Vec::as_slice).collect();
-                let verdict = Toy { size: SIZE }.check(&rest[0], work.kind, work.segment, &inputs, &rest[1], &rest[2]);
-                self.later(delay, Event::Own(term, Input::CheckResult { job, work, epoch, verdict }));
-            }
-            Effect::DeriveChallenge { job, commits, .. } => {
-                let Some(parts) = self.load(term, &commits) else { return };
-                let extra = self.keep(challenge(&parts.iter().map(Vec::as_slice).collect::<Vec<_>>()));
-                self.later(delay, Event::Own(term, Input::ChallengeDerived { job, commits, result: Ok(extra) }));
-            }
-            Effect::Finish { job, spec, commits, challenge, proves, opens } => {
-                let [Some(c), Some(p), Some(o)] = [&commits, &proves, &opens].map(|list| self.load(term, list)) else { return };
-                let [c, p, o] = [&c, &p, &o].map(|list| list.iter().map(Vec::as_slice).collect::<Vec<_>>());
-                let Some(rest) = self.load(term, &[spec, challenge]) else { return };
-                let pieces = Pieces { commits: &c, challenge: &rest[1], proves: &p, opens: &o };
-                let result = Toy { size: SIZE }.finish(&rest[0], pieces).map_err(|e| e.to_string());
-                let result = result.map(|proof| self.keep(proof));
-                self.later(delay, Event::Own(term, Input::Finished { job, result }));
-            }
-            _ => {}
         }
     }
 }
