@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod address;
+pub mod calibration;
 pub mod config;
 pub mod engine;
 pub mod error;

@@ -73,6 +73,12 @@ messages!(
     NodeDrain,
     NodeEvict,
     AdminDone,
+    NodeHello,
+    Trial,
+    TrialDone,
+    TrialFailed,
+    GiveBack,
+    SubmitAt,
 );
 
 impl Message {

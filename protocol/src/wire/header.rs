@@ -31,6 +31,12 @@ pub enum MessageId {
     Event = 35,
     JobDone = 36,
     JobFailed = 37,
+    NodeHello = 38,
+    Trial = 39,
+    TrialDone = 40,
+    TrialFailed = 41,
+    GiveBack = 42,
+    SubmitAt = 43,
     Enrol = 48,
     Enrolled = 49,
     Renew = 50,
@@ -50,7 +56,7 @@ pub enum MessageId {
 
 impl MessageId {
     /// Every id, in order.
-    pub const ALL: [Self; 37] = [
+    pub const ALL: [Self; 43] = [
         Self::Hello,
         Self::Welcome,
         Self::Refused,
@@ -73,6 +79,12 @@ impl MessageId {
         Self::Event,
         Self::JobDone,
         Self::JobFailed,
+        Self::NodeHello,
+        Self::Trial,
+        Self::TrialDone,
+        Self::TrialFailed,
+        Self::GiveBack,
+        Self::SubmitAt,
         Self::Enrol,
         Self::Enrolled,
         Self::Renew,

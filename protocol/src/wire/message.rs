@@ -5,8 +5,8 @@
 use rkyv::{Archive, Deserialize, Serialize};
 
 use super::{
-    AdminDone, Enrol, Enrolled, NodeDrain, NodeEvict, Nodes, NodesAfter, Probe, Probed, Renew, TokenMade, TokenNew, TokenRevoke,
-    Tokens, TokensAfter,
+    AdminDone, Enrol, Enrolled, GiveBack, NodeDrain, NodeEvict, NodeHello, Nodes, NodesAfter, Probe, Probed, Renew, SubmitAt,
+    TokenMade, TokenNew, TokenRevoke, Tokens, TokensAfter, Trial, TrialDone, TrialFailed,
 };
 
 /// A blob by content: the BLAKE3 digest of its bytes and their number.
@@ -332,4 +332,10 @@ pub enum Message {
     NodeDrain(NodeDrain),
     NodeEvict(NodeEvict),
     AdminDone(AdminDone),
+    NodeHello(NodeHello),
+    Trial(Trial),
+    TrialDone(TrialDone),
+    TrialFailed(TrialFailed),
+    GiveBack(GiveBack),
+    SubmitAt(SubmitAt),
 }

@@ -7,6 +7,7 @@
 
 mod admission;
 mod codec;
+mod fleet;
 mod header;
 mod message;
 mod validate;
@@ -18,6 +19,7 @@ pub use admission::{
     AdminDone, Enrol, Enrolled, NodeDrain, NodeEntry, NodeEvict, NodeState, Nodes, NodesAfter, Probe, Probed, Renew, TokenEntry,
     TokenMade, TokenNew, TokenRevoke, Tokens, TokensAfter,
 };
+pub use fleet::{GiveBack, NodeHello, SubmitAt, Trial, TrialDone, TrialFailed};
 pub use header::{FrameHeader, MessageId};
 pub use message::{
     Assign, BlobGet, BlobPut, BlobRef, BlobSent, BlobStored, Cancel, ClientHello, Done, Drain, Event, Failed, Goodbye, Hello,
@@ -62,6 +64,10 @@ pub const MAX_INPUTS: usize = 64;
 pub const MAX_HELD_EPOCHS: usize = 64;
 /// Most phases in a job report.
 pub const MAX_PHASES: usize = 64;
+/// Highest priority of a job.
+pub const MAX_PRIORITY: u8 = 9;
+/// Longest version of a program: semantic versions with a build name have under 64 bytes.
+pub const MAX_RELEASE_BYTES: usize = 64;
 /// A permille is at most this.
 pub const PERMILLE: u32 = 1000;
 

@@ -98,7 +98,24 @@ fn samples() -> Vec<Message> {
         Message::NodeDrain(NodeDrain { node: A }),
         Message::NodeEvict(NodeEvict { node: A, reason: text() }),
         Message::AdminDone(AdminDone { text: text() }),
+        Message::NodeHello(node_hello()),
+        Message::Trial(trial()),
+        Message::TrialDone(TrialDone { number: 3, output: vec![7, 8], core_us: 1_000_002, peak_bytes: 1 << 20 }),
+        Message::TrialFailed(TrialFailed { number: 3, reason: text() }),
+        Message::GiveBack(GiveBack { epoch: 17, reason: text() }),
+        Message::SubmitAt(SubmitAt { spec: blob(), model: B, priority: 7 }),
     ]
+}
+
+fn node_hello() -> NodeHello {
+    let (name, release) = ("rack-3".to_owned(), "0.1.0".to_owned());
+    let (memory_bytes, free_bytes) = (1 << 35, 1 << 34);
+    NodeHello { name, identity: A, cores: 64, memory_bytes, free_bytes, release, models: vec![A, B], held: vec![5, 9] }
+}
+
+fn trial() -> Trial {
+    let (spec, extra, inputs) = (vec![1, 2, 3], vec![4], vec![vec![5], vec![6, 7]]);
+    Trial { number: 3, model: B, kind: WorkKind::Open.code(), segment: 1, spec, extra, inputs }
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -214,7 +231,17 @@ fn senseless_messages_are_refused_by_sender_and_receiver() {
         Message::Tokens(Tokens { tokens: vec![token_entry(); MAX_PAGE + 1] }),
         Message::Nodes(Nodes { nodes: vec![NodeEntry { state: 5, ..node_entry() }] }),
         Message::Nodes(Nodes { nodes: vec![NodeEntry { reason: long.clone(), ..node_entry() }] }),
-        Message::NodeEvict(NodeEvict { node: A, reason: long }),
+        Message::NodeEvict(NodeEvict { node: A, reason: long.clone() }),
+        Message::NodeHello(NodeHello { cores: 0, ..node_hello() }),
+        Message::NodeHello(NodeHello { free_bytes: 1 << 36, ..node_hello() }),
+        Message::NodeHello(NodeHello { release: "0.1\n".to_owned(), ..node_hello() }),
+        Message::NodeHello(NodeHello { models: vec![A, A], ..node_hello() }),
+        Message::NodeHello(NodeHello { held: vec![2, 1], ..node_hello() }),
+        Message::Trial(Trial { kind: 4, ..trial() }),
+        Message::Trial(Trial { inputs: vec![vec![]; MAX_INPUTS + 1], ..trial() }),
+        Message::TrialFailed(TrialFailed { number: 1, reason: long.clone() }),
+        Message::GiveBack(GiveBack { epoch: 1, reason: long }),
+        Message::SubmitAt(SubmitAt { spec: blob(), model: B, priority: 10 }),
     ];
     for message in cases {
         let error = message.encode().expect_err("senseless");

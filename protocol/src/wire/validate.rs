@@ -2,8 +2,8 @@
 
 use super::{
     Assign, Enrol, Enrolled, Hello, MAX_ADDRESS_BYTES, MAX_ADDRESSES, MAX_CERTIFICATE_BYTES, MAX_HELD_EPOCHS, MAX_INPUTS,
-    MAX_MODELS, MAX_NAME_BYTES, MAX_PAGE, MAX_PHASES, MAX_TEXT_BYTES, Message, NodeEntry, NodeState, PERMILLE, SIGNATURE_BYTES,
-    WireError, WorkKind,
+    MAX_MODELS, MAX_NAME_BYTES, MAX_PAGE, MAX_PHASES, MAX_PRIORITY, MAX_RELEASE_BYTES, MAX_TEXT_BYTES, Message, NodeEntry,
+    NodeHello, NodeState, PERMILLE, SIGNATURE_BYTES, Trial, WireError, WorkKind,
 };
 
 type Rule = Result<(), &'static str>;
@@ -44,6 +44,11 @@ impl Message {
             }
             Self::NodeEvict(m) => text(&m.reason),
             Self::AdminDone(m) => text(&m.text),
+            Self::NodeHello(m) => node_hello(m),
+            Self::Trial(m) => trial(m),
+            Self::TrialFailed(m) => text(&m.reason),
+            Self::GiveBack(m) => text(&m.reason),
+            Self::SubmitAt(m) => rule(m.priority <= MAX_PRIORITY, "a priority above 9"),
             Self::Done(_)
             | Self::ResultAck(_)
             | Self::Cancel(_)
@@ -56,7 +61,8 @@ impl Message {
             | Self::TokensAfter(_)
             | Self::TokenRevoke(_)
             | Self::NodesAfter(_)
-            | Self::NodeDrain(_) => Ok(()),
+            | Self::NodeDrain(_)
+            | Self::TrialDone(_) => Ok(()),
         };
         outcome.map_err(|cause| WireError::Meaning { message: self.id(), cause })
     }
@@ -87,6 +93,23 @@ fn hello(m: &Hello) -> Rule {
     rule(strictly_rising(&m.models), "models not sorted or repeated")?;
     rule(m.held.len() <= MAX_HELD_EPOCHS, "too many held assignments")?;
     rule(strictly_rising(&m.held), "held assignments not sorted or repeated")
+}
+
+fn node_hello(m: &NodeHello) -> Rule {
+    name(&m.name)?;
+    rule(m.cores > 0, "a node without cores")?;
+    rule(m.free_bytes <= m.memory_bytes, "more free memory than there is")?;
+    let plain = !m.release.is_empty() && m.release.len() <= MAX_RELEASE_BYTES && m.release.bytes().all(|b| b.is_ascii_graphic());
+    rule(plain, "a release that is none")?;
+    rule(m.models.len() <= MAX_MODELS, "too many models")?;
+    rule(strictly_rising(&m.models), "models not sorted or repeated")?;
+    rule(m.held.len() <= MAX_HELD_EPOCHS, "too many held assignments")?;
+    rule(strictly_rising(&m.held), "held assignments not sorted or repeated")
+}
+
+fn trial(m: &Trial) -> Rule {
+    rule(WorkKind::from_code(m.kind).is_some(), "an unknown kind of work")?;
+    rule(m.inputs.len() <= MAX_INPUTS, "too many inputs")
 }
 
 fn assign(m: &Assign) -> Rule {
