@@ -14,13 +14,13 @@ use std::path::{Path, PathBuf};
 
 /// One layer, wide enough that the work is that of layers and not of their tables.
 const SHAPE: Shape =
-    Shape { vocab: 64, positions: 16, heads: 4, head_dim: 8, ffn: 64, layers: 1, tile_logs: (4, 4), row_log: 9 };
+    Shape { vocab: 64, positions: 32, heads: 4, head_dim: 16, ffn: 256, layers: 1, tile_logs: (4, 4), row_log: 10 };
 /// Any; fixed, so that the model's id is the same everywhere.
 const SEED: u64 = 0x0be1_75c0;
 /// Enough to catch a machine that computes wrongly, at a cost that does not hide its speed.
 const SECURITY: SecurityParams = SecurityParams { queries: 12, g_seed: 3, g_fold: 2, g_query: 4 };
 /// Tokens of a calibration.
-const TOKENS: usize = 8;
+const TOKENS: usize = 32;
 
 /// The model.
 #[must_use]
@@ -65,7 +65,6 @@ fn staging(folder: &Path) -> PathBuf {
 
 fn build(folder: &Path) -> Result<(), Box<dyn std::error::Error>> {
     let model = model();
-    std::fs::create_dir_all(folder)?;
     model.save(folder, None)?;
     let registered = register::<NodeSuite, _>(&NodeBackend::default(), &model, SECURITY, [0; 32], folder, &|_| ())?;
     Ok(std::fs::write(folder.join(REGISTERED_FILE), registered.write())?)

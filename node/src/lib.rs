@@ -11,7 +11,9 @@ pub mod engine;
 pub mod error;
 pub mod identity;
 pub mod job_bytes;
+pub mod machine;
 pub mod model_folder;
+pub mod preempt;
 pub mod prover_engine;
 pub mod transport;
 pub mod usage;
@@ -19,13 +21,13 @@ pub mod worker;
 
 pub use address::CoordinatorAddress;
 pub use config::NodeConfig;
-pub use engine::{CheckError, Checker, Engine, EngineError, Pieces, Verdict, WorkKind, WorkOutput, WorkRequest};
+pub use engine::{CheckError, Checker, Engine, EngineError, Pieces, Trial, Verdict, WorkKind, WorkOutput, WorkRequest};
 pub use error::NodeError;
 pub use identity::{IdentityStore, Token};
 
 pub use model_folder::{ModelFolder, ModelFolderError};
 pub use prover_engine::ProverEngine;
-pub use worker::{ExitReason, Node};
+pub use worker::{ExitReason, Leave, Node};
 
 /// The kernels that nodes of this release compute with.
 pub type NodeBackend = obelysk_shard::kernels::simd::Simd;

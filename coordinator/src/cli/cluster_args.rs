@@ -146,6 +146,15 @@ pub struct JoinArgs {
     /// Give up after this many seconds without a coordinator; 0 means never.
     #[arg(long, value_name = "SECONDS")]
     pub give_up_after: Option<u64>,
+    /// Leave when there was nothing to do for this long: a number with s, m, h or d.
+    #[arg(long, value_name = "TIME", value_parser = parse_seconds)]
+    pub exit_when_idle: Option<u64>,
+    /// Shell command that exits with 0 when this machine is about to be taken away; asked every five seconds.
+    #[arg(long, value_name = "CMD")]
+    pub preempt_hook: Option<String>,
+    /// Time from that notice to the end: what takes longer is given back at once [default: 20s].
+    #[arg(long, value_name = "TIME", value_parser = parse_seconds)]
+    pub preempt_grace: Option<u64>,
     /// For nodes started by a parent process: end when standard input is closed, and keep no identity.
     #[arg(long, hide = true)]
     pub tied: bool,

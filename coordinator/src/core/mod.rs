@@ -4,6 +4,7 @@
 //! back ([`JobEvent::Redo`]); a result counts only for the inputs it was computed from; a node is quarantined only for
 //! a result that arrived whole and is wrong. Forward results are believed until a commit contradicts them.
 
+mod fleet;
 mod job;
 mod judge;
 mod outcome;
@@ -15,6 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use obelysk_node::engine::WorkKind;
 use obelysk_protocol::wire::{BlobRef, PERMILLE};
 
+use fleet::Fleet;
 use job::{Candidate, Job, Record};
 pub use outcome::{JobEvent, JobFailure, Report};
 pub use types::{Effect, Input, JobId, Needs, NodeId, Policy, Work};
@@ -65,6 +67,7 @@ pub struct State {
     members: BTreeMap<NodeId, Member>,
     leases: BTreeMap<u64, Lease>,
     jobs: BTreeMap<JobId, Job>,
+    fleet: Fleet,
     /// Jobs by arrival: the first is served first.
     queue: Vec<JobId>,
 }
@@ -80,6 +83,7 @@ impl State {
             members: BTreeMap::new(),
             leases: BTreeMap::new(),
             jobs: BTreeMap::new(),
+            fleet: Fleet::new(),
             queue: Vec::new(),
         }
     }
@@ -92,6 +96,7 @@ impl State {
         match input {
             Input::Tick => self.tick(&mut out),
             Input::NodeJoined { node, models, cores, held } => self.joined(node, models, cores, &held, &mut out),
+            Input::NodeMeasured { node, core_us, memory_bytes } => self.fleet.measured(node, core_us, memory_bytes),
             Input::NodeAway { node } => self.away(node),
             Input::NodeDraining { node } => self.draining(node),
             Input::NodeLeft { node } => self.gone(node, None, &mut out),
@@ -100,6 +105,9 @@ impl State {
                 self.work_done(node, epoch, (output, core_us, peak_bytes), &mut out);
             }
             Input::WorkFailed { node, epoch, disagrees, reason } => self.work_failed(node, epoch, disagrees, reason, &mut out),
+            Input::WorkReturned { node, epoch } => {
+                self.settle(node, epoch, &mut out);
+            }
             Input::CheckResult { job, work, epoch, verdict } => self.judged(job, work, epoch, verdict, &mut out),
             Input::CheckerFailed { job, reason } => self.fail(job, JobFailure::Pieces(reason), &mut out),
             Input::ChallengeDerived { job, commits, result } => self.challenged(job, commits, result, &mut out),

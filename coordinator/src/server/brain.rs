@@ -33,7 +33,8 @@ pub(super) struct Outbox {
 #[derive(Debug)]
 pub(super) struct Join {
     pub(super) key: NodeKeyId,
-    pub(super) hello: obelysk_protocol::wire::Hello,
+    pub(super) hello: obelysk_protocol::wire::NodeHello,
+    pub(super) calibration: Option<super::trial::Calibration>,
     pub(super) outbox: Outbox,
     pub(super) answer: oneshot::Sender<Result<NodeId, String>>,
 }

@@ -10,6 +10,7 @@ mod guard;
 mod progress;
 mod session;
 mod store;
+mod trial;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -60,6 +61,7 @@ pub(crate) struct Shared {
     evictions: broadcast::Sender<NodeKeyId>,
     nodes: Arc<Semaphore>,
     clients: Arc<Semaphore>,
+    trials: trial::Trials,
 }
 
 /// Cuts a text at a character boundary.
@@ -104,6 +106,7 @@ impl Coordinator {
             evictions: broadcast::channel(MAX_EVICTIONS).0,
             nodes: Arc::new(Semaphore::new(MAX_NODES)),
             clients: Arc::new(Semaphore::new(MAX_CLIENTS)),
+            trials: trial::Trials::default(),
         });
         tokio::spawn(accept(shared.clone(), endpoint.clone()));
         tracing::info!(address, "listening");
