@@ -8,6 +8,7 @@ use std::slice;
 use std::sync::Arc;
 
 use obelysk_model::recent::Recent;
+use obelysk_model::validate::{DEFAULT_RATE, Needs, SegmentNeeds};
 use obelysk_node::calibration;
 use obelysk_node::engine::{CheckError, Checker, Pieces, Trial, Verdict, WorkKind};
 use obelysk_node::job_bytes::{Boundaries, Challenge, CommitBlob, JobSpec, OpenJob, claims_from_bytes, hidden_from_bytes};
@@ -29,6 +30,8 @@ use obelysk_shard::hidden::{self, boundary_values};
 use obelysk_shard::job::Backend;
 use obelysk_shard::local::draw_seed;
 
+/// Segments whose needs are told: more than any model has.
+const MAX_SEGMENTS: usize = 1024;
 /// Statements kept: one per running job of a busy coordinator.
 const STATEMENTS: usize = 8;
 
@@ -274,6 +277,15 @@ impl<S: HashSuite, B: Backend + 'static> Checker for ProofChecker<S, B> {
         verify_bytes::<S>(&job.model, &bytes).map_err(pieces)?;
         Ok(bytes)
     }
+    fn peak_bytes(&self, spec: &[u8]) -> Vec<u64> {
+        let Ok(job) = self.job(spec) else { return Vec::new() };
+        let d = &job.model.descriptor;
+        let needs = Needs::estimate(d, d.layer_count() as u64, job.spec.ids.len(), DEFAULT_RATE);
+        let Ok(needs) = needs else { return Vec::new() };
+        let of = |s: &SegmentNeeds| std::iter::repeat_n(s.memory_bytes, usize::try_from(s.count).unwrap_or(0).min(MAX_SEGMENTS));
+        needs.segments.iter().flat_map(of).take(MAX_SEGMENTS).collect()
+    }
+
     fn trial(&self, number: u64) -> Option<Trial> {
         let model = self.trial?;
         let segments = segment_count(&self.models.get(&model)?.descriptor);

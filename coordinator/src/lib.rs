@@ -14,4 +14,5 @@ pub use checker::ProofChecker;
 pub use identity::Admissions;
 pub use server::{
     Coordinator, CoordinatorConfig, CoordinatorError, Handle, JobHandle, JobResult, LocalConfig, Phase, Progress, submit_remote,
+    submit_remote_at,
 };

@@ -87,7 +87,8 @@ mod tests {
         let spec = spec(first.id, 7);
         assert_ne!(spec.ids, super::spec(first.id, 8).ids);
         let engine = ProverEngine::<NodeSuite, _>::new(NodeBackend::default(), [first.clone()]);
-        let request = |kind| WorkRequest { job: [0; 32], model: first.id, kind, segment: 0, spec: spec.encode(), extra: Vec::new() };
+        let request =
+            |kind| WorkRequest { job: [0; 32], model: first.id, kind, segment: 0, spec: spec.encode(), extra: Vec::new() };
         for kind in [WorkKind::Forward, WorkKind::Commit] {
             let t = std::time::Instant::now();
             let done = engine.run(&request(kind), &[], &|_| ()).expect("done");

@@ -142,6 +142,12 @@ pub trait Checker: Send + Sync + 'static {
     /// [`CheckError::Pieces`] when the whole does not verify; such a proof is never published.
     fn finish(&self, spec: &[u8], pieces: Pieces<'_>) -> Result<Vec<u8>, CheckError>;
 
+    /// About how much memory each segment needs, in bytes, in order; empty when that is not known. A node with less is given none of it.
+    fn peak_bytes(&self, spec: &[u8]) -> Vec<u64> {
+        let _ = spec;
+        Vec::new()
+    }
+
     /// The job by which new nodes are calibrated, another one for each number. [`Checker::check`] and [`Checker::challenge`] take its
     /// specification; [`Checker::segments`] refuses it, so that nobody can submit it. `None`: nodes are not calibrated.
     fn trial(&self, number: u64) -> Option<Trial> {

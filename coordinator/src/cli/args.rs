@@ -276,6 +276,9 @@ pub struct ProveArgs {
     /// Submit to a running coordinator: the address it printed.
     #[arg(long, value_name = "ADDRESS", conflicts_with = "nodes")]
     pub coordinator: Option<String>,
+    /// Share of the cluster beside other jobs, 0 to 9: ten times as much for 9 as for 0.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u8).range(0..=9), requires = "coordinator")]
+    pub priority: u8,
     /// Proof file to write.
     #[arg(long)]
     pub out: PathBuf,

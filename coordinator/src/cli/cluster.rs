@@ -7,7 +7,7 @@ use super::home::Home;
 use super::output::Out;
 use anyhow::anyhow;
 use indicatif::ProgressBar;
-use obelysk_coordinator::{Admissions, Coordinator, Handle, JobResult, LocalConfig, ProofChecker, submit_remote};
+use obelysk_coordinator::{Admissions, Coordinator, Handle, JobResult, LocalConfig, ProofChecker, submit_remote_at};
 use obelysk_node::job_bytes::JobSpec;
 use obelysk_node::{CoordinatorAddress, ModelFolder, NodeBackend, NodeSuite, Token};
 use std::collections::BTreeMap;
@@ -116,14 +116,14 @@ async fn wait_for(handle: &Handle, children: &mut [Child]) -> Result<(), Failure
 }
 
 /// Submits to a coordinator elsewhere.
-pub fn submit(out: &Out, address: &str, spec: &JobSpec, segments: usize) -> Result<JobResult, Failure> {
+pub fn submit(out: &Out, address: &str, spec: &JobSpec, (segments, priority): (usize, u8)) -> Result<JobResult, Failure> {
     let address: CoordinatorAddress = address.parse()?;
     runtime()?.block_on(async {
         let mut bar = JobBar::new(out, segments);
         let on_event = |event: &obelysk_protocol::wire::Event| {
             bar.event(&event.phase, (event.done, event.total), &event.text, !event.text.is_empty());
         };
-        let result = submit_remote(&address, "obelysk prove", &spec.encode(), spec.model, on_event).await;
+        let result = submit_remote_at(&address, "obelysk prove", &spec.encode(), (spec.model, priority), on_event).await;
         bar.0.finish_and_clear();
         result.code(Code::Cluster)
     })

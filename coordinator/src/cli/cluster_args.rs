@@ -114,7 +114,7 @@ pub enum NodeCommand {
         #[command(flatten)]
         admin: AdminArgs,
     },
-    /// Check what joining needs: token, identity, reachability, clock, release, disk. Changes nothing.
+    /// Check what joining needs: token, identity, reachability, path, clock, release, disk, memory. Changes nothing.
     #[command(after_help = EXIT_CODES)]
     Doctor(DoctorArgs),
 }
@@ -174,6 +174,9 @@ pub struct DoctorArgs {
     /// Folder of that identity [default: `nodes/NAME` in the home folder].
     #[arg(long, value_name = "DIR")]
     pub state: Option<PathBuf>,
+    /// Models whose needs are held against this machine's memory [default: all registered].
+    #[arg(long)]
+    pub model: Vec<String>,
 }
 
 /// Reads a duration such as `90s`, `10m`, `1h` or `2d`.

@@ -44,7 +44,8 @@ pub fn run(out: &Out, home: &Home, args: JoinArgs) -> Result<(), Failure> {
     // Nodes of one command work with what is here, and are gone after it: they are not calibrated.
     let calibration = if args.tied { None } else { trial_model(out, home) };
     let weight_bytes = usize::try_from(config.weight_bytes).unwrap_or(usize::MAX);
-    let engine = ProverEngine::<NodeSuite, _>::new(NodeBackend::default(), models.into_iter().chain(calibration)).with_weight_bytes(weight_bytes);
+    let engine = ProverEngine::<NodeSuite, _>::new(NodeBackend::default(), models.into_iter().chain(calibration))
+        .with_weight_bytes(weight_bytes);
     let engine = Arc::new(engine);
     let exit = runtime()?.block_on(Node::run(config, (store, token), engine)).map_err(|error| {
         let code = if matches!(error, NodeError::Address { .. } | NodeError::Config { .. } | NodeError::Identity(_)) {

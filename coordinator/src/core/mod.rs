@@ -5,10 +5,13 @@
 //! a result that arrived whole and is wrong. Forward results are believed until a commit contradicts them.
 
 mod fleet;
+mod hedge;
 mod job;
 mod judge;
 mod outcome;
+mod partition;
 mod schedule;
+mod shares;
 mod types;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,8 +20,11 @@ use obelysk_node::engine::WorkKind;
 use obelysk_protocol::wire::{BlobRef, PERMILLE};
 
 use fleet::Fleet;
+pub use fleet::{FAULT_WINDOW_MS, MAX_FAULTS};
 use job::{Candidate, Job, Record};
 pub use outcome::{JobEvent, JobFailure, Report};
+use shares::Shares;
+pub use shares::{DEFAULT_PRIORITY, MAX_BACKLOG_S};
 pub use types::{Effect, Input, JobId, Needs, NodeId, Policy, Work};
 
 /// An item that took down this many distinct nodes fails its job: two may be coincidence, and the fleet must survive.
@@ -68,6 +74,9 @@ pub struct State {
     leases: BTreeMap<u64, Lease>,
     jobs: BTreeMap<JobId, Job>,
     fleet: Fleet,
+    shares: Shares,
+    /// Second leases of items.
+    hedges: BTreeMap<(JobId, Work), u64>,
     /// Jobs by arrival: the first is served first.
     queue: Vec<JobId>,
 }
@@ -75,7 +84,7 @@ pub struct State {
 impl State {
     /// An empty cluster.
     #[must_use]
-    pub const fn new(policy: Policy) -> Self {
+    pub fn new(policy: Policy) -> Self {
         Self {
             policy,
             now_ms: 0,
@@ -83,7 +92,9 @@ impl State {
             members: BTreeMap::new(),
             leases: BTreeMap::new(),
             jobs: BTreeMap::new(),
-            fleet: Fleet::new(),
+            fleet: Fleet::default(),
+            shares: Shares::default(),
+            hedges: BTreeMap::new(),
             queue: Vec::new(),
         }
     }
@@ -93,6 +104,10 @@ impl State {
     pub fn apply(&mut self, now_ms: u64, input: Input) -> Vec<Effect> {
         self.now_ms = self.now_ms.max(now_ms);
         let mut out = Vec::new();
+        self.observe(&input);
+        if self.turned_away(&input, &mut out) {
+            return out;
+        }
         match input {
             Input::Tick => self.tick(&mut out),
             Input::NodeJoined { node, models, cores, held } => self.joined(node, models, cores, &held, &mut out),
@@ -119,6 +134,10 @@ impl State {
                     self.jobs.insert(job, Job::new(model, spec, segments));
                     self.queue.push(job);
                 }
+            }
+            Input::JobSized { job, priority, peak_bytes } => {
+                self.shares.prioritise(job, priority);
+                self.fleet.sized(job, peak_bytes);
             }
             Input::Cancel { job } => self.fail(job, JobFailure::Cancelled, &mut out),
         }

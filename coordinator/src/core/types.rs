@@ -212,6 +212,15 @@ pub enum Input {
         /// Its number of segments, at least 1.
         segments: u32,
     },
+    /// About a job that is submitted next.
+    JobSized {
+        /// The job.
+        job: JobId,
+        /// 0 to 9; 9 is served most.
+        priority: u8,
+        /// Memory that each segment needs, in bytes; 0, or an end of the list, where it is not known.
+        peak_bytes: Vec<u64>,
+    },
     /// Nobody wants this job any more.
     Cancel {
         /// The job.

@@ -9,12 +9,13 @@ use obelysk_node::transport::quinn::{Connection, RecvStream, SendStream};
 use obelysk_node::transport::{CLOSE_DONE, answer_blob, connect, fetch, lost, read_message, receive_blob, store, write_message};
 use obelysk_protocol::wire::{
     BlobRef, BlobStored, ClientHello, Event, Goodbye, JobAccepted, JobDone, JobFailed, MAX_NAME_BYTES, MAX_TEXT_BYTES, Message,
-    PhaseTime, Submit,
+    PhaseTime, SubmitAt,
 };
 
 use super::progress::{JobResult, Phase};
 use super::session::refuse;
 use super::{CoordinatorError, Shared, clip};
+use crate::core::DEFAULT_PRIORITY;
 
 /// Blobs one client may hold here: its specification and its proof.
 const MAX_CLIENT_BLOBS: usize = 2;
@@ -63,14 +64,15 @@ async fn one_job(
     blobs: &Blobs,
 ) -> Result<(), TransportError> {
     let submit = match read_message(recv).await? {
-        Some(Message::Submit(submit)) => submit,
+        Some(Message::Submit(submit)) => SubmitAt { spec: submit.spec, model: submit.model, priority: DEFAULT_PRIORITY },
+        Some(Message::SubmitAt(submit)) => submit,
         Some(other) => return Err(TransportError::Unexpected { expected: "a job", got: other.id() }),
         None => return Ok(()),
     };
     let Some(spec) = find(blobs, submit.spec) else {
         return refuse(send, false, "the specification was not put before the job; send it first").await;
     };
-    let mut handle = match shared.submit(spec.to_vec(), submit.model).await {
+    let mut handle = match shared.submit(spec.to_vec(), submit.model, submit.priority).await {
         Ok(handle) => handle,
         Err(error) => return refuse(send, false, &error.to_string()).await,
     };
@@ -151,12 +153,26 @@ async fn transfer(shared: &Shared, blobs: &Blobs, mut send: SendStream, mut recv
 /// Submits a job to a coordinator elsewhere and waits for its proof. `on_event` gets every progress message.
 ///
 /// # Errors
-/// [`CoordinatorError::Transport`] when the coordinator cannot be reached or refuses, [`CoordinatorError::Job`] when the job fails.
+/// As [`submit_remote_at`].
 pub async fn submit_remote(
     address: &CoordinatorAddress,
     name: &str,
     spec: &[u8],
     model: [u8; 32],
+    on_event: impl FnMut(&Event),
+) -> Result<JobResult, CoordinatorError> {
+    submit_remote_at(address, name, spec, (model, DEFAULT_PRIORITY), on_event).await
+}
+
+/// As [`submit_remote`], with a priority from 0 to 9.
+///
+/// # Errors
+/// [`CoordinatorError::Transport`] when the coordinator cannot be reached or refuses, [`CoordinatorError::Job`] when the job fails.
+pub async fn submit_remote_at(
+    address: &CoordinatorAddress,
+    name: &str,
+    spec: &[u8],
+    (model, priority): ([u8; 32], u8),
     mut on_event: impl FnMut(&Event),
 ) -> Result<JobResult, CoordinatorError> {
     // Held to the end: the endpoint drives the connection.
@@ -166,7 +182,7 @@ pub async fn submit_remote(
     write_message(&mut send, &Message::ClientHello(ClientHello { name })).await?;
     let blob = BlobRef::of(spec);
     store(&connection, 0, blob, spec).await?;
-    write_message(&mut send, &Message::Submit(Submit { spec: blob, model })).await?;
+    write_message(&mut send, &Message::SubmitAt(SubmitAt { spec: blob, model, priority })).await?;
     let done = loop {
         match read_message(&mut recv).await? {
             Some(Message::JobAccepted(_)) => {}

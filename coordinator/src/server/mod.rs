@@ -25,10 +25,10 @@ use obelysk_node::transport::{CLOSE_DONE, ServerTls, listen};
 use obelysk_protocol::wire::BlobRef;
 use tokio::sync::{Semaphore, broadcast, mpsc, oneshot, watch};
 
-use crate::core::{Input, JobId};
+use crate::core::{DEFAULT_PRIORITY, Input, JobId};
 use crate::identity::Admissions;
 use brain::{Brain, Command, MAX_COMMANDS};
-pub use client::submit_remote;
+pub use client::{submit_remote, submit_remote_at};
 pub use config::{CoordinatorConfig, CoordinatorError, LocalConfig};
 use guard::Guard;
 use progress::Watcher;
@@ -138,8 +138,9 @@ impl Shared {
         self.commands.send(command).await.map_err(|_| ())
     }
 
-    async fn submit(self: &Arc<Self>, spec: Vec<u8>, model: [u8; 32]) -> Result<JobHandle, CoordinatorError> {
+    async fn submit(self: &Arc<Self>, spec: Vec<u8>, model: [u8; 32], priority: u8) -> Result<JobHandle, CoordinatorError> {
         let segments = self.checker.segments(&spec)?;
+        let peak_bytes = self.checker.peak_bytes(&spec);
         if segments == 0 {
             return Err(obelysk_node::CheckError::Spec("it has no segments".to_owned()).into());
         }
@@ -149,6 +150,8 @@ impl Shared {
         let job = JobId(BlobRef::of(&name).digest);
         self.store.put(job, blob, spec).map_err(|full| CoordinatorError::StoreFull { limit: full.limit })?;
         let (watcher, (events, result)) = Watcher::new();
+        let sized = Command::Core(Input::JobSized { job, priority, peak_bytes });
+        self.command(sized).await.map_err(|()| CoordinatorError::Stopped)?;
         let command = Command::Submit { job, model, spec: blob, segments, watcher };
         self.command(command).await.map_err(|()| CoordinatorError::Stopped)?;
         Ok(JobHandle { shared: self.clone(), job, segments, events, result })
@@ -229,7 +232,15 @@ impl Handle {
     /// # Errors
     /// [`CoordinatorError`]: the specification is not a job, the store is full, or the coordinator has stopped.
     pub async fn submit(&self, spec: Vec<u8>, model: [u8; 32]) -> Result<JobHandle, CoordinatorError> {
-        self.shared.submit(spec, model).await
+        self.submit_at(spec, model, DEFAULT_PRIORITY).await
+    }
+
+    /// As [`Handle::submit`], with a priority from 0 to 9.
+    ///
+    /// # Errors
+    /// As [`Handle::submit`].
+    pub async fn submit_at(&self, spec: Vec<u8>, model: [u8; 32], priority: u8) -> Result<JobHandle, CoordinatorError> {
+        self.shared.submit(spec, model, priority).await
     }
 
     /// Says goodbye to all nodes and stops. Jobs in progress end with [`CoordinatorError::Stopped`].

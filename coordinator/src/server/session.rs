@@ -183,7 +183,10 @@ async fn node(
     let (answer, answered) = oneshot::channel();
     let stopped = || TransportError::Lost("the coordinator stops".to_owned());
     let name = hello.name.clone();
-    shared.command(Command::Join(Box::new(Join { key: member.id, hello, calibration, outbox, answer }))).await.map_err(|()| stopped())?;
+    shared
+        .command(Command::Join(Box::new(Join { key: member.id, hello, calibration, outbox, answer })))
+        .await
+        .map_err(|()| stopped())?;
     let node = match answered.await.map_err(|_| stopped())? {
         Ok(node) => node,
         Err(reason) => return refuse(&mut send, false, &reason).await,

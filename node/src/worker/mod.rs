@@ -71,9 +71,7 @@ impl Node {
         engine: Arc<dyn Engine>,
     ) -> Result<ExitReason, NodeError> {
         let (hook, grace) = (config.preempt_hook.clone(), Duration::from_secs(config.preempt_grace_s));
-        let taken = async move {
-            if hook.is_empty() { std::future::pending().await } else { preempt::notice(&hook).await }
-        };
+        let taken = async move { if hook.is_empty() { std::future::pending().await } else { preempt::notice(&hook).await } };
         let stop = async {
             tokio::select! {
                 () = stop_signal() => Leave::Drain,

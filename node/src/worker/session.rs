@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use obelysk_protocol::wire::{
-    Assign, BlobRef, Done, Drain, Failed, GiveBack, Goodbye, Message, NodeHello, Progress, Refused, Trial, TrialDone, TrialFailed,
-    Welcome, WorkKind,
+    Assign, BlobRef, Done, Drain, Failed, GiveBack, Goodbye, Message, NodeHello, Progress, Refused, Trial, TrialDone,
+    TrialFailed, Welcome, WorkKind,
 };
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::sync::mpsc;
