@@ -106,6 +106,23 @@ pub enum BenchCommand {
     /// Prove layers of a model's shape with random weights, read from disk segment by segment.
     #[command(after_help = EXIT_CODES)]
     Layer(LayerArgs),
+    /// Measure how long the coordinator's brain thinks about one input, with a fleet that is made up.
+    #[command(after_help = EXIT_CODES)]
+    Brain(BrainArgs),
+}
+
+/// Arguments of `bench brain`.
+#[derive(Debug, Args)]
+pub struct BrainArgs {
+    /// Nodes.
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub nodes: u32,
+    /// Jobs at once.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub jobs: u32,
+    /// Segments of each job, of four items each.
+    #[arg(long, default_value_t = 625, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub segments: u32,
 }
 
 /// Arguments of `bench layer`.

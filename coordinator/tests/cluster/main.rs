@@ -7,4 +7,5 @@ mod members;
 mod process;
 mod proxy;
 mod simulator;
+mod simulator_fleet;
 mod toy;

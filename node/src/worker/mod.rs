@@ -5,6 +5,7 @@
 mod cache;
 mod device;
 mod session;
+mod trial;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;

@@ -5,14 +5,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use obelysk_protocol::wire::{
-    Assign, BlobRef, Done, Drain, Failed, GiveBack, Goodbye, Message, NodeHello, Progress, Refused, Trial, TrialDone,
-    TrialFailed, Welcome, WorkKind,
+    Assign, BlobRef, Done, Drain, Failed, GiveBack, Goodbye, Message, NodeHello, Progress, Refused, Welcome, WorkKind,
 };
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::sync::mpsc;
 
 use super::cache::Cache;
 use super::device::{DeviceEvent, Task};
+use super::trial::attempt;
 use super::{Agent, Complaint, ExitReason, Leaving, Outcome, Run, Stop, clip};
 use crate::address::CoordinatorAddress;
 use crate::engine::WorkRequest;
@@ -27,8 +27,6 @@ const MAX_INBOX: usize = 64;
 const ANSWER: Duration = Duration::from_secs(10);
 /// How long the coordinator may leave a node that said hello, or answered a trial, without a word: it may be calibrating a whole fleet.
 const GREETING: Duration = Duration::from_secs(60);
-/// Trials have numbers from here on where work has epochs, which no cluster reaches.
-const FIRST_TRIAL: u64 = u64::MAX / 2;
 /// Pause after a renewal that failed, at least: the coordinator is busy or away, not slow to think.
 const RENEW_AGAIN: Duration = Duration::from_secs(1);
 
@@ -141,54 +139,14 @@ async fn greet(agent: &mut Agent, connection: &Connection) -> Result<(SendStream
     }
 }
 
-/// Does a piece of calibration, on the device as any work.
-async fn attempt(agent: &mut Agent, trial: Trial) -> Message {
-    let number = trial.number;
-    let failed = |reason: &str| Message::TrialFailed(TrialFailed { number, reason: clip(reason) });
-    let Some(kind) = WorkKind::from_code(trial.kind) else { return failed("an unknown kind of work") };
-    let Trial { model, segment, spec, extra, inputs, .. } = trial;
-    let request = WorkRequest { job: [0; 32], model, kind, segment, spec, extra };
-    agent.trials += 1;
-    let epoch = FIRST_TRIAL + agent.trials;
-    if !agent.device.submit(Task { epoch, request, inputs }) {
-        return failed("the device still has work");
-    }
-    loop {
-        match agent.device.events.recv().await {
-            Some(DeviceEvent::Finished { epoch: found, outcome }) if found == epoch => {
-                return match outcome {
-                    Ok(done) => {
-                        let (core_us, peak_bytes) = (done.core_us, done.peak_bytes);
-                        Message::TrialDone(TrialDone { number, output: done.blob, core_us, peak_bytes })
-                    }
-                    Err(error) => failed(&error.to_string()),
-                };
-            }
-            Some(DeviceEvent::Finished { epoch, outcome }) if epoch < FIRST_TRIAL => agent.finish(Outcome::new(epoch, outcome)),
-            Some(_) => {}
-            None => return failed("the device thread has ended"),
-        }
-    }
-}
-
 impl Session<'_> {
     async fn run(
         &mut self,
-        mut incoming: RecvStream,
+        incoming: RecvStream,
         reports: &mut mpsc::Receiver<Internal>,
         stop: &mut Stop<'_>,
     ) -> Result<SessionEnd, TransportError> {
-        let (inbox, mut messages) = mpsc::channel(MAX_INBOX);
-        // Reading a frame is not cancel-safe, so it has a task of its own.
-        tokio::spawn(async move {
-            loop {
-                let message = read_message(&mut incoming).await;
-                let last = !matches!(message, Ok(Some(_)));
-                if inbox.send(message).await.is_err() || last {
-                    return;
-                }
-            }
-        });
+        let mut messages = inbox(incoming);
         let pending: Vec<u64> = self.agent.unacked.keys().copied().collect();
         for epoch in pending {
             self.deliver(epoch).await?;
@@ -240,15 +198,23 @@ impl Session<'_> {
                     self.give_back(false).await?;
                 }
                 () = tokio::time::sleep_until(due.unwrap_or_else(tokio::time::Instant::now)), if due.is_some() => {
-                    if self.agent.leaving.is_some() {
-                        self.give_back(true).await?;
+                    if self.overdue().await? {
                         return self.leave(&mut messages).await;
                     }
-                    self.agent.leaving = Some(Leaving { reason: ExitReason::Idle, deadline: None });
-                    self.say_drain().await?;
                 }
             }
         }
+    }
+
+    /// What is due now: `true` when it is to leave at once, with nothing running any more.
+    async fn overdue(&mut self) -> Result<bool, TransportError> {
+        if self.agent.leaving.is_some() {
+            self.give_back(true).await?;
+            return Ok(true);
+        }
+        self.agent.leaving = Some(Leaving { reason: ExitReason::Idle, deadline: None });
+        self.say_drain().await?;
+        Ok(false)
     }
 
     fn idle(&self) -> bool {
@@ -455,6 +421,21 @@ impl Session<'_> {
         let _ = tokio::time::timeout(ANSWER, answered).await;
         Ok(SessionEnd::Exit(self.agent.leaving.as_ref().map_or(ExitReason::Drained, Leaving::exit)))
     }
+}
+
+/// Reads messages on a task of its own: reading a frame is not cancel-safe.
+fn inbox(mut incoming: RecvStream) -> mpsc::Receiver<Result<Option<Message>, TransportError>> {
+    let (inbox, messages) = mpsc::channel(MAX_INBOX);
+    tokio::spawn(async move {
+        loop {
+            let message = read_message(&mut incoming).await;
+            let last = !matches!(message, Ok(Some(_)));
+            if inbox.send(message).await.is_err() || last {
+                return;
+            }
+        }
+    });
+    messages
 }
 
 async fn gather(connection: &Connection, cache: &Arc<Mutex<Cache>>, limit: u64, assign: Assign) -> Result<Task, TransportError> {

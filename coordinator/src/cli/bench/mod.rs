@@ -3,6 +3,7 @@
 //! Ceilings are S-two's own kernels on one core. A phase's fraction is its work at the ceilings divided by the processor
 //! time it took, so it does not depend on how busy the machine is. Forward pass and grinding are printed apart.
 
+mod brain;
 mod fit;
 mod layer;
 mod spans;
@@ -69,6 +70,9 @@ struct Row {
 pub fn run(out: &Out, home: &Home, args: &BenchArgs) -> Result<(), Failure> {
     if let Some(BenchCommand::Layer(args)) = &args.command {
         return layer::run(out, home, args);
+    }
+    if let Some(BenchCommand::Brain(args)) = &args.command {
+        return brain::run(out, args);
     }
     let folder = home.open(&args.model)?;
     let ceilings = measured(out)?;
