@@ -8,7 +8,9 @@ use std::slice;
 use std::sync::Arc;
 
 use obelysk_model::recent::Recent;
-use obelysk_node::engine::{CheckError, Checker, Pieces, Verdict, WorkKind};
+use obelysk_model::validate::{DEFAULT_RATE, Needs, SegmentNeeds};
+use obelysk_node::calibration;
+use obelysk_node::engine::{CheckError, Checker, Pieces, Trial, Verdict, WorkKind};
 use obelysk_node::job_bytes::{Boundaries, Challenge, CommitBlob, JobSpec, OpenJob, claims_from_bytes, hidden_from_bytes};
 use obelysk_protocol::circuit::descriptor::Descriptor;
 use obelysk_protocol::circuit::segment::Circuit;
@@ -28,6 +30,8 @@ use obelysk_shard::hidden::{self, boundary_values};
 use obelysk_shard::job::Backend;
 use obelysk_shard::local::draw_seed;
 
+/// Segments whose needs are told: more than any model has.
+const MAX_SEGMENTS: usize = 1024;
 /// Statements kept: one per running job of a busy coordinator.
 const STATEMENTS: usize = 8;
 
@@ -35,6 +39,8 @@ const STATEMENTS: usize = 8;
 pub struct ProofChecker<S: HashSuite, B: Backend> {
     backend: B,
     models: BTreeMap<Digest, Arc<Registered>>,
+    /// The model of calibration: for trials only.
+    trial: Option<Digest>,
     statements: Recent<OpenJob>,
     suite: std::marker::PhantomData<S>,
 }
@@ -82,7 +88,16 @@ impl<S: HashSuite, B: Backend> ProofChecker<S, B> {
     #[must_use]
     pub fn new(backend: B, models: impl IntoIterator<Item = Registered>) -> Self {
         let models = models.into_iter().map(|m| (m.model_id::<S>(), Arc::new(m))).collect();
-        Self { backend, models, statements: Recent::new(STATEMENTS), suite: std::marker::PhantomData }
+        Self { backend, models, trial: None, statements: Recent::new(STATEMENTS), suite: std::marker::PhantomData }
+    }
+
+    /// Calibrates new nodes by this model, see [`obelysk_node::calibration`].
+    #[must_use]
+    pub fn with_trial(mut self, model: Registered) -> Self {
+        let id = model.model_id::<S>();
+        self.models.insert(id, Arc::new(model));
+        self.trial = Some(id);
+        self
     }
 
     fn job(&self, spec: &[u8]) -> Result<Job, CheckError> {
@@ -203,6 +218,9 @@ fn segment_proof(
 impl<S: HashSuite, B: Backend + 'static> Checker for ProofChecker<S, B> {
     fn segments(&self, spec: &[u8]) -> Result<u32, CheckError> {
         let job = self.job(spec)?;
+        if self.trial == Some(job.spec.model) {
+            return refuse("the model of calibration takes no jobs");
+        }
         admit::<S>(&job.model, &job.spec)?;
         u32::try_from(job.segments()).or_else(refuse)
     }
@@ -261,5 +279,20 @@ impl<S: HashSuite, B: Backend + 'static> Checker for ProofChecker<S, B> {
         let bytes = Proof { header: challenge.header::<S>(&job.spec, boundaries), segments, opening: None }.write();
         verify_bytes::<S>(&job.model, &bytes).map_err(pieces)?;
         Ok(bytes)
+    }
+    fn peak_bytes(&self, spec: &[u8]) -> Vec<u64> {
+        let Ok(job) = self.job(spec) else { return Vec::new() };
+        let d = &job.model.descriptor;
+        let needs = Needs::estimate(d, d.layer_count() as u64, job.spec.ids.len(), DEFAULT_RATE);
+        let Ok(needs) = needs else { return Vec::new() };
+        let of = |s: &SegmentNeeds| std::iter::repeat_n(s.memory_bytes, usize::try_from(s.count).unwrap_or(0).min(MAX_SEGMENTS));
+        needs.segments.iter().flat_map(of).take(MAX_SEGMENTS).collect()
+    }
+
+    fn trial(&self, number: u64) -> Option<Trial> {
+        let model = self.trial?;
+        let segments = segment_count(&self.models.get(&model)?.descriptor);
+        let spec = calibration::spec(model, number).encode();
+        Some(Trial { model, spec, segments: u32::try_from(segments).ok()? })
     }
 }

@@ -17,5 +17,5 @@ pub use checker::ProofChecker;
 pub use identity::Admissions;
 pub use server::{
     Coordinator, CoordinatorConfig, CoordinatorError, Facts, Handle, JobHandle, JobResult, LocalConfig, Phase, Progress,
-    submit_remote,
+    submit_remote, submit_remote_at,
 };

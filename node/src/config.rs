@@ -41,6 +41,15 @@ pub struct NodeConfig {
     /// TCP address for metrics, `host:port`; empty: none.
     #[serde(default)]
     pub metrics_listen: String,
+    /// Leave when there was nothing to do for this long; 0 means never.
+    #[serde(default)]
+    pub exit_when_idle_s: u64,
+    /// Shell command that exits with 0 when this machine is about to be taken away; empty: none. Asked every five seconds.
+    #[serde(default)]
+    pub preempt_hook: String,
+    /// Time between that notice and the end: what takes longer is given back at once.
+    #[serde(default = "default_preempt_grace_s")]
+    pub preempt_grace_s: u64,
 }
 
 fn default_name() -> String {
@@ -66,6 +75,11 @@ const fn default_fetch_models_bytes() -> u64 {
     64 << 30
 }
 
+/// The shortest notice of the large clouds is 30 s, and a question takes up to 9 s to be answered.
+const fn default_preempt_grace_s() -> u64 {
+    20
+}
+
 impl NodeConfig {
     /// The defaults with this name.
     #[must_use]
@@ -81,6 +95,9 @@ impl NodeConfig {
             fetch_models_bytes: default_fetch_models_bytes(),
             give_up_after_s: 0,
             metrics_listen: String::new(),
+            exit_when_idle_s: 0,
+            preempt_hook: String::new(),
+            preempt_grace_s: default_preempt_grace_s(),
         }
     }
 

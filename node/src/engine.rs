@@ -107,6 +107,17 @@ pub struct Pieces<'a> {
     pub opens: &'a [&'a [u8]],
 }
 
+/// A small job that shows whether and how fast a machine computes, see [`Checker::trial`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trial {
+    /// The model of calibration.
+    pub model: [u8; 32],
+    /// Its specification.
+    pub spec: Vec<u8>,
+    /// Its number of segments, at least 1.
+    pub segments: u32,
+}
+
 /// Judges results on the coordinator: synchronous, pure, called on blocking threads.
 pub trait Checker: Send + Sync + 'static {
     /// Number of segments of a job.
@@ -130,4 +141,17 @@ pub trait Checker: Send + Sync + 'static {
     /// # Errors
     /// [`CheckError::Pieces`] when the whole does not verify; such a proof is never published.
     fn finish(&self, spec: &[u8], pieces: Pieces<'_>) -> Result<Vec<u8>, CheckError>;
+
+    /// About how much memory each segment needs, in bytes, in order; empty when that is not known. A node with less is given none of it.
+    fn peak_bytes(&self, spec: &[u8]) -> Vec<u64> {
+        let _ = spec;
+        Vec::new()
+    }
+
+    /// The job by which new nodes are calibrated, another one for each number. [`Checker::check`] and [`Checker::challenge`] take its
+    /// specification; [`Checker::segments`] refuses it, so that nobody can submit it. `None`: nodes are not calibrated.
+    fn trial(&self, number: u64) -> Option<Trial> {
+        let _ = number;
+        None
+    }
 }

@@ -5,14 +5,17 @@
 #![forbid(unsafe_code)]
 
 pub mod address;
+pub mod calibration;
 pub mod config;
 pub mod engine;
 pub mod error;
 pub mod identity;
 pub mod job_bytes;
+pub mod machine;
 pub mod metrics;
 pub mod model_folder;
 pub mod models;
+pub mod preempt;
 pub mod prover_engine;
 pub mod scrape;
 pub mod trace;
@@ -23,13 +26,13 @@ pub mod worker;
 
 pub use address::CoordinatorAddress;
 pub use config::NodeConfig;
-pub use engine::{CheckError, Checker, Engine, EngineError, Pieces, Verdict, WorkKind, WorkOutput, WorkRequest};
+pub use engine::{CheckError, Checker, Engine, EngineError, Pieces, Trial, Verdict, WorkKind, WorkOutput, WorkRequest};
 pub use error::NodeError;
 pub use identity::{IdentityStore, Token};
 
 pub use model_folder::{ModelFolder, ModelFolderError};
 pub use prover_engine::ProverEngine;
-pub use worker::{ExitReason, Node};
+pub use worker::{ExitReason, Leave, Node};
 
 /// The kernels that nodes of this release compute with.
 pub type NodeBackend = obelysk_shard::kernels::simd::Simd;

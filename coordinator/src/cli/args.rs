@@ -132,6 +132,9 @@ pub enum BenchCommand {
     /// Prove the same in this process and on nodes: equal bytes, and what the cluster costs beside.
     #[command(after_help = EXIT_CODES)]
     Cluster(ClusterBenchArgs),
+    /// Measure how long the coordinator's brain thinks about one input, with a fleet that is made up.
+    #[command(after_help = EXIT_CODES)]
+    Brain(BrainArgs),
 }
 
 /// Arguments of `bench cluster`.
@@ -149,6 +152,20 @@ pub struct ClusterBenchArgs {
     /// Runs of each; the cheapest counts.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub runs: u32,
+}
+
+/// Arguments of `bench brain`.
+#[derive(Debug, Args)]
+pub struct BrainArgs {
+    /// Nodes.
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub nodes: u32,
+    /// Jobs at once.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub jobs: u32,
+    /// Segments of each job, of four items each.
+    #[arg(long, default_value_t = 625, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub segments: u32,
 }
 
 /// Arguments of `bench layer`.
@@ -341,6 +358,9 @@ pub struct ProveArgs {
     /// 0 as 1, one segment after the other (compatibility; in this process only).
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=2))]
     pub mode: u8,
+    /// Share of the cluster beside other jobs, 0 to 9: ten times as much for 9 as for 0.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u8).range(0..=9), requires = "coordinator")]
+    pub priority: u8,
     /// Proof file to write.
     #[arg(long)]
     pub out: PathBuf,

@@ -7,7 +7,7 @@ use super::home::Home;
 use super::output::Out;
 use anyhow::anyhow;
 use indicatif::ProgressBar;
-use obelysk_coordinator::{Admissions, Coordinator, Handle, JobResult, LocalConfig, ProofChecker, submit_remote};
+use obelysk_coordinator::{Admissions, Coordinator, Handle, JobResult, LocalConfig, ProofChecker, submit_remote_at};
 use obelysk_node::job_bytes::JobSpec;
 use obelysk_node::{CoordinatorAddress, ModelFolder, NodeBackend, NodeSuite, Token};
 use std::collections::BTreeMap;
@@ -118,7 +118,7 @@ async fn wait_for(handle: &Handle, children: &mut [Child]) -> Result<(), Failure
 }
 
 /// Submits to a coordinator elsewhere.
-pub fn submit(out: &Out, address: &str, spec: &JobSpec, segments: usize) -> Result<JobResult, Failure> {
+pub fn submit(out: &Out, address: &str, spec: &JobSpec, (segments, priority): (usize, u8)) -> Result<JobResult, Failure> {
     let address: CoordinatorAddress = address.parse()?;
     runtime()?.block_on(async {
         let mut bar = JobBar::new(out, segments);
@@ -127,7 +127,7 @@ pub fn submit(out: &Out, address: &str, spec: &JobSpec, segments: usize) -> Resu
         };
         let bytes = spec.encode();
         let result = tokio::select! {
-            result = submit_remote(&address, "obelysk prove", &bytes, spec.model, on_event) => Some(result),
+            result = submit_remote_at(&address, "obelysk prove", &bytes, (spec.model, priority), on_event) => Some(result),
             () = obelysk_node::worker::stop_signal() => None,
         };
         bar.0.finish_and_clear();

@@ -117,7 +117,7 @@ pub enum NodeCommand {
         #[command(flatten)]
         admin: AdminArgs,
     },
-    /// Check what joining needs: token, identity, reachability, clock, release, disk. Changes nothing.
+    /// Check what joining needs: token, identity, reachability, path, clock, release, disk, memory. Changes nothing.
     #[command(after_help = EXIT_CODES)]
     Doctor(DoctorArgs),
 }
@@ -155,6 +155,15 @@ pub struct JoinArgs {
     /// TCP address for metrics in the Prometheus format [default: none].
     #[arg(long, value_name = "ADDRESS")]
     pub metrics_listen: Option<String>,
+    /// Leave when there was nothing to do for this long: a number with s, m, h or d.
+    #[arg(long, value_name = "TIME", value_parser = parse_seconds)]
+    pub exit_when_idle: Option<u64>,
+    /// Shell command that exits with 0 when this machine is about to be taken away; asked every five seconds.
+    #[arg(long, value_name = "CMD")]
+    pub preempt_hook: Option<String>,
+    /// Time from that notice to the end: what takes longer is given back at once [default: 20s].
+    #[arg(long, value_name = "TIME", value_parser = parse_seconds)]
+    pub preempt_grace: Option<u64>,
     /// For nodes started by a parent process: end when standard input is closed, and keep no identity.
     #[arg(long, hide = true)]
     pub tied: bool,
@@ -174,6 +183,9 @@ pub struct DoctorArgs {
     /// Folder of that identity [default: `nodes/NAME` in the home folder].
     #[arg(long, value_name = "DIR")]
     pub state: Option<PathBuf>,
+    /// Models whose needs are held against this machine's memory [default: all registered].
+    #[arg(long)]
+    pub model: Vec<String>,
 }
 
 /// Reads a duration such as `90s`, `10m`, `1h` or `2d`.

@@ -37,6 +37,11 @@ impl Home {
         self.0.join("cache")
     }
 
+    /// The model that this program calibrates nodes with.
+    pub fn calibration(&self) -> PathBuf {
+        self.cache().join("calibration")
+    }
+
     /// Folder of the registered models.
     pub fn models(&self) -> PathBuf {
         self.0.join("models")

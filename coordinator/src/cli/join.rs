@@ -9,7 +9,8 @@ use super::secret;
 use super::serve::settings;
 use obelysk_node::error::NodeError;
 use obelysk_node::models::Shelf;
-use obelysk_node::{ExitReason, IdentityStore, ModelFolder, Node, NodeBackend, NodeConfig, NodeSuite, ProverEngine};
+use obelysk_node::worker::told;
+use obelysk_node::{ExitReason, IdentityStore, ModelFolder, Node, NodeBackend, NodeConfig, NodeSuite, ProverEngine, calibration};
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -27,6 +28,9 @@ pub fn run(out: &Out, home: &Home, args: JoinArgs) -> Result<(), Failure> {
     config.fetch_models_bytes = args.fetch_models.unwrap_or(config.fetch_models_bytes);
     config.give_up_after_s = args.give_up_after.unwrap_or(config.give_up_after_s);
     config.metrics_listen = args.metrics_listen.unwrap_or(config.metrics_listen);
+    config.exit_when_idle_s = args.exit_when_idle.unwrap_or(config.exit_when_idle_s);
+    config.preempt_hook = args.preempt_hook.unwrap_or(config.preempt_hook);
+    config.preempt_grace_s = args.preempt_grace.unwrap_or(config.preempt_grace_s);
     config.validate()?;
     let file = (!config.token_file.as_os_str().is_empty()).then_some(config.token_file.as_path());
     // A member's file may be gone: it was for the first time only.
@@ -47,14 +51,18 @@ pub fn run(out: &Out, home: &Home, args: JoinArgs) -> Result<(), Failure> {
     }
     out.field("node", &config.name);
     models.iter().for_each(|m| out.field("offers", format_args!("{} {}", m.registered.descriptor.name(), hex(&m.id))));
+    // Nodes of one command work with what is here, and are gone after it: they are not calibrated.
+    let calibration = if args.tied { None } else { trial_model(out, home) };
     let weight_bytes = usize::try_from(config.weight_bytes).unwrap_or(usize::MAX);
-    let engine = ProverEngine::<NodeSuite, _>::new(NodeBackend::default(), models).with_weight_bytes(weight_bytes);
+    let engine = ProverEngine::<NodeSuite, _>::new(NodeBackend::default(), models.into_iter().chain(calibration))
+        .with_weight_bytes(weight_bytes);
     let engine = Arc::new(engine);
     // Who names the models to offer wants no others.
     let fetches = config.fetch_models_bytes > 0 && args.model.is_empty() && !args.tied;
     let shelf = HomeShelf { folder: home.models(), limit: config.fetch_models_bytes, engine: engine.clone() };
     let shelf = fetches.then(|| Arc::new(shelf) as Arc<dyn Shelf>);
-    let serve = Node::serve(config, (store, token), (engine, shelf), obelysk_node::worker::stop_signal());
+    let stop = told(&config);
+    let serve = Node::serve(config, (store, token), (engine, shelf), stop);
     let exit = runtime()?.block_on(serve).map_err(|error| {
         let code = if matches!(error, NodeError::Address { .. } | NodeError::Config { .. } | NodeError::Identity(_)) {
             Code::Input
@@ -65,11 +73,24 @@ pub fn run(out: &Out, home: &Home, args: JoinArgs) -> Result<(), Failure> {
     })?;
     let reason = match exit {
         ExitReason::Drained => "asked to stop".to_owned(),
+        ExitReason::Preempted => "the machine is about to be taken away".to_owned(),
+        ExitReason::Idle => "there was nothing to do".to_owned(),
         ExitReason::Dismissed(reason) => reason,
     };
     out.json(&serde_json::json!({ "ended": reason }));
     out.field("ended", reason);
     Ok(())
+}
+
+/// The model of calibration; without it this node works all the same, and its speed is found out by and by.
+fn trial_model(out: &Out, home: &Home) -> Option<ModelFolder> {
+    match calibration::folder(&home.calibration()) {
+        Ok(folder) => Some(folder),
+        Err(error) => {
+            out.note(&format!("this node is not calibrated: {error}"));
+            None
+        }
+    }
 }
 
 /// Models fetched lie beside those registered here.

@@ -70,7 +70,7 @@ pub fn run(out: &Out, home: &Home, args: &ProveArgs) -> Result<(), Failure> {
     admit::<NodeSuite>(&model.registered, &spec)?;
     let told = tell(&model, &spec.ids, &spec.sequences);
     let proved = match &args.coordinator {
-        Some(address) => at_coordinator(out, &model, &spec, address)?,
+        Some(address) => at_coordinator(out, &model, &spec, (address, args.priority))?,
         None if args.nodes == 0 => here(out, &model, &spec)?,
         None => on_nodes(out, home, &model, &spec, args.nodes)?,
     };
@@ -187,8 +187,8 @@ pub fn on_nodes(out: &Out, home: &Home, model: &ModelFolder, spec: &JobSpec, nod
     Ok(proved(result, own))
 }
 
-fn at_coordinator(out: &Out, model: &ModelFolder, spec: &JobSpec, address: &str) -> Result<Proved, Failure> {
-    let result = cluster::submit(out, address, spec, segment_count(&model.registered.descriptor))?;
+fn at_coordinator(out: &Out, model: &ModelFolder, spec: &JobSpec, (address, priority): (&str, u8)) -> Result<Proved, Failure> {
+    let result = cluster::submit(out, address, spec, (segment_count(&model.registered.descriptor), priority))?;
     // Bytes of a peer: believed when they verify, for the input asked for.
     let accepted = verify_bytes::<NodeSuite>(&model.registered, &result.proof).code(Code::Cluster)?;
     if (&accepted.ids, &accepted.sequences) != (&spec.ids, &spec.sequences) {

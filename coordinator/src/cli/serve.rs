@@ -11,7 +11,7 @@ use obelysk_coordinator::identity::FileStorage;
 use obelysk_coordinator::{Admissions, Coordinator, CoordinatorConfig, Facts, Handle, ProofChecker};
 use obelysk_node::engine::Engine;
 use obelysk_node::identity::write_private;
-use obelysk_node::{NodeBackend, NodeSuite, ProverEngine};
+use obelysk_node::{NodeBackend, NodeSuite, ProverEngine, calibration};
 use std::sync::Arc;
 
 /// Serves until SIGINT or SIGTERM.
@@ -48,7 +48,14 @@ pub fn run(out: &Out, home: &Home, args: ServeArgs) -> Result<(), Failure> {
     }
     let admissions = Arc::new(Admissions::open(Arc::new(facts.storage()))?);
     let registered = models.iter().map(|m| m.registered.clone());
-    let checker = Arc::new(ProofChecker::<NodeSuite, _>::new(NodeBackend::default(), registered));
+    let checker = ProofChecker::<NodeSuite, _>::new(NodeBackend::default(), registered);
+    let checker = Arc::new(match calibration::folder(&home.calibration()) {
+        Ok(folder) => checker.with_trial(folder.registered),
+        Err(error) => {
+            out.note(&format!("nodes are not calibrated: {error}"));
+            checker
+        }
+    });
     // Where the weights are, this process settles disputes between nodes itself.
     let weights: Vec<_> = models.into_iter().filter(|m| m.path.join("descriptor.bin").is_file()).collect();
     let referee: Option<Arc<dyn Engine>> =

@@ -143,6 +143,12 @@ impl Job {
 
     /// What an item needs; `None` while that is not there yet.
     pub(super) fn needs(&self, work: Work) -> Option<Needs> {
+        let later = matches!(work.kind, WorkKind::Prove | WorkKind::Open);
+        self.needs_under(work, if later { self.current_challenge() } else { None })
+    }
+
+    /// As [`Job::needs`], under the challenge that holds now: for many items at once.
+    pub(super) fn needs_under(&self, work: Work, challenge: Option<BlobRef>) -> Option<Needs> {
         let before = work.segment.checked_sub(1).map(|l| self.output(WorkKind::Forward, l).ok_or(()));
         let mut inputs: Vec<BlobRef> = before.transpose().ok()?.into_iter().collect();
         let (mut against, mut extra) = (None, BlobRef::of(&[]));
@@ -151,10 +157,10 @@ impl Job {
             WorkKind::Commit => against = Some(self.output(WorkKind::Forward, work.segment)?),
             WorkKind::Prove => {
                 against = Some(self.output(WorkKind::Forward, work.segment)?);
-                extra = self.current_challenge()?;
+                extra = challenge?;
             }
             WorkKind::Open => {
-                extra = self.current_challenge()?;
+                extra = challenge?;
                 inputs.push(self.output(WorkKind::Prove, work.segment)?);
             }
         }
@@ -201,8 +207,12 @@ impl Job {
     pub(super) fn drop_stale(&mut self) -> Vec<JobEvent> {
         let works: Vec<Work> = self.items.keys().copied().collect();
         let mut events = Vec::new();
+        // Known when the first item that needs it is reached: nothing taken back from there on changes it.
+        let mut challenge = None;
         for work in works {
-            let Some(needs) = self.needs(work) else { continue };
+            let later = matches!(work.kind, WorkKind::Prove | WorkKind::Open);
+            let now = if later { *challenge.get_or_insert_with(|| self.current_challenge()) } else { None };
+            let Some(needs) = self.needs_under(work, now) else { continue };
             let stale = self.items.get(&work).and_then(|i| i.accepted.as_ref()).is_some_and(|r| r.needs != needs);
             if let Some(item) = self.items.get_mut(&work) {
                 item.doubt.take_if(|doubt| doubt.needs != needs);

@@ -6,12 +6,16 @@
 
 pub mod demand;
 mod fact;
+mod fleet;
+mod hedge;
 mod job;
 mod judge;
 mod outbox;
 mod outcome;
+mod partition;
 mod restore;
 mod schedule;
+mod shares;
 mod types;
 pub mod view;
 
@@ -21,10 +25,14 @@ use obelysk_node::engine::WorkKind;
 use obelysk_protocol::wire::{BlobRef, PERMILLE};
 
 pub use fact::Fact;
+use fleet::Fleet;
+pub use fleet::{FAULT_WINDOW_MS, MAX_FAULTS};
 use job::{Candidate, Job, Record};
 pub use outbox::Outbox;
 pub use outcome::{JobEvent, JobFailure, Report};
 pub use restore::MAX_TERM;
+use shares::Shares;
+pub use shares::{DEFAULT_PRIORITY, MAX_BACKLOG_S};
 pub use types::{Effect, Input, JobId, Needs, NodeId, Policy, Work};
 
 /// An item that took down this many distinct nodes fails its job: two may be coincidence, and the fleet must survive.
@@ -76,6 +84,10 @@ pub struct State {
     members: BTreeMap<NodeId, Member>,
     leases: BTreeMap<u64, Lease>,
     jobs: BTreeMap<JobId, Job>,
+    fleet: Fleet,
+    shares: Shares,
+    /// Second leases of items.
+    hedges: BTreeMap<(JobId, Work), u64>,
     /// Jobs by arrival: the first is served first.
     queue: Vec<JobId>,
     /// Jobs that ended and are still known: they are not opened again.
@@ -87,7 +99,7 @@ pub struct State {
 impl State {
     /// An empty cluster.
     #[must_use]
-    pub const fn new(policy: Policy) -> Self {
+    pub fn new(policy: Policy) -> Self {
         Self {
             policy,
             now_ms: 0,
@@ -97,6 +109,9 @@ impl State {
             members: BTreeMap::new(),
             leases: BTreeMap::new(),
             jobs: BTreeMap::new(),
+            fleet: Fleet::default(),
+            shares: Shares::default(),
+            hedges: BTreeMap::new(),
             queue: Vec::new(),
             ended: BTreeSet::new(),
             unswept: false,
@@ -109,9 +124,14 @@ impl State {
         self.now_ms = self.now_ms.max(now_ms);
         let mut out = Vec::new();
         self.sweep(&mut out);
+        self.observe(&input);
+        if self.turned_away(&input, &mut out) {
+            return out;
+        }
         match input {
             Input::Tick => self.tick(&mut out),
             Input::NodeJoined { node, models, cores, held } => self.joined(node, models, cores, &held, &mut out),
+            Input::NodeMeasured { node, core_us, memory_bytes } => self.fleet.measured(node, core_us, memory_bytes),
             Input::NodeAway { node } => self.away(node),
             Input::NodeDraining { node } => self.draining(node),
             Input::NodeLeft { node } => self.gone(node, None, &mut out),
@@ -120,6 +140,13 @@ impl State {
                 self.work_done(node, epoch, (output, core_us, peak_bytes), &mut out);
             }
             Input::WorkFailed { node, epoch, disagrees, reason } => self.work_failed(node, epoch, disagrees, reason, &mut out),
+            Input::WorkReturned { node, epoch } => {
+                // A result at the checker is not taken back; anything else is open again, or goes on under its other lease.
+                if !self.at_checker(node, epoch) {
+                    out.push(Effect::Ack { node, epoch });
+                    self.settle(node, epoch);
+                }
+            }
             Input::CheckResult { job, work, epoch, verdict } => self.judged(job, work, epoch, verdict, &mut out),
             Input::CheckerFailed { job, reason } => self.fail(job, JobFailure::Pieces(reason), &mut out),
             Input::ChallengeDerived { job, commits, result } => self.challenged(job, commits, result, &mut out),
@@ -134,6 +161,10 @@ impl State {
                     out.push(Effect::Record(Fact::Forgotten { job }));
                     out.push(Effect::Forgotten { job });
                 }
+            }
+            Input::JobSized { job, priority, peak_bytes } => {
+                self.shares.prioritise(job, priority);
+                self.fleet.sized(job, peak_bytes);
             }
             Input::Cancel { job } => self.fail(job, JobFailure::Cancelled, &mut out),
         }

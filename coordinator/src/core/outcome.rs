@@ -126,6 +126,16 @@ pub enum JobFailure {
     /// Asked for.
     #[error("cancelled; submit again if that was a mistake")]
     Cancelled,
+    /// Too much work is waiting.
+    #[error(
+        "{queued} jobs are in progress and the fleet has more than a day of work; submit again in {wait_s} s, or join more nodes"
+    )]
+    Busy {
+        /// Seconds until there is room again.
+        wait_s: u64,
+        /// Jobs in progress.
+        queued: usize,
+    },
     /// Too many jobs.
     #[error("{0} jobs are in progress, which is the limit; submit again when one is done")]
     TooMany(usize),

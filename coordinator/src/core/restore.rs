@@ -15,8 +15,9 @@ use crate::ledger::{Ledger, OpenJob, Roster};
 
 /// Bits of an epoch below the term: a leader that gives out a thousand leases a second needs 34 years.
 const COUNTER_BITS: u32 = 40;
-/// The last term that an epoch can carry.
-pub const MAX_TERM: u64 = (1 << (u64::BITS - COUNTER_BITS)) - 1;
+/// The last term that an epoch can carry. The upper half of all numbers is left to the nodes, who number what they compute for
+/// calibration with it.
+pub const MAX_TERM: u64 = (1 << (u64::BITS - 1 - COUNTER_BITS)) - 1;
 
 /// First epoch of a term; those of all earlier terms are below it.
 const fn first_epoch(term: u64) -> u64 {

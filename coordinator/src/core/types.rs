@@ -104,6 +104,15 @@ pub enum Input {
         /// Epochs it still holds.
         held: BTreeSet<u64>,
     },
+    /// What a node can do, said before it joins.
+    NodeMeasured {
+        /// The node.
+        node: NodeId,
+        /// Core-microseconds it took for the job of calibration, by kind of work; `None`: it was not calibrated.
+        core_us: Option<[u64; 4]>,
+        /// Memory of the machine in bytes; 0 when that is not known.
+        memory_bytes: u64,
+    },
     /// Its connection broke.
     NodeAway {
         /// The node.
@@ -151,6 +160,13 @@ pub enum Input {
         disagrees: bool,
         /// Cause.
         reason: String,
+    },
+    /// The node leaves and will not do it; nobody is to blame.
+    WorkReturned {
+        /// Who says so.
+        node: NodeId,
+        /// The lease.
+        epoch: u64,
     },
     /// Answer to [`Effect::Check`].
     CheckResult {
@@ -221,6 +237,15 @@ pub enum Input {
     Forget {
         /// The job; one that has ended.
         job: JobId,
+    },
+    /// About a job that is submitted next.
+    JobSized {
+        /// The job.
+        job: JobId,
+        /// 0 to 9; 9 is served most.
+        priority: u8,
+        /// Memory that each segment needs, in bytes; 0, or an end of the list, where it is not known.
+        peak_bytes: Vec<u64>,
     },
     /// Nobody wants this job any more.
     Cancel {

@@ -51,7 +51,8 @@ pub(super) struct Outbox {
 #[derive(Debug)]
 pub(super) struct Join {
     pub(super) key: NodeKeyId,
-    pub(super) hello: obelysk_protocol::wire::Hello,
+    pub(super) hello: obelysk_protocol::wire::NodeHello,
+    pub(super) calibration: Option<super::trial::Calibration>,
     pub(super) outbox: Outbox,
     pub(super) answer: oneshot::Sender<Result<NodeId, String>>,
 }
@@ -72,6 +73,8 @@ pub(super) enum Command {
         model: [u8; 32],
         spec: BlobRef,
         segments: u32,
+        /// Its priority, and the memory that its segments need.
+        sized: (u8, Vec<u64>),
         watcher: Watcher,
         /// Told when the job is sure to be done, or was.
         opened: oneshot::Sender<()>,
@@ -259,13 +262,14 @@ impl Brain {
                     self.feed(if clean { Input::NodeLeft { node } } else { Input::NodeAway { node } });
                 }
             }
-            Command::Submit { job, model, spec, segments, watcher, opened } => {
+            Command::Submit { job, model, spec, segments, sized: (priority, peak_bytes), watcher, opened } => {
                 let watchers = self.watchers.entry(job).or_default();
                 watchers.retain(|watcher| !watcher.is_gone());
                 if watchers.len() < MAX_WATCHERS {
                     watchers.push(watcher);
                     self.submitting.entry(job).or_default().push(opened);
                 }
+                self.feed(Input::JobSized { job, priority, peak_bytes });
                 self.feed(Input::JobSubmitted { job, model, spec, segments });
             }
         }

@@ -13,6 +13,7 @@ use obelysk_protocol::wire::{
 use super::progress::JobResult;
 use super::session::refuse;
 use super::{CoordinatorError, Shared, clip, fresh_key};
+use crate::core::DEFAULT_PRIORITY;
 
 /// Blobs one client may hold here: its specification and its proof.
 const MAX_CLIENT_BLOBS: usize = 2;
@@ -62,9 +63,9 @@ async fn one_job(
     recv: &mut RecvStream,
     blobs: &Blobs,
 ) -> Result<(), TransportError> {
-    let (wanted, model, key) = match read_message(recv).await? {
-        Some(Message::SubmitOnce(submit)) => (submit.spec, submit.model, Some(submit.key)),
-        Some(Message::Submit(submit)) => (submit.spec, submit.model, None),
+    let (wanted, model, key, priority) = match read_message(recv).await? {
+        Some(Message::SubmitOnce(submit)) => (submit.spec, submit.model, Some(submit.key), submit.priority),
+        Some(Message::Submit(submit)) => (submit.spec, submit.model, None, DEFAULT_PRIORITY),
         Some(other) => return Err(TransportError::Unexpected { expected: "a job", got: other.id() }),
         None => return Ok(()),
     };
@@ -72,7 +73,7 @@ async fn one_job(
         return refuse(send, false, "the specification was not put before the job; send it first").await;
     };
     let fresh = key.map_or_else(fresh_key, Ok);
-    let submitted = async { shared.submit(spec.to_vec(), model, fresh?).await };
+    let submitted = async { shared.submit(spec.to_vec(), (model, priority), fresh?).await };
     let mut handle = match submitted.await {
         Ok(handle) => handle,
         Err(error) => {

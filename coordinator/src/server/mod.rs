@@ -17,6 +17,7 @@ mod questions;
 mod session;
 mod store;
 mod submit;
+mod trial;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -34,7 +35,7 @@ use tokio::sync::{Semaphore, broadcast, mpsc, oneshot, watch};
 
 use crate::blobs::Blobs;
 use crate::consensus::Role;
-use crate::core::{Input, JobId};
+use crate::core::{DEFAULT_PRIORITY, Input, JobId};
 use crate::identity::Admissions;
 use crate::ledger::{MAX_SEGMENTS, SharedLedger};
 use brain::Command;
@@ -49,7 +50,7 @@ use progress::Watcher;
 pub use progress::{JobResult, Phase, Progress};
 use store::Store;
 pub use store::{Backing, Folder, StoreError};
-pub use submit::submit_remote;
+pub use submit::{submit_remote, submit_remote_at};
 
 /// Nodes served at once: twice the largest fleet planned.
 const MAX_NODES: usize = 2048;
@@ -90,6 +91,7 @@ pub(crate) struct Shared {
     nodes: Arc<Semaphore>,
     clients: Arc<Semaphore>,
     observer: Arc<Observer>,
+    trials: trial::Trials,
 }
 
 /// Cuts a text at a character boundary.
@@ -173,6 +175,7 @@ impl Coordinator {
             nodes: Arc::new(Semaphore::new(MAX_NODES)),
             clients: Arc::new(Semaphore::new(MAX_CLIENTS)),
             observer,
+            trials: trial::Trials::default(),
         });
         questions::sample(&shared, move || own.expires_unix_s());
         tokio::spawn(accept(shared.clone(), endpoint.clone()));
@@ -245,12 +248,18 @@ impl Shared {
     }
 
     /// Opens a job, or finds the one that was opened by this key; returns when it is sure to survive.
-    async fn submit(self: &Arc<Self>, spec: Vec<u8>, model: [u8; 32], key: [u8; 16]) -> Result<JobHandle, CoordinatorError> {
+    async fn submit(
+        self: &Arc<Self>,
+        spec: Vec<u8>,
+        (model, priority): ([u8; 32], u8),
+        key: [u8; 16],
+    ) -> Result<JobHandle, CoordinatorError> {
         let segments = self.checker.segments(&spec)?;
         if segments == 0 || segments > MAX_SEGMENTS {
             let text = format!("it has {segments} segments; 1 to {MAX_SEGMENTS} can be proved");
             return Err(obelysk_node::CheckError::Spec(text).into());
         }
+        let peak_bytes = self.checker.peak_bytes(&spec);
         let blob = BlobRef::of(&spec);
         let name = [&blob.digest[..], &model[..], &key[..]].concat();
         let job = JobId(BlobRef::of(&name).digest);
@@ -262,7 +271,8 @@ impl Shared {
         }
         let (watcher, (events, result)) = Watcher::new();
         let (opened, sure) = oneshot::channel();
-        let command = Command::Submit { job, model, spec: blob, segments, watcher, opened };
+        let sized = (priority, peak_bytes);
+        let command = Command::Submit { job, model, spec: blob, segments, sized, watcher, opened };
         commands.send(command).await.map_err(|_| CoordinatorError::Stopped)?;
         let handle = JobHandle { shared: self.clone(), job, segments, events, result };
         match sure.await {
@@ -370,7 +380,15 @@ impl Handle {
     /// # Errors
     /// [`CoordinatorError`]: the specification is not a job, the store is full, or the coordinator has stopped.
     pub async fn submit(&self, spec: Vec<u8>, model: [u8; 32]) -> Result<JobHandle, CoordinatorError> {
-        self.shared.submit(spec, model, fresh_key()?).await
+        self.submit_at(spec, model, DEFAULT_PRIORITY).await
+    }
+
+    /// As [`Handle::submit`], with a priority from 0 to 9.
+    ///
+    /// # Errors
+    /// As [`Handle::submit`].
+    pub async fn submit_at(&self, spec: Vec<u8>, model: [u8; 32], priority: u8) -> Result<JobHandle, CoordinatorError> {
+        self.shared.submit(spec, (model, priority), fresh_key()?).await
     }
 
     /// Says goodbye to all nodes and stops. Jobs in progress end with [`CoordinatorError::Stopped`].

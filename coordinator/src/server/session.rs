@@ -13,8 +13,8 @@ use obelysk_node::transport::{
     write_message,
 };
 use obelysk_protocol::wire::{
-    ALPN_JOIN, BlobPut, BlobRef, BlobStored, Goodbye, Hello, MAX_TEXT_BYTES, Message, Models, Refused, Welcome, WireError,
-    WorkKind,
+    ALPN_JOIN, BlobPut, BlobRef, BlobStored, Goodbye, Hello, MAX_TEXT_BYTES, Message, Models, NodeHello, Refused, Welcome,
+    WireError, WorkKind,
 };
 use tokio::sync::{broadcast, mpsc, oneshot};
 
@@ -22,7 +22,7 @@ use super::brain::{Command, Join, Outbox};
 use super::bulk;
 use super::guard::Arrival;
 use super::store::Store;
-use super::{Shared, admin, client, clip, door};
+use super::{Shared, admin, client, clip, door, trial};
 use crate::core::{Input, JobId, NodeId, Work};
 use crate::identity::{AdmissionError, Member};
 
@@ -110,8 +110,13 @@ async fn greet(shared: &Arc<Shared>, connection: &Connection, session: u64, arri
         }
         Err(error) => return Err(error),
     };
+    let message = match message {
+        // What nodes of the release before say: nothing is known of their memory, and they cannot be calibrated.
+        Message::Hello(hello) => Message::NodeHello(unmeasured(hello)),
+        other => other,
+    };
     let (pool, kind) = match message {
-        Message::Hello(_) => (&shared.nodes, "nodes"),
+        Message::NodeHello(_) => (&shared.nodes, "nodes"),
         Message::ClientHello(_) => (&shared.clients, "clients"),
         ref order if admin::is_order(order) => (&shared.clients, "clients"),
         other => return Err(TransportError::Unexpected { expected: "a hello", got: other.id() }),
@@ -120,7 +125,7 @@ async fn greet(shared: &Arc<Shared>, connection: &Connection, session: u64, arri
         return refuse(&mut send, true, &format!("as many {kind} are connected as this coordinator serves; try later")).await;
     };
     match (message, peer(shared, connection)?) {
-        (Message::Hello(hello), Peer::Node(key)) => {
+        (Message::NodeHello(hello), Peer::Node(key)) => {
             let evicted = shared.evictions.subscribe();
             let member = match shared.admissions.member(key) {
                 Ok(member) => member,
@@ -130,7 +135,7 @@ async fn greet(shared: &Arc<Shared>, connection: &Connection, session: u64, arri
             open_up(connection);
             node(shared, connection, session, (send, recv), (hello, member), evicted).await
         }
-        (Message::Hello(_), _) => refuse(&mut send, false, &AdmissionError::NoCertificate.to_string()).await,
+        (Message::NodeHello(_), _) => refuse(&mut send, false, &AdmissionError::NoCertificate.to_string()).await,
         (Message::ClientHello(hello), _) => {
             arrival.known();
             open_up(connection);
@@ -147,6 +152,11 @@ async fn greet(shared: &Arc<Shared>, connection: &Connection, session: u64, arri
     }
 }
 
+fn unmeasured(hello: Hello) -> NodeHello {
+    let Hello { name, identity, cores, models, held } = hello;
+    NodeHello { name, identity, cores, memory_bytes: 0, free_bytes: 0, release: String::new(), models, held }
+}
+
 /// Says no, and why, and that nothing follows.
 pub(super) async fn refuse(send: &mut SendStream, retry: bool, reason: &str) -> Result<(), TransportError> {
     let reason = clip(reason.to_owned(), MAX_TEXT_BYTES);
@@ -159,10 +169,17 @@ async fn node(
     shared: &Arc<Shared>,
     connection: &Connection,
     session: u64,
-    (mut send, recv): (SendStream, RecvStream),
-    (hello, member): (Hello, Member),
+    (mut send, mut recv): (SendStream, RecvStream),
+    (hello, member): (NodeHello, Member),
     evicted: broadcast::Receiver<NodeKeyId>,
 ) -> Result<(), TransportError> {
+    let calibration = match trial::calibrate(shared, (member.id, &hello), (&mut send, &mut recv)).await? {
+        Ok(calibration) => calibration,
+        Err(failed) => {
+            tracing::warn!(id = %member.id, name = hello.name, reason = failed.reason, "not calibrated, refused");
+            return refuse(&mut send, failed.retry, &failed.reason).await;
+        }
+    };
     let (messages, mut outgoing) = mpsc::channel(MAX_OUTBOX);
     // Only the brain holds the outbox: when it lets go, the writer ends, and the session with it.
     let weak = messages.downgrade();
@@ -175,7 +192,7 @@ async fn node(
         Ok(commands) => commands,
         Err(reason) => return refuse(&mut send, true, &reason).await,
     };
-    let join = Command::Join(Box::new(Join { key: member.id, hello, outbox, answer }));
+    let join = Command::Join(Box::new(Join { key: member.id, hello, calibration, outbox, answer }));
     commands.send(join).await.map_err(|_| stopped())?;
     let node = match answered.await.map_err(|_| stopped())? {
         Ok(node) => node,
@@ -265,6 +282,7 @@ async fn read_node(
                 Input::NodeHolds { node, epoch: m.epoch, job, work, inputs: m.inputs, extra: m.extra }
             }
             Message::Drain(_) => Input::NodeDraining { node },
+            Message::GiveBack(m) => Input::WorkReturned { node, epoch: m.epoch },
             Message::Goodbye(_) => {
                 if let Some(outbox) = outbox.upgrade() {
                     let _ = outbox.try_send(Message::Goodbye(Goodbye { reason: "goodbye".to_owned() }));

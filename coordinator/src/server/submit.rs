@@ -10,6 +10,7 @@ use obelysk_protocol::wire::{BlobRef, ClientHello, Event, Goodbye, MAX_NAME_BYTE
 
 use super::progress::{JobResult, Phase};
 use super::{CoordinatorError, fresh_key};
+use crate::core::DEFAULT_PRIORITY;
 
 /// How long a coordinator that took the job may be away: a restart takes seconds, a new machine minutes.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -24,6 +25,7 @@ struct Job<'a> {
     name: String,
     spec: &'a [u8],
     model: [u8; 32],
+    priority: u8,
     key: [u8; 16],
     /// Whether the last attempt found a coordinator that has it.
     taken: bool,
@@ -39,10 +41,25 @@ pub async fn submit_remote(
     name: &str,
     spec: &[u8],
     model: [u8; 32],
+    on_event: impl FnMut(&Event),
+) -> Result<JobResult, CoordinatorError> {
+    submit_remote_at(address, name, spec, (model, DEFAULT_PRIORITY), on_event).await
+}
+
+/// As [`submit_remote`], with a priority from 0 to 9: the coordinator serves 9 most. It is said again on every connection, so it holds
+/// after a coordinator's restart too.
+///
+/// # Errors
+/// As [`submit_remote`].
+pub async fn submit_remote_at(
+    address: &CoordinatorAddress,
+    name: &str,
+    spec: &[u8],
+    (model, priority): ([u8; 32], u8),
     mut on_event: impl FnMut(&Event),
 ) -> Result<JobResult, CoordinatorError> {
     let name = name.chars().filter(|c| !c.is_control()).take(MAX_NAME_BYTES / 4).collect();
-    let mut job = Job { address, name, spec, model, key: fresh_key()?, taken: false };
+    let mut job = Job { address, name, spec, model, priority, key: fresh_key()?, taken: false };
     let (mut pause, mut since) = (PAUSE_FIRST, None);
     loop {
         let error = match job.attempt(&mut on_event).await {
@@ -71,7 +88,8 @@ impl Job<'_> {
         write_message(&mut send, &Message::ClientHello(ClientHello { name: self.name.clone() })).await?;
         let blob = BlobRef::of(self.spec);
         store(&connection, 0, blob, self.spec).await?;
-        write_message(&mut send, &Message::SubmitOnce(SubmitOnce { key: self.key, spec: blob, model: self.model })).await?;
+        let submit = SubmitOnce { key: self.key, spec: blob, model: self.model, priority: self.priority };
+        write_message(&mut send, &Message::SubmitOnce(submit)).await?;
         let done = loop {
             match read_message(&mut recv).await? {
                 Some(Message::JobAccepted(_)) => self.taken = true,

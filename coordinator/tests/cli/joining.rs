@@ -150,6 +150,8 @@ fn orders_do_what_they_say() {
     for name in ["identity", "reach", "cluster", "clock", "release"] {
         assert_eq!(outcome(name), Some("passed".into()), "{checked}");
     }
+    assert_eq!(outcome("in use"), Some("warned".into()), "the node runs: {checked}");
+    assert_eq!(outcome("path"), Some("passed".into()), "{checked}");
     place.run(&["node", "drain", &id[..8]]).expect(0);
     assert_eq!(node.exit_code(), Some(0), "drained");
     // Back without a token, and then out.

@@ -1,5 +1,6 @@
 //! The cluster as a whole, with a toy engine in place of the prover: in virtual time against the brain, and over real sockets.
 
+mod fleet;
 mod joining;
 mod leading;
 mod loopback;
@@ -10,5 +11,6 @@ mod process;
 mod proxy;
 mod restarts;
 mod simulator;
+mod simulator_fleet;
 mod toy;
 mod transfer;

@@ -188,7 +188,9 @@ async fn submit_once(address: &CoordinatorAddress, key: [u8; 16], spec: &[u8]) -
     write_message(&mut send, &Message::ClientHello(ClientHello { name: "raw".to_owned() })).await.expect("said");
     let blob = BlobRef::of(spec);
     store(&connection, 0, blob, spec).await.expect("stored");
-    write_message(&mut send, &Message::SubmitOnce(SubmitOnce { key, spec: blob, model: MODEL })).await.expect("said");
+    write_message(&mut send, &Message::SubmitOnce(SubmitOnce { key, spec: blob, model: MODEL, priority: 5 }))
+        .await
+        .expect("said");
     loop {
         match read_message(&mut recv).await.expect("answers").expect("not over") {
             Message::JobDone(done) => {

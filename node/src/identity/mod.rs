@@ -10,6 +10,7 @@ mod join;
 mod key;
 mod statement;
 mod store;
+mod survey;
 mod token;
 
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -21,6 +22,7 @@ pub use join::{ask, ask_within, enrol, probe, renew};
 pub use key::NodeKey;
 pub use statement::JoinStatement;
 pub use store::{Identity, IdentityStore};
+pub use survey::{LEAST_MTU, Survey, survey};
 pub use token::{MAX_TOKEN_BYTES, Token, TokenError, TokenSeed};
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 mod cache;
 mod device;
 mod session;
+mod trial;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
@@ -21,6 +22,7 @@ use crate::error::NodeError;
 use crate::identity::{Identity, IdentityError, IdentityStore, Token};
 use crate::metrics::NodeMetrics;
 use crate::models::Shelf;
+use crate::preempt;
 use crate::scrape;
 use crate::transport::Parts;
 use cache::Cache;
@@ -37,11 +39,24 @@ const MAX_UNACKED: usize = 8;
 /// Blobs of the largest size that may wait on disk for a connection to come back: inputs of the item before and of the next.
 const MAX_PARTS: u64 = 4;
 
+/// How a node is asked to leave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leave {
+    /// Finish what runs, however long it takes.
+    Drain,
+    /// The machine will be gone after this: finish what fits, give the rest back at once.
+    Preempted(Duration),
+}
+
 /// Why a node ended in good order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ExitReason {
     /// It was asked to stop, finished what it ran and said goodbye.
     Drained,
+    /// Its machine is about to be taken away; what did not fit was given back.
+    Preempted,
+    /// There was nothing to do for as long as it was to wait.
+    Idle,
     /// The coordinator ended the session for this reason.
     Dismissed(String),
 }
@@ -51,8 +66,9 @@ pub enum ExitReason {
 pub struct Node;
 
 impl Node {
-    /// Serves its cluster until told to stop by SIGTERM or SIGINT: then the current work is finished and delivered first. The identity in
-    /// the store says which cluster; without one that serves, the token lets this machine in.
+    /// Serves its cluster until told to stop by SIGTERM or SIGINT: then the current work is finished and delivered first; or by the hook
+    /// of its configuration: then what does not fit is given back. The identity in the store says which cluster; without one that
+    /// serves, the token lets this machine in.
     ///
     /// # Errors
     /// [`NodeError`]: bad configuration, no usable identity or token, a coordinator that cannot be used (another cluster, another version,
@@ -62,7 +78,8 @@ impl Node {
         membership: (IdentityStore, Option<Token>),
         engine: Arc<dyn Engine>,
     ) -> Result<ExitReason, NodeError> {
-        Self::run_until(config, membership, engine, stop_signal()).await
+        let stop = told(&config);
+        Self::run_leaving(config, membership, engine, stop).await
     }
 
     /// As [`Node::run`], fetching models that the coordinator offers and `shelf` has room for.
@@ -75,7 +92,8 @@ impl Node {
         engine: Arc<dyn Engine>,
         shelf: Arc<dyn Shelf>,
     ) -> Result<ExitReason, NodeError> {
-        Self::serve(config, membership, (engine, Some(shelf)), stop_signal()).await
+        let stop = told(&config);
+        Self::serve(config, membership, (engine, Some(shelf)), stop).await
     }
 
     /// As [`Node::run`], stopping when `stop` completes instead of on a signal.
@@ -88,10 +106,27 @@ impl Node {
         engine: Arc<dyn Engine>,
         stop: impl Future<Output = ()> + Send,
     ) -> Result<ExitReason, NodeError> {
+        let stop = async {
+            stop.await;
+            Leave::Drain
+        };
+        Self::run_leaving(config, membership, engine, stop).await
+    }
+
+    /// As [`Node::run_until`], where `stop` also says how.
+    ///
+    /// # Errors
+    /// As [`Node::run`].
+    pub async fn run_leaving(
+        config: NodeConfig,
+        membership: (IdentityStore, Option<Token>),
+        engine: Arc<dyn Engine>,
+        stop: impl Future<Output = Leave> + Send,
+    ) -> Result<ExitReason, NodeError> {
         Self::serve(config, membership, (engine, None), stop).await
     }
 
-    /// As [`Node::run_until`], fetching models if there is a shelf for them.
+    /// As [`Node::run_leaving`], fetching models if there is a shelf for them.
     ///
     /// # Errors
     /// As [`Node::run`].
@@ -99,7 +134,7 @@ impl Node {
         config: NodeConfig,
         membership: (IdentityStore, Option<Token>),
         engine: (Arc<dyn Engine>, Option<Arc<dyn Shelf>>),
-        stop: impl Future<Output = ()> + Send,
+        stop: impl Future<Output = Leave> + Send,
     ) -> Result<ExitReason, NodeError> {
         config.validate()?;
         let metrics = NodeMetrics::new();
@@ -139,15 +174,77 @@ impl Node {
                 return Err(NodeError::GaveUp { seconds: since.elapsed().as_secs(), last });
             }
             tracing::warn!(error = %last, after_ms = started.elapsed().as_millis() as u64, "no coordinator; dialling again");
-            if agent.pause(pause, &mut stop).await {
-                return Ok(ExitReason::Drained);
+            if agent.pause(pause, attempt, &mut stop).await {
+                return Ok(agent.leaving.as_ref().map_or(ExitReason::Drained, Leaving::exit));
             }
             pause = (pause * 2).min(BACK_OFF_MOST);
         }
     }
 }
 
-type Stop<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
+/// Completes when this process is told to stop by SIGTERM or SIGINT, or the hook of this configuration says that its machine is about to
+/// be taken away.
+pub fn told(config: &NodeConfig) -> impl Future<Output = Leave> + Send + use<> {
+    let (hook, grace) = (config.preempt_hook.clone(), Duration::from_secs(config.preempt_grace_s));
+    let taken = async move { if hook.is_empty() { std::future::pending().await } else { preempt::notice(&hook).await } };
+    async move {
+        tokio::select! {
+            () = stop_signal() => Leave::Drain,
+            () = taken => Leave::Preempted(grace),
+        }
+    }
+}
+
+type Stop<'a> = Pin<Box<dyn Future<Output = Leave> + Send + 'a>>;
+
+/// A node that takes no more work.
+#[derive(Debug, Clone)]
+struct Leaving {
+    reason: ExitReason,
+    /// When this machine is gone, if it will be.
+    deadline: Option<Instant>,
+}
+
+impl Leaving {
+    fn new(leave: Leave) -> Self {
+        match leave {
+            Leave::Drain => Self { reason: ExitReason::Drained, deadline: None },
+            Leave::Preempted(grace) => Self { reason: ExitReason::Preempted, deadline: Some(Instant::now() + grace) },
+        }
+    }
+
+    fn exit(&self) -> ExitReason {
+        self.reason.clone()
+    }
+
+    /// Said to the coordinator.
+    const fn why(&self) -> &'static str {
+        match self.reason {
+            ExitReason::Preempted => "this machine is about to be taken away",
+            ExitReason::Idle => "there was nothing to do",
+            ExitReason::Drained | ExitReason::Dismissed(_) => "asked to stop",
+        }
+    }
+}
+
+/// A work item on the device.
+#[derive(Debug, Clone, Copy)]
+struct Run {
+    since: Instant,
+    permille: u32,
+}
+
+impl Run {
+    /// Whether it will be done within `left`, by its pace so far. One that has shown no progress yet is given the benefit while as much
+    /// time is left as it has taken.
+    fn fits(&self, now: Instant, left: Duration) -> bool {
+        let spent = now.saturating_duration_since(self.since);
+        match self.permille {
+            0 => left >= spent,
+            permille => spent * (obelysk_protocol::wire::PERMILLE - permille) / permille <= left,
+        }
+    }
+}
 
 /// A finished work item the coordinator has not acknowledged.
 #[derive(Debug, Clone)]
@@ -194,12 +291,16 @@ struct Agent {
     parts: Arc<Parts>,
     device: Device,
     cache: Arc<Mutex<Cache>>,
-    running: BTreeSet<u64>,
+    running: BTreeMap<u64, Run>,
     unacked: BTreeMap<u64, Outcome>,
     /// What each assignment was about, for a coordinator that does not know its epoch.
     about: BTreeMap<u64, Holding>,
-    draining: bool,
     metrics: Arc<NodeMetrics>,
+    leaving: Option<Leaving>,
+    /// Pieces of calibration done, so that a late answer is not taken for another's.
+    trials: u64,
+    /// When there was last something to do.
+    busy: Instant,
 }
 
 impl Agent {
@@ -220,7 +321,7 @@ impl Agent {
         };
         let parts = Arc::new(parts);
         let device = Device::start(engine.clone(), metrics.clone(), config.name.clone())?;
-        let (running, unacked) = (BTreeSet::new(), BTreeMap::new());
+        let (running, unacked, leaving) = (BTreeMap::new(), BTreeMap::new(), None);
         Ok(Self {
             config,
             identity,
@@ -234,8 +335,10 @@ impl Agent {
             running,
             unacked,
             about: BTreeMap::new(),
-            draining: false,
             metrics,
+            leaving,
+            trials: 0,
+            busy: Instant::now(),
         })
     }
 
@@ -246,14 +349,14 @@ impl Agent {
 
     /// Epochs to name in the next hello.
     fn held(&self) -> Vec<u64> {
-        self.running.iter().chain(self.unacked.keys()).copied().collect::<BTreeSet<_>>().into_iter().collect()
+        self.running.keys().chain(self.unacked.keys()).copied().collect::<BTreeSet<_>>().into_iter().collect()
     }
 
     /// Remembers what an assignment is about.
     fn note(&mut self, assign: &Assign) {
         let Assign { epoch, job, kind, segment, extra, .. } = *assign;
         // Nothing but what is held, and this one, which is not held yet while its inputs are fetched.
-        self.about.retain(|known, _| self.running.contains(known) || self.unacked.contains_key(known));
+        self.about.retain(|known, _| self.running.contains_key(known) || self.unacked.contains_key(known));
         self.about.insert(epoch, Holding { epoch, job, kind, segment, extra, inputs: assign.inputs.clone() });
     }
 
@@ -284,20 +387,32 @@ impl Agent {
         })
     }
 
-    /// Waits before the next dial; `true` when the node should leave now. Spread by identity so that a fleet does not return at once.
-    async fn pause(&mut self, pause: Duration, stop: &mut Stop<'_>) -> bool {
-        let spread = pause.mul_f64(f64::from(self.instance[0]) / 512.0);
-        let sleep = tokio::time::sleep(pause + spread);
-        if self.draining {
+    /// Waits before the next dial; `true` when the node should leave now.
+    async fn pause(&mut self, pause: Duration, attempt: usize, stop: &mut Stop<'_>) -> bool {
+        let key = match &self.identity {
+            Identity::Member(credential) => credential.id(),
+            Identity::New { key, .. } => key.id(),
+        };
+        let sleep = tokio::time::sleep(spread(pause, &key.0, attempt));
+        if self.leaving.is_some() {
             sleep.await;
         } else {
             tokio::select! {
                 () = sleep => {}
-                () = stop => self.draining = true,
+                leave = stop => self.leaving = Some(Leaving::new(leave)),
             }
         }
-        self.draining && self.idle()
+        let late = |leaving: &Leaving| leaving.deadline.is_some_and(|end| Instant::now() >= end);
+        self.leaving.as_ref().is_some_and(|leaving| self.idle() || late(leaving))
     }
+}
+
+/// A pause of one half to one and a half of what is given, by key and attempt, so that a fleet does not return at once and each of its
+/// nodes at times of its own.
+fn spread(pause: Duration, key: &[u8; 32], attempt: usize) -> Duration {
+    let digest = blake3::Hasher::new_keyed(key).update(b"obelysk pause").update(&(attempt as u64).to_le_bytes()).finalize();
+    let [low, high, ..] = *digest.as_bytes();
+    pause / 2 + pause * u32::from(u16::from_le_bytes([low, high])) / (1 << 16)
 }
 
 /// Cuts a text to what a message may carry, at a character boundary.
@@ -324,5 +439,31 @@ pub async fn stop_signal() {
     tokio::select! {
         () = wait(SignalKind::terminate()) => {}
         () = wait(SignalKind::interrupt()) => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_are_spread_by_key_and_repeat() {
+        let pause = Duration::from_secs(10);
+        let at = |key: u8, attempt| spread(pause, &[key; 32], attempt);
+        assert_eq!(at(1, 1), at(1, 1));
+        assert_ne!(at(1, 1), at(1, 2));
+        let all: Vec<Duration> = (0..=255).map(|key| at(key, 0)).collect();
+        assert!(all.iter().all(|p| *p >= pause / 2 && *p < pause * 3 / 2));
+        let early = all.iter().filter(|p| **p < pause).count();
+        assert!((64..192).contains(&early), "{early} of 256 in the first half");
+    }
+
+    #[test]
+    fn work_fits_by_its_pace() {
+        let (now, second) = (Instant::now(), Duration::from_secs(1));
+        let run = |permille| Run { since: now.checked_sub(10 * second).expect("the clock is older"), permille };
+        assert!(run(500).fits(now, 10 * second) && !run(500).fits(now, 9 * second));
+        assert!(run(900).fits(now, 2 * second) && !run(100).fits(now, 60 * second));
+        assert!(run(0).fits(now, 10 * second) && !run(0).fits(now, 9 * second));
     }
 }

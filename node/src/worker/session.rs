@@ -2,21 +2,23 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use obelysk_protocol::wire::{
-    Assign, BlobRef, Done, Drain, Failed, Goodbye, Hello, Message, Progress, Refused, Welcome, WorkKind,
+    Assign, BlobRef, Done, Drain, Failed, GiveBack, Goodbye, Message, NodeHello, Progress, Refused, Welcome, WorkKind,
 };
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::sync::mpsc;
 
 use super::cache::Cache;
 use super::device::{DeviceEvent, Task};
-use super::{Agent, Complaint, ExitReason, Outcome, Stop, clip};
+use super::trial::attempt;
+use super::{Agent, Complaint, ExitReason, Leaving, Outcome, Run, Stop, clip};
 use crate::address::CoordinatorAddress;
 use crate::engine::WorkRequest;
 use crate::error::{NodeError, TransportError};
 use crate::identity::{Credential, Identity, enrol, renew, unix_now};
+use crate::machine::memory;
 use crate::models::fetch_missing;
 use crate::transport::{CLOSE_DONE, InMemory, Parts, connect, ended, fetch_part, offer, read_message, write_message};
 
@@ -24,6 +26,8 @@ use crate::transport::{CLOSE_DONE, InMemory, Parts, connect, ended, fetch_part, 
 const MAX_INBOX: usize = 64;
 /// How long to wait for the answers to hello and goodbye.
 const ANSWER: Duration = Duration::from_secs(10);
+/// How long the coordinator may leave a node that said hello, or answered a trial, without a word: it may be calibrating a whole fleet.
+const GREETING: Duration = Duration::from_secs(60);
 /// Pause after a renewal that failed, at least: the coordinator is busy or away, not slow to think.
 const RENEW_AGAIN: Duration = Duration::from_secs(1);
 
@@ -64,22 +68,22 @@ struct Session<'a> {
     /// Leases from before this connection of which it is not known yet whether they are wanted.
     asked: BTreeSet<u64>,
     /// Assignments whose inputs are being fetched; lost with the connection and then leased anew.
-    preparing: usize,
+    preparing: BTreeSet<u64>,
     /// There are models that the hello did not name.
     again: bool,
 }
 
 /// Dials once and serves until the end.
 pub(super) async fn serve(agent: &mut Agent, address: &CoordinatorAddress, stop: &mut Stop<'_>) -> SessionEnd {
-    let draining = agent.draining;
+    let leaving = agent.leaving.is_some();
     let dial = open(agent, address);
-    let opened = if draining {
+    let opened = if leaving {
         dial.await
     } else {
         tokio::select! {
             opened = dial => opened,
-            () = &mut *stop => {
-                agent.draining = true;
+            leave = &mut *stop => {
+                agent.leaving = Some(Leaving::new(leave));
                 return SessionEnd::Lost { error: TransportError::Lost("stopped while dialling".to_owned()), welcomed: false };
             }
         }
@@ -95,8 +99,8 @@ pub(super) async fn serve(agent: &mut Agent, address: &CoordinatorAddress, stop:
     let counted = agent.metrics.traffic.count(&connection);
     let metrics = agent.metrics.clone();
     metrics.joined();
-    let mut session =
-        Session { agent, connection: connection.clone(), control, internal, asked: BTreeSet::new(), preparing: 0, again: false };
+    let (asked, preparing) = (BTreeSet::new(), BTreeSet::new());
+    let mut session = Session { agent, connection: connection.clone(), control, internal, asked, preparing, again: false };
     let end = session.run(incoming, &mut reports, stop).await.unwrap_or_else(|e| SessionEnd::lost(e, true));
     metrics.parted();
     connection.close(CLOSE_DONE, b"session over");
@@ -126,43 +130,43 @@ async fn open(agent: &mut Agent, address: &CoordinatorAddress) -> Result<Opened,
     Ok((endpoint, connection, send, recv, welcome))
 }
 
-async fn greet(agent: &Agent, connection: &Connection) -> Result<(SendStream, RecvStream, Welcome), TransportError> {
+async fn greet(agent: &mut Agent, connection: &Connection) -> Result<(SendStream, RecvStream, Welcome), TransportError> {
     let (mut send, mut recv) = connection.open_bi().await.map_err(|e| crate::transport::lost(&e))?;
-    let hello = Hello {
+    let memory = memory();
+    let hello = NodeHello {
         name: agent.config.name.clone(),
         identity: agent.instance,
         cores: agent.config.cores(),
+        memory_bytes: memory.total,
+        free_bytes: memory.free,
+        release: env!("CARGO_PKG_VERSION").to_owned(),
         models: agent.models(),
         held: agent.held(),
     };
-    write_message(&mut send, &Message::Hello(hello)).await?;
-    let answer = tokio::time::timeout(ANSWER, read_message(&mut recv));
-    match answer.await.map_err(|_| TransportError::Timeout(ANSWER.as_secs()))?? {
-        Some(Message::Welcome(welcome)) => Ok((send, recv, welcome)),
-        Some(Message::Refused(no)) => Err(TransportError::Refused { reason: no.reason, retry: no.retry }),
-        Some(other) => Err(TransportError::Unexpected { expected: "a welcome", got: other.id() }),
-        None => Err(TransportError::Truncated("before a welcome")),
+    write_message(&mut send, &Message::NodeHello(hello)).await?;
+    loop {
+        let answer = tokio::time::timeout(GREETING, read_message(&mut recv));
+        match answer.await.map_err(|_| TransportError::Timeout(GREETING.as_secs()))?? {
+            Some(Message::Welcome(welcome)) => return Ok((send, recv, welcome)),
+            Some(Message::Trial(trial)) => {
+                let answer = attempt(agent, trial).await;
+                write_message(&mut send, &answer).await?;
+            }
+            Some(Message::Refused(no)) => return Err(TransportError::Refused { reason: no.reason, retry: no.retry }),
+            Some(other) => return Err(TransportError::Unexpected { expected: "a welcome", got: other.id() }),
+            None => return Err(TransportError::Truncated("before a welcome")),
+        }
     }
 }
 
 impl Session<'_> {
     async fn run(
         &mut self,
-        mut incoming: RecvStream,
+        incoming: RecvStream,
         reports: &mut mpsc::Receiver<Internal>,
         stop: &mut Stop<'_>,
     ) -> Result<SessionEnd, TransportError> {
-        let (inbox, mut messages) = mpsc::channel(MAX_INBOX);
-        // Reading a frame is not cancel-safe, so it has a task of its own.
-        tokio::spawn(async move {
-            loop {
-                let message = read_message(&mut incoming).await;
-                let last = !matches!(message, Ok(Some(_)));
-                if inbox.send(message).await.is_err() || last {
-                    return;
-                }
-            }
-        });
+        let mut messages = inbox(incoming);
         // What they are about, before anything is delivered: the answers say which of them are still wanted.
         for epoch in self.agent.held() {
             if let Some(holding) = self.agent.about.get(&epoch).cloned() {
@@ -172,30 +176,37 @@ impl Session<'_> {
                 self.deliver(epoch).await?;
             }
         }
-        if self.agent.draining {
+        if self.agent.leaving.is_some() {
             self.say_drain().await?;
         }
         self.fetch_models();
         let renewal = tokio::time::sleep(self.until_renewal());
         tokio::pin!(renewal);
         loop {
-            if self.again && self.preparing == 0 && !self.agent.draining {
+            if self.again && self.preparing.is_empty() && self.agent.leaving.is_none() {
                 return Ok(SessionEnd::Again);
             }
-            if self.agent.draining && self.agent.idle() && self.preparing == 0 {
+            if self.agent.leaving.is_some() && self.idle() {
                 return self.leave(&mut messages).await;
             }
+            if !self.idle() {
+                self.agent.busy = Instant::now();
+            }
+            let due = self.due().map(tokio::time::Instant::from_std);
             tokio::select! {
                 message = messages.recv() => match message {
                     Some(Ok(Some(message))) => {
                         match &message {
-                            Message::Drain(_) => self.say_drain().await?,
                             Message::Resume(resume) => self.answered(resume.epoch, true).await?,
                             Message::Cancel(cancel) => self.answered(cancel.epoch, false).await?,
                             _ => {}
                         }
+                        let asked = matches!(message, Message::Drain(_));
                         if let Some(end) = self.handle(message)? {
                             return Ok(end);
+                        }
+                        if asked {
+                            self.say_drain().await?;
                         }
                     }
                     Some(Err(error)) => return Err(error),
@@ -216,12 +227,61 @@ impl Session<'_> {
                     // Until the answer is here, which sets the next time.
                     renewal.as_mut().reset(tokio::time::Instant::now() + self.until_expiry().max(ANSWER));
                 }
-                () = &mut *stop, if !self.agent.draining => {
-                    self.agent.draining = true;
+                leave = &mut *stop, if self.agent.leaving.is_none() => {
+                    self.agent.leaving = Some(Leaving::new(leave));
                     self.say_drain().await?;
+                    self.give_back(false).await?;
+                }
+                () = tokio::time::sleep_until(due.unwrap_or_else(tokio::time::Instant::now)), if due.is_some() => {
+                    if self.overdue().await? {
+                        return self.leave(&mut messages).await;
+                    }
                 }
             }
         }
+    }
+
+    /// What is due now: `true` when it is to leave at once, with nothing running any more.
+    async fn overdue(&mut self) -> Result<bool, TransportError> {
+        if self.agent.leaving.is_some() {
+            self.give_back(true).await?;
+            return Ok(true);
+        }
+        self.agent.leaving = Some(Leaving { reason: ExitReason::Idle, deadline: None });
+        self.say_drain().await?;
+        Ok(false)
+    }
+
+    fn idle(&self) -> bool {
+        self.agent.idle() && self.preparing.is_empty()
+    }
+
+    /// When something is to happen that no message brings about: this machine is taken away, or was idle for long enough.
+    fn due(&self) -> Option<Instant> {
+        match &self.agent.leaving {
+            Some(leaving) => leaving.deadline,
+            None => {
+                let most = Duration::from_secs(self.agent.config.exit_when_idle_s);
+                (!most.is_zero() && self.idle()).then(|| self.agent.busy + most)
+            }
+        }
+    }
+
+    /// Gives back what will not be done in time: nothing without a deadline, and everything at it.
+    async fn give_back(&mut self, everything: bool) -> Result<(), TransportError> {
+        let Some(end) = self.agent.leaving.as_ref().and_then(|leaving| leaving.deadline) else { return Ok(()) };
+        let now = Instant::now();
+        let left = end.saturating_duration_since(now);
+        let late = |run: &Run| everything || !run.fits(now, left);
+        let running = self.agent.running.iter().filter(|(_, run)| late(run)).map(|(epoch, _)| *epoch);
+        let given: Vec<u64> = running.chain(std::mem::take(&mut self.preparing)).collect();
+        for epoch in given {
+            self.agent.running.remove(&epoch);
+            self.asked.remove(&epoch);
+            let reason = "this machine is about to be taken away".to_owned();
+            write_message(&mut self.control, &Message::GiveBack(GiveBack { epoch, reason })).await?;
+        }
+        Ok(())
     }
 
     fn handle(&mut self, message: Message) -> Result<Option<SessionEnd>, TransportError> {
@@ -235,7 +295,7 @@ impl Session<'_> {
             Message::Cancel(cancel) => tracing::debug!(epoch = cancel.epoch, "result no longer wanted"),
             Message::Drain(drain) => {
                 tracing::info!(reason = drain.reason, "asked to leave");
-                self.agent.draining = true;
+                self.agent.leaving.get_or_insert(Leaving { reason: ExitReason::Drained, deadline: None });
             }
             Message::Refused(Refused { retry, reason }) => return Err(TransportError::Refused { reason, retry }),
             Message::Goodbye(bye) => return Ok(Some(SessionEnd::Exit(ExitReason::Dismissed(bye.reason)))),
@@ -255,7 +315,7 @@ impl Session<'_> {
 
     /// Fetches the blobs of an assignment beside the session, which goes on renewing leases meanwhile.
     fn prepare(&mut self, assign: Assign) {
-        self.preparing += 1;
+        self.preparing.insert(assign.epoch);
         self.agent.note(&assign);
         let connection = self.connection.clone();
         let (cache, parts, limit) = (self.agent.cache.clone(), self.agent.parts.clone(), self.agent.config.max_blob_bytes);
@@ -268,11 +328,14 @@ impl Session<'_> {
     }
 
     async fn prepared(&mut self, epoch: u64, task: Result<Task, TransportError>) -> Result<(), TransportError> {
-        self.preparing -= 1;
+        // Given back meanwhile.
+        if !self.preparing.remove(&epoch) {
+            return Ok(());
+        }
         let complaint = match task {
             Ok(task) => {
                 if self.agent.device.submit(task) {
-                    self.agent.running.insert(epoch);
+                    self.agent.running.insert(epoch, Run { since: Instant::now(), permille: 0 });
                     return Ok(());
                 }
                 "the device already has work".to_owned()
@@ -376,8 +439,12 @@ impl Session<'_> {
     async fn device(&mut self, event: DeviceEvent) -> Result<(), TransportError> {
         match event {
             DeviceEvent::Progress { epoch, permille } => {
+                // A trial that outlived its connection, or work that was given back.
+                let Some(run) = self.agent.running.get_mut(&epoch) else { return Ok(()) };
+                run.permille = permille;
                 write_message(&mut self.control, &Message::Progress(Progress { epoch, permille })).await
             }
+            DeviceEvent::Finished { epoch, .. } if !self.agent.running.contains_key(&epoch) => Ok(()),
             DeviceEvent::Finished { epoch, outcome } => {
                 self.agent.finish(Outcome::new(epoch, outcome));
                 // Of an earlier connection: delivered when the coordinator has said that it knows the lease.
@@ -406,7 +473,7 @@ impl Session<'_> {
     }
 
     async fn say_drain(&mut self) -> Result<(), TransportError> {
-        let reason = "asked to stop".to_owned();
+        let reason = self.agent.leaving.as_ref().map_or("asked to stop", Leaving::why).to_owned();
         write_message(&mut self.control, &Message::Drain(Drain { reason })).await
     }
 
@@ -425,8 +492,23 @@ impl Session<'_> {
             }
         };
         let _ = tokio::time::timeout(ANSWER, answered).await;
-        Ok(SessionEnd::Exit(ExitReason::Drained))
+        Ok(SessionEnd::Exit(self.agent.leaving.as_ref().map_or(ExitReason::Drained, Leaving::exit)))
     }
+}
+
+/// Reads messages on a task of its own: reading a frame is not cancel-safe.
+fn inbox(mut incoming: RecvStream) -> mpsc::Receiver<Result<Option<Message>, TransportError>> {
+    let (inbox, messages) = mpsc::channel(MAX_INBOX);
+    tokio::spawn(async move {
+        loop {
+            let message = read_message(&mut incoming).await;
+            let last = !matches!(message, Ok(Some(_)));
+            if inbox.send(message).await.is_err() || last {
+                return;
+            }
+        }
+    });
+    messages
 }
 
 /// Blobs that are here, and beginnings of some.

@@ -41,7 +41,12 @@ pub enum MessageId {
     Event = 35,
     JobDone = 36,
     JobFailed = 37,
-    SubmitOnce = 38,
+    NodeHello = 38,
+    Trial = 39,
+    TrialDone = 40,
+    TrialFailed = 41,
+    GiveBack = 42,
+    SubmitOnce = 43,
     Enrol = 48,
     Enrolled = 49,
     Renew = 50,
@@ -75,7 +80,7 @@ pub enum MessageId {
 
 impl MessageId {
     /// Every id, in order.
-    pub const ALL: [Self; 62] = [
+    pub const ALL: [Self; 67] = [
         Self::Hello,
         Self::Welcome,
         Self::Refused,
@@ -108,6 +113,11 @@ impl MessageId {
         Self::Event,
         Self::JobDone,
         Self::JobFailed,
+        Self::NodeHello,
+        Self::Trial,
+        Self::TrialDone,
+        Self::TrialFailed,
+        Self::GiveBack,
         Self::SubmitOnce,
         Self::Enrol,
         Self::Enrolled,

@@ -5,10 +5,10 @@
 use rkyv::{Archive, Deserialize, Serialize};
 
 use super::{
-    AdminDone, BlobFetch, BlobHave, BlobOffer, BlobPart, Enrol, Enrolled, JobCancel, JobItems, JobItemsGet, JobLog, JobLogAfter,
-    Jobs, JobsAfter, ModelPublish, ModelWithdraw, Models, ModelsAfter, NodeDrain, NodeEvict, Nodes, NodesAfter, PeerBulk,
-    PeerHello, PeerMessage, Probe, Probed, Renew, Status, StatusGet, TokenMade, TokenNew, TokenRevoke, Tokens, TokensAfter,
-    Workers, WorkersAfter,
+    AdminDone, BlobFetch, BlobHave, BlobOffer, BlobPart, Enrol, Enrolled, GiveBack, JobCancel, JobItems, JobItemsGet, JobLog,
+    JobLogAfter, Jobs, JobsAfter, ModelPublish, ModelWithdraw, Models, ModelsAfter, NodeDrain, NodeEvict, NodeHello, Nodes,
+    NodesAfter, PeerBulk, PeerHello, PeerMessage, Probe, Probed, Renew, Status, StatusGet, TokenMade, TokenNew, TokenRevoke,
+    Tokens, TokensAfter, Trial, TrialDone, TrialFailed, Workers, WorkersAfter,
 };
 
 /// A blob by content: the BLAKE3 digest of its bytes and their number.
@@ -267,6 +267,8 @@ pub struct SubmitOnce {
     pub spec: BlobRef,
     /// The model.
     pub model: [u8; 32],
+    /// 0 to 9; 9 is served most. No part of what makes it the same job: what was said last holds.
+    pub priority: u8,
 }
 
 /// Answer to [`Submit`] and [`SubmitOnce`].
@@ -373,6 +375,11 @@ pub enum Message {
     NodeDrain(NodeDrain),
     NodeEvict(NodeEvict),
     AdminDone(AdminDone),
+    NodeHello(NodeHello),
+    Trial(Trial),
+    TrialDone(TrialDone),
+    TrialFailed(TrialFailed),
+    GiveBack(GiveBack),
     BlobFetch(BlobFetch),
     BlobPart(BlobPart),
     BlobOffer(BlobOffer),

@@ -8,6 +8,7 @@
 mod admission;
 mod bulk;
 mod codec;
+mod fleet;
 mod header;
 mod message;
 mod observation;
@@ -23,6 +24,7 @@ pub use admission::{
     TokenMade, TokenNew, TokenRevoke, Tokens, TokensAfter,
 };
 pub use bulk::{BlobFetch, BlobHave, BlobOffer, BlobPart, ModelEntry, ModelPublish, ModelWithdraw, Models, ModelsAfter};
+pub use fleet::{GiveBack, NodeHello, Trial, TrialDone, TrialFailed};
 pub use header::{FrameHeader, MessageId};
 pub use message::{
     Assign, BlobGet, BlobPut, BlobRef, BlobSent, BlobStored, Cancel, ClientHello, Done, Drain, Event, Failed, Goodbye, Hello,
@@ -81,6 +83,10 @@ pub const MAX_HELD_EPOCHS: usize = 64;
 pub const MAX_PHASES: usize = 64;
 /// Most items in one answer: all kinds of one page of segments.
 pub const MAX_ITEMS: usize = MAX_PAGE * WorkKind::ALL.len();
+/// Highest priority of a job.
+pub const MAX_PRIORITY: u8 = 9;
+/// Longest version of a program: semantic versions with a build name have under 64 bytes.
+pub const MAX_RELEASE_BYTES: usize = 64;
 /// A permille is at most this.
 pub const PERMILLE: u32 = 1000;
 

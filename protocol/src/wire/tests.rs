@@ -179,6 +179,11 @@ fn samples() -> Vec<Message> {
         Message::NodeDrain(NodeDrain { node: A }),
         Message::NodeEvict(NodeEvict { node: A, reason: text() }),
         Message::AdminDone(AdminDone { text: text() }),
+        Message::NodeHello(node_hello()),
+        Message::Trial(trial()),
+        Message::TrialDone(TrialDone { number: 3, output: vec![7, 8], core_us: 1_000_002, peak_bytes: 1 << 20 }),
+        Message::TrialFailed(TrialFailed { number: 3, reason: text() }),
+        Message::GiveBack(GiveBack { epoch: 17, reason: text() }),
         Message::BlobFetch(BlobFetch { blob: long_blob(), from: CHUNK_BYTES, outline: true }),
         Message::BlobPart(BlobPart { blob: long_blob(), from: 2 * CHUNK_BYTES }),
         Message::BlobOffer(BlobOffer { epoch: 17, blob: long_blob() }),
@@ -207,11 +212,22 @@ fn samples() -> Vec<Message> {
             inputs: vec![BlobRef::of(b"abc")],
         }),
         Message::Resume(Resume { epoch: 17 }),
-        Message::SubmitOnce(SubmitOnce { key: [0x5b; 16], spec: blob(), model: B }),
+        Message::SubmitOnce(SubmitOnce { key: [0x5b; 16], spec: blob(), model: B, priority: 7 }),
         Message::PeerHello(PeerHello { cluster: [0xc1; 16], from: 3, to: 4, members: vec![peer_entry()] }),
         Message::PeerMessage(PeerMessage { bytes: vec![0x0b, 0xe1] }),
         Message::PeerBulk(PeerBulk { blob: blob() }),
     ]
+}
+
+fn node_hello() -> NodeHello {
+    let (name, release) = ("rack-3".to_owned(), "0.1.0".to_owned());
+    let (memory_bytes, free_bytes) = (1 << 35, 1 << 34);
+    NodeHello { name, identity: A, cores: 64, memory_bytes, free_bytes, release, models: vec![A, B], held: vec![5, 9] }
+}
+
+fn trial() -> Trial {
+    let (spec, extra, inputs) = (vec![1, 2, 3], vec![4], vec![vec![5], vec![6, 7]]);
+    Trial { number: 3, model: B, kind: WorkKind::Open.code(), segment: 1, spec, extra, inputs }
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -327,6 +343,17 @@ fn senseless_messages_are_refused_by_sender_and_receiver() {
         Message::Tokens(Tokens { tokens: vec![token_entry(); MAX_PAGE + 1] }),
         Message::Nodes(Nodes { nodes: vec![NodeEntry { state: 5, ..node_entry() }] }),
         Message::Nodes(Nodes { nodes: vec![NodeEntry { reason: long.clone(), ..node_entry() }] }),
+        Message::NodeEvict(NodeEvict { node: A, reason: long.clone() }),
+        Message::SubmitOnce(SubmitOnce { key: [1; 16], spec: blob(), model: B, priority: 10 }),
+        Message::NodeHello(NodeHello { cores: 0, ..node_hello() }),
+        Message::NodeHello(NodeHello { free_bytes: 1 << 36, ..node_hello() }),
+        Message::NodeHello(NodeHello { release: "0.1\n".to_owned(), ..node_hello() }),
+        Message::NodeHello(NodeHello { models: vec![A, A], ..node_hello() }),
+        Message::NodeHello(NodeHello { held: vec![2, 1], ..node_hello() }),
+        Message::Trial(Trial { kind: 4, ..trial() }),
+        Message::Trial(Trial { inputs: vec![vec![]; MAX_INPUTS + 1], ..trial() }),
+        Message::TrialFailed(TrialFailed { number: 1, reason: long.clone() }),
+        Message::GiveBack(GiveBack { epoch: 1, reason: long.clone() }),
         Message::Status(Status { release: String::new(), ..status() }),
         Message::Workers(Workers { workers: vec![WorkerEntry { node: 0, ..worker_entry() }] }),
         Message::Workers(Workers { workers: vec![WorkerEntry { kind: 4, ..worker_entry() }] }),

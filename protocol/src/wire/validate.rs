@@ -3,8 +3,8 @@
 use super::{
     Assign, BlobRef, CHUNK_BYTES, Enrol, Enrolled, Hello, Holding, ItemEntry, ItemPhase, JobEntry, JobLog, JobState, LogEntry,
     MAX_ADDRESS_BYTES, MAX_ADDRESSES, MAX_CERTIFICATE_BYTES, MAX_CHUNKS, MAX_HELD_EPOCHS, MAX_INPUTS, MAX_ITEMS, MAX_MODELS,
-    MAX_NAME_BYTES, MAX_PAGE, MAX_PEERS, MAX_PHASES, MAX_TEXT_BYTES, Message, NodeEntry, NodeState, PERMILLE, PeerHello,
-    SIGNATURE_BYTES, WireError, WorkKind, WorkerEntry,
+    MAX_NAME_BYTES, MAX_PAGE, MAX_PEERS, MAX_PHASES, MAX_PRIORITY, MAX_RELEASE_BYTES, MAX_TEXT_BYTES, Message, NodeEntry,
+    NodeHello, NodeState, PERMILLE, PeerHello, SIGNATURE_BYTES, Trial, WireError, WorkKind, WorkerEntry,
 };
 
 type Rule = Result<(), &'static str>;
@@ -46,6 +46,11 @@ impl Message {
             }
             Self::NodeEvict(m) => text(&m.reason),
             Self::AdminDone(m) => text(&m.text),
+            Self::NodeHello(m) => node_hello(m),
+            Self::Trial(m) => trial(m),
+            Self::TrialFailed(m) => text(&m.reason),
+            Self::GiveBack(m) => text(&m.reason),
+            Self::SubmitOnce(m) => rule(m.priority <= MAX_PRIORITY, "a priority above 9"),
             Self::BlobFetch(m) => in_chunks(m.blob, m.from),
             Self::BlobPart(m) => in_chunks(m.blob, m.from),
             Self::BlobHave(m) => in_chunks(m.blob, m.from),
@@ -73,12 +78,12 @@ impl Message {
             | Self::BlobStored(_)
             | Self::Resume(_)
             | Self::Submit(_)
-            | Self::SubmitOnce(_)
             | Self::Probe(_)
             | Self::TokensAfter(_)
             | Self::TokenRevoke(_)
             | Self::NodesAfter(_)
             | Self::NodeDrain(_)
+            | Self::TrialDone(_)
             | Self::StatusGet(_)
             | Self::WorkersAfter(_)
             | Self::JobsAfter(_)
@@ -124,6 +129,23 @@ fn hello(m: &Hello) -> Rule {
     rule(strictly_rising(&m.models), "models not sorted or repeated")?;
     rule(m.held.len() <= MAX_HELD_EPOCHS, "too many held assignments")?;
     rule(strictly_rising(&m.held), "held assignments not sorted or repeated")
+}
+
+fn node_hello(m: &NodeHello) -> Rule {
+    name(&m.name)?;
+    rule(m.cores > 0, "a node without cores")?;
+    rule(m.free_bytes <= m.memory_bytes, "more free memory than there is")?;
+    let plain = !m.release.is_empty() && m.release.len() <= MAX_RELEASE_BYTES && m.release.bytes().all(|b| b.is_ascii_graphic());
+    rule(plain, "a release that is none")?;
+    rule(m.models.len() <= MAX_MODELS, "too many models")?;
+    rule(strictly_rising(&m.models), "models not sorted or repeated")?;
+    rule(m.held.len() <= MAX_HELD_EPOCHS, "too many held assignments")?;
+    rule(strictly_rising(&m.held), "held assignments not sorted or repeated")
+}
+
+fn trial(m: &Trial) -> Rule {
+    rule(WorkKind::from_code(m.kind).is_some(), "an unknown kind of work")?;
+    rule(m.inputs.len() <= MAX_INPUTS, "too many inputs")
 }
 
 fn assign(m: &Assign) -> Rule {

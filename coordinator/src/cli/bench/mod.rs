@@ -3,6 +3,7 @@
 //! Ceilings are S-two's own kernels on one core. A phase's fraction is its work at the ceilings divided by the processor
 //! time it took, so it does not depend on how busy the machine is. Forward pass and grinding are printed apart.
 
+mod brain;
 mod cluster;
 mod fit;
 mod layer;
@@ -71,6 +72,7 @@ pub fn run(out: &Out, home: &Home, args: &BenchArgs) -> Result<(), Failure> {
     match &args.command {
         Some(BenchCommand::Layer(args)) => return layer::run(out, home, args),
         Some(BenchCommand::Cluster(args)) => return cluster::run(out, home, args),
+        Some(BenchCommand::Brain(args)) => return brain::run(out, args),
         None => {}
     }
     let folder = home.open(&args.model)?;

@@ -44,7 +44,7 @@ fn quarantine_text(reason: &str) -> String {
 
 impl Brain {
     pub(super) fn join(&mut self, join: Join) {
-        let Join { key, hello, outbox, answer } = join;
+        let Join { key, hello, calibration, outbox, answer } = join;
         let Some(node) = self.roster.meet(key) else {
             let _ = answer.send(Err(format!("this coordinator has met {MAX_KNOWN} machines; restart it")));
             return;
@@ -71,6 +71,9 @@ impl Brain {
         known.outbox = Some(outbox);
         // The welcome must be the session's first message, before any assignment that `feed` sends.
         let _ = answer.send(Ok(node));
+        let core_us = calibration.map(|c| c.core_us);
+        tracing::info!(%node, name = hello.name, release = hello.release, memory_bytes = hello.memory_bytes, ?calibration, "measured");
+        self.feed(Input::NodeMeasured { node, core_us, memory_bytes: hello.memory_bytes });
         let (models, held) = (hello.models.into_iter().collect(), hello.held.into_iter().collect());
         self.feed(Input::NodeJoined { node, models, cores: hello.cores, held });
     }

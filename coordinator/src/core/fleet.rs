@@ -1,0 +1,293 @@
+//! What is known of how fast the machines are and how much memory they have, of what work costs, and of who fails. Learned from
+//! calibration and accepted results; it steers who does what and never what is right.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use obelysk_node::engine::{Verdict, WorkKind};
+
+use super::State;
+use super::types::{Input, JobId, NodeId, Work};
+
+/// Machines, and costs of work, remembered: more than any cluster has, and 1,000 models of 16 segments.
+const MAX_MACHINES: usize = 10_000;
+const MAX_COSTS: usize = 65_536;
+/// Durations of a kind of work looked at: recent ones, so that a change shows.
+const MAX_DURATIONS: usize = 64;
+/// Fewer durations than this say nothing about stragglers.
+const MIN_DURATIONS: usize = 4;
+/// Speed of one core on which calibration takes [`REFERENCE_US`].
+pub(super) const CORE: u64 = 1024;
+/// Core-microseconds of calibration on the machine that speeds are relative to.
+const REFERENCE_US: u64 = 200_000;
+/// Failures of one node within [`FAULT_WINDOW_MS`] before it is set aside: a job forgives twelve, so one bad machine does not end one.
+pub const MAX_FAULTS: usize = 6;
+/// How long a failure counts.
+pub const FAULT_WINDOW_MS: u64 = 3_600_000;
+/// First and longest time that a node is set aside; each time doubles.
+const ASIDE_FIRST_MS: u64 = 30_000;
+const ASIDE_MOST_MS: u64 = 3_600_000;
+
+/// Work of one segment, by model.
+type CostKey = ([u8; 32], Work);
+
+/// Speeds, memory, costs, failures.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Fleet {
+    machines: BTreeMap<NodeId, Machine>,
+    costs: BTreeMap<CostKey, Cost>,
+    /// Reference milliseconds that items of a kind took, latest last.
+    durations: BTreeMap<([u8; 32], WorkKind), VecDeque<u64>>,
+    /// When live leases were given.
+    started: BTreeMap<u64, u64>,
+    /// What results at the checker took, by epoch.
+    reported: BTreeMap<u64, Sample>,
+    /// Who worked last on a segment: its weights are there.
+    pub(super) last: BTreeMap<([u8; 32], u32), NodeId>,
+    /// Memory that segments of a job need at most, as the model's sizes say.
+    sizes: BTreeMap<JobId, Vec<u64>>,
+    /// The job that was sized last: it may not have come yet.
+    announced: Option<JobId>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Machine {
+    /// Core-microseconds for the job of calibration, all kinds together; 0: not calibrated.
+    trial_us: u64,
+    memory_bytes: u64,
+    /// Times of failures, latest last.
+    faults: VecDeque<u64>,
+    aside_until_ms: u64,
+    aside_ms: u64,
+}
+
+/// What an item costs: moving average in reference core-microseconds, and the least peak memory seen.
+#[derive(Debug, Clone, Copy)]
+struct Cost {
+    core_us: u64,
+    peak_bytes: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Sample {
+    key: CostKey,
+    node: NodeId,
+    core_us: u64,
+    peak_bytes: u64,
+    wall_ms: u64,
+}
+
+impl Fleet {
+    pub(super) fn measured(&mut self, node: NodeId, core_us: Option<[u64; 4]>, memory_bytes: u64) {
+        if self.machines.len() >= MAX_MACHINES && !self.machines.contains_key(&node) {
+            return;
+        }
+        let machine = self.machines.entry(node).or_default();
+        machine.trial_us = core_us.map_or(0, |spent| spent.into_iter().fold(0, u64::saturating_add).max(1));
+        machine.memory_bytes = memory_bytes;
+    }
+
+    pub(super) fn sized(&mut self, job: JobId, peak_bytes: Vec<u64>) {
+        self.announced = Some(job);
+        self.sizes.insert(job, peak_bytes);
+    }
+
+    /// Speed of one of its cores, [`CORE`] for the reference; between 1/64 and 64 times that whatever it claims.
+    fn core_speed(&self, node: NodeId) -> u64 {
+        match self.machines.get(&node).map_or(0, |m| m.trial_us) {
+            0 => CORE,
+            spent => (REFERENCE_US * CORE / spent).clamp(CORE / 64, CORE * 64),
+        }
+    }
+
+    /// Speed of a machine with so many cores.
+    pub(super) fn speed(&self, node: NodeId, cores: u32) -> u64 {
+        self.core_speed(node) * u64::from(cores.max(1))
+    }
+
+    pub(super) fn memory(&self, node: NodeId) -> u64 {
+        self.machines.get(&node).map_or(0, |m| m.memory_bytes)
+    }
+
+    /// Reference core-microseconds of an item: as measured, else the mean of its kind, else 1: all alike.
+    pub(super) fn cost(&self, model: [u8; 32], work: Work) -> u64 {
+        match self.costs.get(&(model, work)) {
+            Some(cost) => cost.core_us,
+            None => self.mean(model, work.kind).unwrap_or(1),
+        }
+    }
+
+    /// Mean cost of a kind of work on a model, over its segments seen.
+    pub(super) fn mean(&self, model: [u8; 32], kind: WorkKind) -> Option<u64> {
+        let range = (model, Work::new(kind, 0))..=(model, Work::new(kind, u32::MAX));
+        let (count, sum) =
+            self.costs.range(range).take(64).fold((0, 0_u64), |(n, sum), (_, c)| (n + 1, sum.saturating_add(c.core_us)));
+        sum.checked_div(count)
+    }
+
+    /// Memory an item needs: what the model's sizes say, but no more than was seen to be enough; 0 when nothing is known.
+    pub(super) fn needs(&self, job: JobId, model: [u8; 32], work: Work) -> u64 {
+        let said = self.sizes.get(&job).and_then(|sizes| sizes.get(work.segment as usize)).copied().unwrap_or(0);
+        let seen = self.costs.get(&(model, work)).map_or(0, |cost| cost.peak_bytes);
+        if said == 0 || seen == 0 { said.max(seen) } else { said.min(seen) }
+    }
+
+    /// Third quartile of the reference milliseconds that this kind of work took; `None` while too little is known.
+    pub(super) fn quartile(&self, model: [u8; 32], kind: WorkKind) -> Option<u64> {
+        let known = self.durations.get(&(model, kind)).filter(|known| known.len() >= MIN_DURATIONS)?;
+        let mut sorted: Vec<u64> = known.iter().copied().collect();
+        sorted.sort_unstable();
+        sorted.get(sorted.len() * 3 / 4).copied()
+    }
+
+    pub(super) fn lease_started(&mut self, epoch: u64, now_ms: u64) {
+        self.started.insert(epoch, now_ms);
+    }
+
+    pub(super) fn started(&self, epoch: u64) -> Option<u64> {
+        self.started.get(&epoch).copied()
+    }
+
+    /// Whether a node is set aside for now.
+    pub(super) fn aside(&self, node: NodeId, now_ms: u64) -> bool {
+        self.machines.get(&node).is_some_and(|m| m.aside_until_ms > now_ms)
+    }
+
+    fn fault(&mut self, node: NodeId, now_ms: u64) {
+        let machine = self.machines.entry(node).or_default();
+        machine.faults.push_back(now_ms);
+        while machine.faults.front().is_some_and(|at| at + FAULT_WINDOW_MS < now_ms) {
+            machine.faults.pop_front();
+        }
+        if machine.faults.len() > MAX_FAULTS {
+            machine.faults.clear();
+            machine.aside_ms = (machine.aside_ms * 2).clamp(ASIDE_FIRST_MS, ASIDE_MOST_MS);
+            machine.aside_until_ms = now_ms + machine.aside_ms;
+        }
+    }
+
+    fn learn(&mut self, sample: Sample, cores: u32) {
+        let Sample { key, node, core_us, peak_bytes, wall_ms } = sample;
+        // A node cannot have spent more than all its cores for the whole time, whatever it says.
+        let most = wall_ms.max(1).saturating_mul(1000).saturating_mul(u64::from(cores.max(1)));
+        let core_us = core_us.clamp(1, most).saturating_mul(self.core_speed(node)) / CORE;
+        if self.costs.len() < MAX_COSTS || self.costs.contains_key(&key) {
+            let cost = self.costs.entry(key).or_insert(Cost { core_us, peak_bytes });
+            cost.core_us = (cost.core_us.saturating_mul(3).saturating_add(core_us) / 4).max(1);
+            cost.peak_bytes = cost.peak_bytes.min(peak_bytes);
+            self.last.insert((key.0, key.1.segment), node);
+        }
+        let reference_ms = wall_ms.saturating_mul(self.speed(node, cores)) / CORE;
+        let known = self.durations.entry((key.0, key.1.kind)).or_default();
+        known.push_back(reference_ms);
+        if known.len() > MAX_DURATIONS {
+            known.pop_front();
+        }
+    }
+}
+
+impl State {
+    /// Learns from an input before it is taken.
+    pub(super) fn observe(&mut self, input: &Input) {
+        let now = self.now_ms;
+        match input {
+            Input::WorkDone { node, epoch, core_us, peak_bytes, .. } => {
+                let Some(lease) = self.leases.get(epoch).filter(|lease| lease.node == *node) else { return };
+                let (Some(job), Some(since)) = (self.jobs.get(&lease.job), self.fleet.started(*epoch)) else { return };
+                let (key, wall_ms) = ((job.model, lease.work), now.saturating_sub(since));
+                let sample = Sample { key, node: *node, core_us: *core_us, peak_bytes: *peak_bytes, wall_ms };
+                self.fleet.reported.insert(*epoch, sample);
+            }
+            Input::CheckResult { epoch, verdict, .. } => {
+                let Some(sample) = self.fleet.reported.remove(epoch) else { return };
+                if *verdict == Verdict::Accept {
+                    let cores = self.members.get(&sample.node).map_or(1, |member| member.cores);
+                    self.fleet.learn(sample, cores);
+                }
+            }
+            Input::WorkFailed { node, epoch, disagrees: false, .. } if *node != NodeId::REFEREE => {
+                if self.leases.get(epoch).is_some_and(|lease| lease.node == *node) {
+                    self.fleet.fault(*node, now);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Forgets what no lease or job needs any more; now and then, so that it costs nothing per input.
+    pub(super) fn tidy_fleet(&mut self) {
+        let slack = 64 + 2 * self.leases.len();
+        if self.fleet.started.len() > slack {
+            self.fleet.started.retain(|epoch, _| self.leases.contains_key(epoch));
+        }
+        if self.fleet.reported.len() > slack {
+            let oldest = self.fleet.reported.len() - slack;
+            let old: Vec<u64> = self.fleet.reported.keys().take(oldest).copied().collect();
+            for epoch in old {
+                self.fleet.reported.remove(&epoch);
+            }
+        }
+        if self.fleet.sizes.len() > 2 * self.jobs.len() + 1 {
+            let announced = self.fleet.announced;
+            self.fleet.sizes.retain(|job, _| self.jobs.contains_key(job) || Some(*job) == announced);
+        }
+        if self.fleet.last.len() > MAX_COSTS {
+            self.fleet.last.clear();
+        }
+    }
+
+    /// How fast a node is, [`CORE`] for one core of the reference.
+    pub(super) fn speed(&self, node: NodeId) -> u64 {
+        self.fleet.speed(node, self.members.get(&node).map_or(1, |member| member.cores))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MODEL: [u8; 32] = [7; 32];
+
+    fn sample(work: Work, node: u32, core_us: u64, wall_ms: u64) -> Sample {
+        Sample { key: (MODEL, work), node: NodeId(node), core_us, peak_bytes: 100 * u64::from(node), wall_ms }
+    }
+
+    #[test]
+    fn costs_are_those_of_the_reference_and_bounded_by_the_time_spent() {
+        let mut fleet = Fleet::default();
+        // Node 1 is as the reference, node 2 has cores four times as slow.
+        fleet.measured(NodeId(1), Some([REFERENCE_US / 4; 4]), 1 << 30);
+        fleet.measured(NodeId(2), Some([REFERENCE_US; 4]), 0);
+        assert_eq!((fleet.speed(NodeId(1), 2), fleet.speed(NodeId(2), 2)), (2 * CORE, CORE / 2));
+        assert_eq!(fleet.speed(NodeId(3), 1), CORE, "not calibrated");
+        let work = Work::new(WorkKind::Prove, 3);
+        assert_eq!(fleet.cost(MODEL, work), 1);
+        fleet.learn(sample(work, 1, 8000, 10), 1);
+        fleet.learn(sample(work, 2, 32_000, 40), 1);
+        assert_eq!(fleet.cost(MODEL, work), 8000, "four times the time on a core of a quarter of the speed");
+        assert_eq!(fleet.cost(MODEL, Work::new(WorkKind::Prove, 9)), 8000, "the mean of its kind");
+        let other = Work::new(WorkKind::Open, 0);
+        fleet.learn(sample(other, 1, u64::MAX, 5), 1);
+        assert_eq!(fleet.cost(MODEL, other), 5000);
+        assert_eq!(fleet.needs(JobId([1; 32]), MODEL, work), 100, "the least that was enough");
+        fleet.sized(JobId([1; 32]), vec![0, 0, 0, 70]);
+        assert_eq!(fleet.needs(JobId([1; 32]), MODEL, work), 70);
+    }
+
+    #[test]
+    fn a_node_that_keeps_failing_is_set_aside_for_longer_and_longer() {
+        let mut fleet = Fleet::default();
+        let node = NodeId(1);
+        for i in 0..MAX_FAULTS as u64 {
+            fleet.fault(node, i);
+        }
+        assert!(!fleet.aside(node, 10));
+        fleet.fault(node, 10);
+        assert!(fleet.aside(node, 10) && fleet.aside(node, 10 + ASIDE_FIRST_MS - 1) && !fleet.aside(node, 10 + ASIDE_FIRST_MS));
+        let later = 10 + ASIDE_FIRST_MS;
+        (0..=MAX_FAULTS).for_each(|_| fleet.fault(node, later));
+        assert!(fleet.aside(node, later + 2 * ASIDE_FIRST_MS - 1) && !fleet.aside(node, later + 2 * ASIDE_FIRST_MS));
+        let mut rare = Fleet::default();
+        (0..100).for_each(|i| rare.fault(node, i * FAULT_WINDOW_MS / 3));
+        assert!(!rare.aside(node, 100 * FAULT_WINDOW_MS / 3));
+    }
+}

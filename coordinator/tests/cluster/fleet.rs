@@ -1,0 +1,188 @@
+//! Machines that differ: calibrated before they work, taken away with notice, leaving when there is nothing to do.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::loopback::{Faulty, Outcome, PATIENCE, admissions, config, invited, joined, prove, start};
+use crate::toy::{MODEL, Toy, expected_proof, spec, toy};
+use obelysk_coordinator::{Coordinator, Handle, ProofChecker};
+use obelysk_node::engine::{CheckError, Checker, Engine, EngineError, Pieces, Trial, Verdict, WorkKind, WorkOutput, WorkRequest};
+use obelysk_node::error::{NodeError, TransportError};
+use obelysk_node::{ExitReason, Leave, Node, NodeBackend, NodeConfig, NodeSuite, ProverEngine, calibration};
+
+/// The model of calibration of the toy.
+const TRIAL: [u8; 32] = [9; 32];
+
+/// The toy's checker, which also calibrates.
+struct Calibrating;
+
+impl Checker for Calibrating {
+    fn segments(&self, spec: &[u8]) -> Result<u32, CheckError> {
+        toy().segments(spec)
+    }
+
+    fn check(&self, s: &[u8], kind: WorkKind, segment: u32, inputs: &[&[u8]], extra: &[u8], output: &[u8]) -> Verdict {
+        toy().check(s, kind, segment, inputs, extra, output)
+    }
+
+    fn challenge(&self, spec: &[u8], commits: &[&[u8]]) -> Result<Vec<u8>, CheckError> {
+        toy().challenge(spec, commits)
+    }
+
+    fn finish(&self, spec: &[u8], pieces: Pieces<'_>) -> Result<Vec<u8>, CheckError> {
+        toy().finish(spec, pieces)
+    }
+
+    fn trial(&self, number: u64) -> Option<Trial> {
+        Some(Trial { model: TRIAL, spec: spec(3, number), segments: 3 })
+    }
+}
+
+/// Knows the model of calibration, counts its trials, and spoils those of one kind.
+struct Tried {
+    trials: AtomicU32,
+    spoils: Option<WorkKind>,
+}
+
+impl Tried {
+    fn new(spoils: Option<WorkKind>) -> Arc<Self> {
+        Arc::new(Self { trials: AtomicU32::new(0), spoils })
+    }
+}
+
+impl Engine for Tried {
+    fn models(&self) -> Vec<[u8; 32]> {
+        vec![MODEL, TRIAL]
+    }
+
+    fn run(&self, request: &WorkRequest, inputs: &[Vec<u8>], progress: &dyn Fn(u32)) -> Result<WorkOutput, EngineError> {
+        let trial = request.model == TRIAL;
+        self.trials.fetch_add(u32::from(trial), Ordering::SeqCst);
+        let mut done = toy().run(request, inputs, progress)?;
+        if trial && self.spoils == Some(request.kind) {
+            done.blob.pop();
+        }
+        Ok(done)
+    }
+}
+
+async fn calibrating() -> Handle {
+    Coordinator::start(config(), admissions(), Arc::new(Calibrating), None).await.expect("starts")
+}
+
+fn settings(name: &str) -> NodeConfig {
+    NodeConfig { threads: 1, ..NodeConfig::new(name) }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_is_calibrated_once_and_then_works() {
+    let handle = calibrating().await;
+    let engine = Tried::new(None);
+    let node = tokio::spawn(Node::run_until(settings("a"), invited(&handle), engine.clone(), std::future::pending()));
+    joined(&handle, 1).await;
+    assert_eq!(engine.trials.load(Ordering::SeqCst), 12, "three segments of four kinds");
+    let spec = spec(4, 900);
+    assert!(prove(&handle, spec.clone()).await.0.expect("proved").proof == expected_proof(&spec, 64));
+    assert_eq!(engine.trials.load(Ordering::SeqCst), 12);
+    handle.shutdown().await;
+    node.await.expect("no panic").expect("in good order");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_fails_calibration_is_refused_with_the_reason() {
+    for kind in WorkKind::ALL {
+        let handle = calibrating().await;
+        let run = Node::run_until(settings("liar"), invited(&handle), Tried::new(Some(kind)), std::future::pending());
+        let error = tokio::time::timeout(PATIENCE, run).await.expect("ends").expect_err("refused");
+        let NodeError::Transport(TransportError::Refused { reason, retry: false }) = &error else { panic!("{error}") };
+        assert!(reason.contains(&format!("calibration, {} of segment 0 is wrong", kind.name())), "{reason}");
+        assert_eq!(handle.connected_nodes(), 0);
+        handle.shutdown().await;
+    }
+}
+
+/// The model that programs carry, by the engine and checker of proofs: right, and short.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_real_calibration_is_passed_in_time() {
+    let place = tempfile::tempdir().expect("folder");
+    let folder = calibration::folder(&place.path().join("calibration")).expect("made");
+    let checker = ProofChecker::<NodeSuite, _>::new(NodeBackend::default(), []).with_trial(folder.registered.clone());
+    let jobs = checker.segments(&calibration::spec(folder.id, 1).encode()).expect_err("takes no jobs");
+    assert!(jobs.to_string().contains("calibration"), "{jobs}");
+    let handle = Coordinator::start(config(), admissions(), Arc::new(checker), None).await.expect("starts");
+    let engine = Arc::new(ProverEngine::<NodeSuite, _>::new(NodeBackend::default(), [folder]));
+    let (cpu, started) = (obelysk_node::usage::cpu_time(), Instant::now());
+    let node = tokio::spawn(Node::run_until(settings("a"), invited(&handle), engine, std::future::pending()));
+    joined(&handle, 1).await;
+    let spent = obelysk_node::usage::cpu_time() - cpu;
+    println!("calibrated in {:?}, {spent:?} of processor time on both sides", started.elapsed());
+    assert!(spent < Duration::from_secs(20), "{spent:?}: far beyond the two seconds it is to take in a release build");
+    handle.shutdown().await;
+    node.await.expect("no panic").expect("in good order");
+}
+
+/// Work that takes longer than the machine has left goes back at once, and costs nobody an attempt.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_that_is_taken_away_gives_back_what_does_not_fit() {
+    let handle = start(toy(), None).await;
+    let long = Arc::new(Faulty(|request: &WorkRequest, outcome: Outcome| {
+        let pause = if request.kind == WorkKind::Commit { Duration::from_secs(30) } else { Duration::ZERO };
+        std::thread::sleep(pause);
+        outcome
+    }));
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let leave = async {
+        let _ = stopped.await;
+        Leave::Preempted(Duration::from_secs(1))
+    };
+    let victim = tokio::spawn(Node::run_leaving(settings("spot"), invited(&handle), long, leave));
+    joined(&handle, 1).await;
+    let spec = spec(3, 901);
+    let mut job = handle.submit(spec.clone(), MODEL).await.expect("submitted");
+    // The chain is done and the first commit hangs.
+    while job.next().await.is_some_and(|event| event.done < 3) {}
+    let survivor = tokio::spawn(Node::run_until(settings("b"), invited(&handle), toy(), std::future::pending()));
+    joined(&handle, 2).await;
+    let started = Instant::now();
+    stop.send(()).expect("the node runs");
+    let exit = tokio::time::timeout(PATIENCE, victim).await.expect("ends").expect("no panic").expect("in good order");
+    assert_eq!(exit, ExitReason::Preempted);
+    assert!(started.elapsed() < Duration::from_secs(15), "it did not wait for its work");
+    let mut blamed = Vec::new();
+    while let Some(event) = job.next().await {
+        if !event.text.is_empty() {
+            blamed.push(event.text);
+        }
+    }
+    assert!(job.result().await.expect("proved").proof == expected_proof(&spec, 64));
+    assert!(blamed.is_empty(), "{blamed:?}");
+    handle.shutdown().await;
+    survivor.await.expect("no panic").expect("in good order");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_with_nothing_to_do_leaves() {
+    let handle = start(toy(), None).await;
+    let config = NodeConfig { exit_when_idle_s: 2, ..settings("a") };
+    let run = tokio::spawn(Node::run_until(config, invited(&handle), toy(), std::future::pending()));
+    joined(&handle, 1).await;
+    let spec = spec(2, 902);
+    assert!(prove(&handle, spec.clone()).await.0.expect("proved").proof == expected_proof(&spec, 64));
+    let worked = Instant::now();
+    let exit = tokio::time::timeout(PATIENCE, run).await.expect("ends").expect("no panic").expect("in good order");
+    assert_eq!(exit, ExitReason::Idle);
+    assert!(worked.elapsed() >= Duration::from_secs(1), "it waited");
+    handle.shutdown().await;
+}
+
+/// A hook that says yes is a notice; the engine is never asked to hurry.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hook_that_says_yes_drains_the_node() {
+    let handle = start(toy(), None).await;
+    let config = NodeConfig { preempt_hook: "exit 0".to_owned(), ..settings("spot") };
+    let size = Toy { size: 64 };
+    let exit = tokio::time::timeout(PATIENCE, Node::run(config, invited(&handle), Arc::new(size))).await.expect("ends");
+    assert_eq!(exit.expect("in good order"), ExitReason::Preempted);
+    handle.shutdown().await;
+}
