@@ -27,7 +27,7 @@ fn main() -> Result<(), Failed> {
             let (model, tokens) = (Shaped::new(&shape, 1), number(4)?);
             let mut ids: Vec<u32> = (0..tokens).map(|i| i * 37 % shape.vocab).collect();
             let decoder = model.descriptor().decoder().ok_or("no decoder")?;
-            ids.extend(generate(decoder, &model, &ids, 1, &[])?);
+            ids.extend(generate(decoder, &model as &dyn WeightSource, &ids, 1, &[])?);
             let sequences = vec![Sequence { prompt: tokens, completion: 1 }];
             compare(model, &PublicInput { ids, sequences, output: Vec::new() })
         }
