@@ -113,8 +113,7 @@ pub fn genesis(members: &[Member], machine: &dyn Machine) -> Result<Log, FormErr
         return Err(FormError::Meaning("no members, too many, or one twice"));
     }
     map.values().try_for_each(|m| m.check().map_err(FormError::Meaning))?;
-    let mut conf = ConfState::default();
-    conf.voters = map.keys().copied().collect();
+    let conf = ConfState { voters: map.keys().copied().collect(), ..ConfState::default() };
     let mut snapshot = Snapshot::default();
     snapshot.set_metadata(metadata(1, 1, conf));
     snapshot.data = encode_state(&map, &Gone::new(), machine.snapshot())?.into();
@@ -232,11 +231,7 @@ impl Core {
         if entries.is_empty() {
             return Ok(self.applied.0);
         }
-        let entries = entries.into_iter().map(|data| {
-            let mut entry = Entry::default();
-            entry.data = data.into();
-            entry
-        });
+        let entries = entries.into_iter().map(|data| Entry { data: data.into(), ..Entry::default() });
         self.append(entries.collect()).map_err(|()| ProposeError::NotLeader { leader: None })
     }
 

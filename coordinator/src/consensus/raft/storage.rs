@@ -272,9 +272,9 @@ mod tests {
         assert_eq!(shadow.parts(), Log::default().parts());
         let snapshot = first().snapshot;
         let mut at_seven = snapshot.clone();
-        at_seven.as_mut().map(|s| s.mut_metadata().index = 7);
+        at_seven.iter_mut().for_each(|s| s.mut_metadata().index = 7);
         let mut later = snapshot.clone();
-        later.as_mut().map(|s| s.mut_metadata().index = 40);
+        later.iter_mut().for_each(|s| s.mut_metadata().index = 40);
         let steps = [
             first(),
             Writes { hard: hard(2, 1), entries: entries(2..10, 2), ..Writes::default() },
