@@ -345,10 +345,13 @@ fn forging_by_parts_of_another_proof_is_refused() {
     assert!(trees.is_err_and(|e| e.to_string().contains("oracle 3")));
 }
 
+/// Writes a nonce where one step's grinding has it.
+type SetNonce = fn(&mut Proof, u64);
+
 #[test]
 fn forging_by_skipped_grinding_is_refused() {
     let own = prove(&honest(toy()), &Nowhere);
-    let steps: [(&str, fn(&mut Proof, u64)); 4] = [
+    let steps: [(&str, SetNonce); 4] = [
         ("opening/beta", |p, n| p.segments[1].opening.rows[0][0].nonce = n),
         ("opening/theta", |p, n| p.opening.iter_mut().for_each(|o| o.theta_nonces[1] = n)),
         ("opening/alpha", |p, n| p.opening.iter_mut().for_each(|o| o.folds[1].nonce = n)),

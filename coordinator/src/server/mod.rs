@@ -348,11 +348,8 @@ impl Handle {
     /// Completes, with the reason, when this coordinator can take no part any more: its log failed. Nothing agreed is lost.
     pub async fn failed(&self) -> String {
         let mut role = self.role.clone();
-        let reason = match role.wait_for(|role| matches!(role, Role::Stopped { .. })).await.as_deref() {
-            Ok(Role::Stopped { reason }) => reason.clone(),
-            _ => std::future::pending().await,
-        };
-        reason
+        let stopped = role.wait_for(|role| matches!(role, Role::Stopped { .. })).await.map(|role| role.clone());
+        if let Ok(Role::Stopped { reason }) = stopped { reason } else { std::future::pending().await }
     }
 
     /// Nodes connected now.

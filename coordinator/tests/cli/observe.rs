@@ -103,7 +103,7 @@ fn operators_see_a_job_from_submission_to_proof_and_who_was_lost() {
     }
     assert_eq!(value(&text, "obelysk_jobs_ended_total{outcome=\"done\"}"), 1.0);
     assert!(value(&text, "obelysk_network_bytes_total{direction=\"sent\"}") > 0.0 && text.trim_end().ends_with("# EOF"));
-    assert!(!text.contains(id) && !text.contains("second"), "no ids and no names");
+    assert!(!text.contains(id) && !text.contains("\"second\""), "no ids and no names");
     let top = place.run(&["top", "--count", "2"]).expect(0).stdout;
     assert!(top.contains("second") && top.contains("proved after"), "{top}");
     let looks = place.run(&["top", "--count", "1", "--json"]).expect(0).json();

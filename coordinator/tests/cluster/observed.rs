@@ -165,7 +165,7 @@ async fn administrators_see_jobs_nodes_and_pieces_and_nobody_else_does() {
     let gate = Arc::new(AtomicBool::new(false));
     let open = gate.clone();
     let held = Arc::new(Faulty(move |request: &WorkRequest, outcome: Outcome| {
-        while request.kind == WorkKind::Commit && !open.load(Ordering::SeqCst) {
+        while request.kind == WorkKind::Prove && !open.load(Ordering::SeqCst) {
             std::thread::sleep(Duration::from_millis(5));
         }
         outcome
@@ -188,8 +188,9 @@ async fn administrators_see_jobs_nodes_and_pieces_and_nobody_else_does() {
         let all = items().await;
         assert_eq!(all.len(), 4 * SEGMENTS as usize);
         let of = |kind: WorkKind, phase: ItemPhase| all.iter().filter(move |i| (i.kind, i.phase) == (kind.code(), phase as u8));
-        if let Some(leased) = of(WorkKind::Commit, ItemPhase::Leased).next() {
-            assert_eq!(of(WorkKind::Forward, ItemPhase::Accepted).count(), SEGMENTS as usize);
+        // There is no challenge before all commits are in.
+        if let Some(leased) = of(WorkKind::Prove, ItemPhase::Leased).next() {
+            assert_eq!(of(WorkKind::Commit, ItemPhase::Accepted).count(), SEGMENTS as usize);
             break *leased;
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -197,13 +198,13 @@ async fn administrators_see_jobs_nodes_and_pieces_and_nobody_else_does() {
     let Message::Workers(workers) = ask(Message::WorkersAfter(WorkersAfter { node: 0 })).await else { panic!("workers") };
     let [worker] = workers.workers.as_slice() else { panic!("{workers:?}") };
     assert_eq!((worker.node, worker.name.as_str(), worker.busy, worker.job), (1, "held", true, id));
-    assert_eq!((worker.kind, worker.segment, worker.accepted), (leased.kind, leased.segment, u64::from(SEGMENTS)));
+    assert_eq!((worker.kind, worker.segment, worker.accepted), (leased.kind, leased.segment, 2 * u64::from(SEGMENTS)));
     let Message::Jobs(jobs) = ask(Message::JobsAfter(JobsAfter { job: [0; 32] })).await else { panic!("jobs") };
     assert_eq!(jobs.jobs.len(), 1);
-    assert_eq!((jobs.jobs[0].state, jobs.jobs[0].accepted), (JobState::Running as u8, [SEGMENTS, 0, 0, 0]));
+    assert_eq!((jobs.jobs[0].state, jobs.jobs[0].accepted), (JobState::Running as u8, [SEGMENTS, SEGMENTS, 0, 0]));
     let Message::Status(status) = ask(Message::StatusGet(StatusGet { unix_s: 0 })).await else { panic!("status") };
     assert_eq!((status.jobs, status.nodes, status.cores), ([1, 0, 0, 0, 0], [0, 1, 0, 0, 0], 1));
-    assert_eq!((status.events[0], status.items[ItemPhase::Accepted as usize]), (u64::from(SEGMENTS), SEGMENTS));
+    assert_eq!((status.events[0], status.items[ItemPhase::Accepted as usize]), (2 * u64::from(SEGMENTS), 2 * SEGMENTS));
     assert!(status.received_bytes > 0 && status.sent_bytes > 0 && status.store_bytes[0] > 0);
     gate.store(true, Ordering::SeqCst);
     let result = job.result().await.expect("proved");

@@ -15,6 +15,8 @@ use tempfile::TempDir;
 
 /// Nothing on loopback takes this long.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+/// Times 20 ms that a killed member's socket may take to close.
+const CLOSING_TRIES: u32 = 100;
 
 /// A cluster's authority and what all its machines applied.
 #[derive(Debug)]
@@ -75,8 +77,18 @@ impl Seat {
             tick: Duration::from_millis(100),
         };
         let (board, progress) = (cluster.board.clone(), self.progress.clone());
-        let book = Book { board, progress, ballast: cluster.ballast, ..Book::default() };
-        self.member = Some(RaftConsensus::start(start, Box::new(book)).expect("starts"));
+        let book =
+            || Box::new(Book { board: board.clone(), progress: progress.clone(), ballast: cluster.ballast, ..Book::default() });
+        // The socket of a member that was killed is closed by the endpoint's own task, a moment later.
+        let mut started = RaftConsensus::start(start.clone(), book());
+        for _ in 0..CLOSING_TRIES {
+            if started.is_ok() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+            started = RaftConsensus::start(start.clone(), book());
+        }
+        self.member = Some(started.expect("starts"));
     }
 
     /// As a crash: nothing is said to anybody.

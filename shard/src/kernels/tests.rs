@@ -99,6 +99,7 @@ fn extension_kernels_are_equal() {
         let (f, k, r) = (rng.felts(1 << h), rng.felts(1 << h), rng.felt());
         let (ff, kk) = (simd.ext(f.clone()), simd.ext(k.clone()));
         assert_eq!(simd.product_round(&ff, &kk), Reference.product_round(&f, &k));
+        assert_eq!(simd.product_round_full(&ff, &kk), Reference.product_round_full(&f, &k));
         assert_eq!(simd.bind(&ff, r).to_host(), Reference.bind(&f, r));
         let (low, high) = f.split_at(1 << (h / 2));
         assert_eq!(simd.outer(low, high).to_host(), Reference.outer(low, high));

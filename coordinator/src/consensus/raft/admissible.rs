@@ -48,7 +48,7 @@ impl Standing<'_> {
             MessageType::MsgAppend | MessageType::MsgHeartbeat | MessageType::MsgSnapshot => {
                 rule(!present || self.role != StateRole::Leader, "two leaders of one term")?;
                 rule(!present || self.leader == 0 || self.leader == from, "two leaders of one term")?;
-                self.from_leader(m)
+                self.leaders(m)
             }
             MessageType::MsgTimeoutNow => rule(!present || self.leader == from, "an order of who does not lead"),
             MessageType::MsgAppendResponse | MessageType::MsgHeartbeatResponse => {
@@ -63,7 +63,7 @@ impl Standing<'_> {
         }
     }
 
-    fn from_leader(&self, m: &Message) -> Result<(), Refusal> {
+    fn leaders(&self, m: &Message) -> Result<(), Refusal> {
         match m.get_msg_type() {
             MessageType::MsgHeartbeat if m.commit > self.last => Err(Refusal("more agreed on than this member ever confirmed")),
             MessageType::MsgSnapshot => {

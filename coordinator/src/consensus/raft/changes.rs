@@ -36,6 +36,7 @@ impl Core {
                 member.check().map_err(ChangeError::Unfit)?;
                 match self.members.get(&member.id()) {
                     Some(_) => Err(ChangeError::Known(member.id())),
+                    None if self.gone.contains(&member.id()) => Err(ChangeError::Gone(member.id())),
                     None if self.members.len() >= MAX_MEMBERS => Err(ChangeError::Full),
                     None => Ok(()),
                 }

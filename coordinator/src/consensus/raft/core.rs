@@ -12,7 +12,7 @@ use raft::{Config, NO_LIMIT, RawNode, Ready, SnapshotStatus, StateRole};
 use super::admissible::{Refusal, Standing};
 use super::log::{Log, Writes, metadata};
 use super::logger::bridge;
-use super::member::{Change, MAX_MEMBERS, Member, Members};
+use super::member::{Change, Gone, MAX_GONE, MAX_MEMBERS, Member, Members};
 use super::wire::{FormError, decode_change, decode_state, encode_state};
 use crate::consensus::{MAX_ENTRY_BYTES, Machine, ProposeError, Role};
 
@@ -83,6 +83,7 @@ pub struct Core {
     pub(super) node: RawNode<Log>,
     machine: Box<dyn Machine>,
     pub(super) members: Members,
+    pub(super) gone: Gone,
     pub(super) pace: Pace,
     random: u64,
     timeout: usize,
@@ -112,11 +113,10 @@ pub fn genesis(members: &[Member], machine: &dyn Machine) -> Result<Log, FormErr
         return Err(FormError::Meaning("no members, too many, or one twice"));
     }
     map.values().try_for_each(|m| m.check().map_err(FormError::Meaning))?;
-    let mut conf = ConfState::default();
-    conf.voters = map.keys().copied().collect();
+    let conf = ConfState { voters: map.keys().copied().collect(), ..ConfState::default() };
     let mut snapshot = Snapshot::default();
     snapshot.set_metadata(metadata(1, 1, conf));
-    snapshot.data = encode_state(&map, machine.snapshot())?.into();
+    snapshot.data = encode_state(&map, &Gone::new(), machine.snapshot())?.into();
     let mut hard = HardState::default();
     (hard.term, hard.commit) = (1, 1);
     Log::assemble(hard, snapshot, (1, 1), Vec::new()).map_err(|e| FormError::Meaning(e.0))
@@ -137,7 +137,7 @@ impl Core {
     /// [`Halt`]: it cannot be taken up.
     pub fn new(id: u64, seed: u64, pace: Pace, log: Log, mut machine: Box<dyn Machine>) -> Result<Self, Halt> {
         let at = log.snapshot().get_metadata().clone();
-        let members = if at.index > 0 { restore(machine.as_mut(), log.snapshot())? } else { Members::new() };
+        let (members, gone) = if at.index > 0 { restore(machine.as_mut(), log.snapshot())? } else { Default::default() };
         let config = Config {
             election_tick: pace.election_ticks,
             heartbeat_tick: pace.heartbeat_ticks,
@@ -154,7 +154,8 @@ impl Core {
         let node = RawNode::new(&config, log, &bridge()).map_err(|e| Halt::Log(e.to_string()))?;
         let (seen, applied) = ((node.raft.term, node.raft.state), (at.index, at.term));
         let (random, heard) = (seed, BTreeMap::new());
-        let mut core = Self { node, machine, members, pace, random, timeout: 0, seen, applied, ticks: 0, heard, halted: None };
+        let mut core =
+            Self { node, machine, members, gone, pace, random, timeout: 0, seen, applied, ticks: 0, heard, halted: None };
         core.draw();
         Ok(core)
     }
@@ -230,11 +231,7 @@ impl Core {
         if entries.is_empty() {
             return Ok(self.applied.0);
         }
-        let entries = entries.into_iter().map(|data| {
-            let mut entry = Entry::default();
-            entry.data = data.into();
-            entry
-        });
+        let entries = entries.into_iter().map(|data| Entry { data: data.into(), ..Entry::default() });
         self.append(entries.collect()).map_err(|()| ProposeError::NotLeader { leader: None })
     }
 
@@ -344,7 +341,8 @@ impl Core {
         let mut writes = Writes { hard: ready.hs().cloned(), entries: ready.take_entries(), ..Writes::default() };
         if ready.snapshot().get_metadata().index > 0 {
             let snapshot = ready.snapshot().clone();
-            self.members = restore(self.machine.as_mut(), &snapshot).inspect_err(|halt| self.halted = Some(halt.clone()))?;
+            (self.members, self.gone) =
+                restore(self.machine.as_mut(), &snapshot).inspect_err(|halt| self.halted = Some(halt.clone()))?;
             let at = (snapshot.get_metadata().index, snapshot.get_metadata().term);
             self.applied = at;
             // The crate's order: the hard state may still say less than the snapshot has.
@@ -409,6 +407,10 @@ impl Core {
             Change::Promote(_) => {}
             Change::Remove(_) => {
                 self.members.remove(&id);
+                if self.gone.len() >= MAX_GONE {
+                    self.gone.pop_first();
+                }
+                self.gone.insert(id);
                 self.heard.remove(&id);
                 if id == self.node.raft.id {
                     self.halted = Some(Halt::Removed);
@@ -425,7 +427,7 @@ impl Core {
         if !(self.log().take_wanted() || long) || behind == 0 {
             return None;
         }
-        let data = match encode_state(&self.members, self.machine.snapshot()) {
+        let data = match encode_state(&self.members, &self.gone, self.machine.snapshot()) {
             Ok(data) => data,
             Err(error) => {
                 tracing::error!(%error, "the log was not compacted");
@@ -445,8 +447,8 @@ impl Core {
     }
 }
 
-fn restore(machine: &mut dyn Machine, snapshot: &Snapshot) -> Result<Members, Halt> {
-    let (members, state) = decode_state(&snapshot.data).map_err(|e| Halt::Snapshot(e.to_string()))?;
+fn restore(machine: &mut dyn Machine, snapshot: &Snapshot) -> Result<(Members, Gone), Halt> {
+    let (members, gone, state) = decode_state(&snapshot.data).map_err(|e| Halt::Snapshot(e.to_string()))?;
     machine.restore(&state).map_err(Halt::Snapshot)?;
-    Ok(members)
+    Ok((members, gone))
 }

@@ -1,14 +1,20 @@
 //! Who the coordinators are: an id that follows from the key, and where to reach each of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Most coordinators of one cluster: consensus beyond seven is slow, not safer.
 pub const MAX_MEMBERS: usize = 7;
+/// Most members that a cluster remembers having removed: one a week for twenty years.
+pub const MAX_GONE: usize = 1024;
 /// Longest `host:port` of a member: a DNS name has up to 253 bytes.
 pub const MAX_PLACE_BYTES: usize = obelysk_protocol::wire::MAX_ADDRESS_BYTES;
 
 /// Every member that the configuration names, by id; those that only learn included.
 pub type Members = BTreeMap<u64, Member>;
+
+/// Ids of those that were removed. None of them returns: its log may hold votes that it was removed for having forgotten, and reads of
+/// its own removal.
+pub type Gone = BTreeSet<u64>;
 
 /// One coordinator.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,6 +87,9 @@ pub enum ChangeError {
     /// Already in it, with other addresses or another key.
     #[error("coordinator {0:016x} is a member already; remove it first")]
     Known(u64),
+    /// It was removed once.
+    #[error("coordinator {0:016x} was removed, and a key does not return; delete its folder, and join anew")]
+    Gone(u64),
     /// What is to be added cannot be a member.
     #[error("the new coordinator is not acceptable: {0}; correct its settings")]
     Unfit(&'static str),

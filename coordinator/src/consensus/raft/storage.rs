@@ -271,13 +271,15 @@ mod tests {
         let (_, mut shadow) = Store::open(folder.path(), 5).expect("new");
         assert_eq!(shadow.parts(), Log::default().parts());
         let snapshot = first().snapshot;
+        let mut at_seven = snapshot.clone();
+        at_seven.iter_mut().for_each(|s| s.mut_metadata().index = 7);
         let mut later = snapshot.clone();
-        later.as_mut().map(|s| s.mut_metadata().index = 40);
+        later.iter_mut().for_each(|s| s.mut_metadata().index = 40);
         let steps = [
             first(),
             Writes { hard: hard(2, 1), entries: entries(2..10, 2), ..Writes::default() },
             Writes { hard: hard(3, 7), entries: entries(8..12, 3), ..Writes::default() },
-            Writes { compacted: Some((5, 2)), ..Writes::default() },
+            Writes { snapshot: at_seven, compacted: Some((5, 2)), ..Writes::default() },
             Writes { hard: hard(4, 40), snapshot: later, replaced: true, compacted: Some((40, 1)), ..Writes::default() },
             Writes { entries: entries(41..43, 4), ..Writes::default() },
         ];

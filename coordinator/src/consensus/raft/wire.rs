@@ -10,7 +10,7 @@ use rkyv::util::AlignedVec;
 use rkyv::{Archive, Deserialize, Serialize};
 
 use super::log::metadata;
-use super::member::{Change, MAX_MEMBERS, Member, Members};
+use super::member::{Change, Gone, MAX_GONE, MAX_MEMBERS, Member, Members};
 use crate::consensus::MAX_ENTRY_BYTES;
 
 /// Largest state of the machine that can be sent to a member: the documents of a cluster at their bounds take half of it.
@@ -108,6 +108,7 @@ struct ChangeForm {
 #[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
 struct StateForm {
     members: Vec<MemberForm>,
+    gone: Vec<u64>,
     machine: Vec<u8>,
 }
 
@@ -293,7 +294,7 @@ fn snapshot(form: SnapshotForm) -> Result<Snapshot, FormError> {
     )?;
     rule(form.voters.len() + form.learners.len() <= MAX_MEMBERS, "more members than there may be")?;
     rule(!form.learners.iter().any(|id| form.voters.contains(id)), "a member that votes and learns")?;
-    let (members, _) = decode_state(&form.data)?;
+    let (members, ..) = decode_state(&form.data)?;
     let named = form.voters.iter().chain(&form.learners).all(|id| members.contains_key(id));
     rule(named && members.len() == form.voters.len() + form.learners.len(), "members other than those that vote or learn")?;
     let mut conf = ConfState::default();
@@ -359,20 +360,21 @@ pub fn decode_change(bytes: &[u8]) -> Result<Change, FormError> {
     }
 }
 
-/// What a snapshot holds: members and machine.
+/// What a snapshot holds: members, those removed, and the machine.
 ///
 /// # Errors
 /// [`FormError`]: beyond [`MAX_SNAPSHOT_BYTES`].
-pub fn encode_state(members: &Members, machine: Vec<u8>) -> Result<Vec<u8>, FormError> {
+pub fn encode_state(members: &Members, gone: &Gone, machine: Vec<u8>) -> Result<Vec<u8>, FormError> {
     rule(machine.len() + (32 << 10) <= MAX_SNAPSHOT_BYTES, "a state larger than a snapshot may be")?;
-    archive!(StateForm, StateForm { members: members.values().map(member_form).collect(), machine })
+    let members = members.values().map(member_form).collect();
+    archive!(StateForm, StateForm { members, gone: gone.iter().copied().collect(), machine })
 }
 
 /// Reads what a snapshot holds. Total on any bytes.
 ///
 /// # Errors
 /// [`FormError`].
-pub fn decode_state(bytes: &[u8]) -> Result<(Members, Vec<u8>), FormError> {
+pub fn decode_state(bytes: &[u8]) -> Result<(Members, Gone, Vec<u8>), FormError> {
     rule(bytes.len() <= MAX_SNAPSHOT_BYTES, "a state larger than a snapshot may be")?;
     let form = unarchive!(StateForm, bytes)?;
     rule(form.members.len() <= MAX_MEMBERS, "more members than there may be")?;
@@ -380,7 +382,10 @@ pub fn decode_state(bytes: &[u8]) -> Result<(Members, Vec<u8>), FormError> {
     let members: Members =
         form.members.into_iter().map(|form| member(form).map(|m| (m.id(), m))).collect::<Result<_, FormError>>()?;
     rule(members.len() == count, "a member twice")?;
-    Ok((members, form.machine))
+    let gone: Gone = form.gone.iter().copied().collect();
+    let apart = gone.len() == form.gone.len() && !members.keys().any(|id| gone.contains(id));
+    rule(apart && gone.len() <= MAX_GONE, "members removed twice, or still there, or too many")?;
+    Ok((members, gone, form.machine))
 }
 
 #[cfg(test)]

@@ -83,7 +83,8 @@ async fn an_offer_is_answered_with_what_is_here() {
     let source = InMemory { blob: BlobRef::of(&bytes(length)), bytes: bytes(length) };
     let parts = Arc::new(Parts::in_memory());
     let first = sent(&source, 0, true).await;
-    let cut = first.len() - 30;
+    // In the middle of the last chunk, which is a header and one byte.
+    let cut = first.len() - 10;
     let mut answer = Vec::new();
     let outcome = accept_offer((&mut answer, &mut &first[..cut]), &parts, source.blob, |from| {
         assert_eq!(from, 0);
