@@ -204,10 +204,10 @@ impl State {
                     self.fleet.learn(sample, cores);
                 }
             }
-            Input::WorkFailed { node, epoch, disagrees: false, .. } if *node != NodeId::REFEREE => {
-                if self.leases.get(epoch).is_some_and(|lease| lease.node == *node) {
-                    self.fleet.fault(*node, now);
-                }
+            Input::WorkFailed { node, epoch, disagrees: false, .. }
+                if *node != NodeId::REFEREE && self.leases.get(epoch).is_some_and(|lease| lease.node == *node) =>
+            {
+                self.fleet.fault(*node, now);
             }
             _ => {}
         }
