@@ -51,7 +51,8 @@ fn runs(loads: &[Load], machines: &[Machine], most: u128) -> Vec<Option<usize>> 
     let mut homes = vec![None; loads.len()];
     let mut next = 0;
     for (i, machine) in machines.iter().enumerate() {
-        let room = most * u128::from(machine.speed.max(1));
+        // Beyond what all loads together need there is no difference.
+        let room = most.saturating_mul(u128::from(machine.speed.max(1)));
         let mut used: u128 = 0;
         while let Some(load) = loads.get(next) {
             used += u128::from(load.cost) << 20;
