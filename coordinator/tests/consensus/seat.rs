@@ -71,7 +71,7 @@ impl Seat {
             identity: self.identity.clone(),
             listen: self.place,
             peer: String::new(),
-            service: format!("{}:1", self.place.ip()),
+            service: self.place.to_string(),
             begin: self.begin.clone(),
             pace: cluster.pace,
             tick: Duration::from_millis(100),
