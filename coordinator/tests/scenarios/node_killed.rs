@@ -12,7 +12,6 @@ fn a_node_that_dies_in_any_phase_costs_only_its_own_segments() {
         Fleet::still_at_work(&mut client);
         assert!(fleet.finished(client) == alone, "killed in {phase}: other bytes");
     }
-    assert!(fleet.count(&["\"lost\""]) >= 3, "each held something:\n{}", fleet.coordinator.log());
     assert_eq!(fleet.count(&["\"quarantined\""]), 0, "to die is no lie:\n{}", fleet.coordinator.log());
     assert!(fleet.nodes[3].lives(), "the last one did it all");
 }
