@@ -59,7 +59,6 @@ struct Kept {
     /// When a blob was last put by this process. Whoever puts holds `door` for reading, whoever deletes for writing.
     fresh: Mutex<BTreeMap<BlobRef, Instant>>,
     door: tokio::sync::RwLock<()>,
-    runtime: tokio::runtime::Handle,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -81,7 +80,6 @@ impl Blobs {
             outlines: Mutex::new(Cache::new(OUTLINES)),
             fresh: Mutex::default(),
             door: tokio::sync::RwLock::new(()),
-            runtime: tokio::runtime::Handle::current(),
         }))))
     }
 
@@ -248,30 +246,6 @@ impl Blobs {
     pub fn touch(&self, blob: BlobRef) {
         if let Inner::Objects(objects) = &*self.0 {
             locked(&objects.fresh).insert(blob, Instant::now());
-        }
-    }
-
-    /// Forgets a blob at once, in memory; in a store [`Blobs::collect`] does that in its time.
-    pub fn release(&self, blob: BlobRef) {
-        if let Inner::Memory(memory) = &*self.0 {
-            memory.remove(blob);
-        }
-    }
-
-    /// What `work` gives, waited for on this thread: for threads that may wait, within a runtime of several threads.
-    pub fn wait<T>(&self, work: impl Future<Output = T>) -> T {
-        match &*self.0 {
-            Inner::Memory(_) => {
-                let mut work = std::pin::pin!(work);
-                let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-                loop {
-                    // Memory answers at once.
-                    if let std::task::Poll::Ready(done) = work.as_mut().poll(&mut context) {
-                        return done;
-                    }
-                }
-            }
-            Inner::Objects(objects) => tokio::task::block_in_place(|| objects.runtime.block_on(work)),
         }
     }
 

@@ -158,12 +158,18 @@ impl Fleet {
     pub fn submit_and_reach(&self, kind: &str) -> Child {
         let before = self.count(&["\"accepted\"", kind]);
         let client = self.submit();
+        self.wait_for_count(before + 1, &["\"accepted\"", kind]);
+        client
+    }
+
+    /// Waits until the coordinator's log has so many lines with all of these words.
+    #[track_caller]
+    pub fn wait_for_count(&self, wanted: usize, words: &[&str]) {
         let started = Instant::now();
-        while self.count(&["\"accepted\"", kind]) == before {
-            assert!(started.elapsed() < PATIENCE, "no {kind} was accepted:\n{}", self.coordinator.log());
+        while self.count(words) < wanted {
+            assert!(started.elapsed() < PATIENCE, "fewer than {wanted} lines with {words:?}:\n{}", self.coordinator.log());
             std::thread::sleep(Duration::from_millis(5));
         }
-        client
     }
 
     /// How often the coordinator's log has a line with all of these words.

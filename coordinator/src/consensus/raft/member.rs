@@ -82,7 +82,7 @@ pub enum ChangeError {
     #[error("there are {MAX_MEMBERS} coordinators, the most there may be; remove one first")]
     Full,
     /// Not in the configuration.
-    #[error("no coordinator has the id {0:016x}; see `obelysk coordinator members`")]
+    #[error("no coordinator has the id {0:016x}; look at the list of members")]
     Unknown(u64),
     /// Already in it, with other addresses or another key.
     #[error("coordinator {0:016x} is a member already; remove it first")]
@@ -115,6 +115,6 @@ pub enum ChangeError {
         needed: usize,
     },
     /// A leader that removes itself would leave while its last entries are under way.
-    #[error("the leader does not remove itself; move leadership with `obelysk coordinator transfer`, then ask the new leader")]
+    #[error("the leader does not remove itself; move leadership to another, then ask that one")]
     Itself,
 }

@@ -341,7 +341,7 @@ async fn listen_to(shared: &Shared, incoming: Incoming) -> Result<(), TransportE
     let connection = connection.map_err(|_| TransportError::Timeout(PATIENCE.as_secs()))?.map_err(|e| lost(&e))?;
     let Some(key) = key_of(&connection).filter(|key| shared.is_member(key)) else {
         tracing::warn!(remote = %connection.remote_address(), "refused: not a coordinator of this cluster");
-        connection.close(CLOSE_PROTOCOL, b"not a coordinator of this cluster; add it with `obelysk coordinator add`");
+        connection.close(CLOSE_PROTOCOL, b"not a coordinator of this cluster; have its leader add it");
         return Ok(());
     };
     loop {
