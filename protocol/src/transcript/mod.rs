@@ -80,7 +80,7 @@ impl<S: HashSuite> Transcript<S> {
         buf.extend_from_slice(&(label.len() as u64).to_le_bytes());
         buf.extend_from_slice(label.as_bytes());
         self.state = S::hash(domain::DRAW, &buf);
-        WordStream { seed: self.state, counter: 0, words: [0; 8], used: 8, suite: PhantomData }
+        WordStream { seed: self.state, counter: 0, words: [0; 8], used: S::UNIFORM_BYTES / 4, suite: PhantomData }
     }
 
     /// Draws one challenge, uniform in QM31 (words equal to p are rejected, so there is no bias).
@@ -124,7 +124,7 @@ pub fn pow_ok<S: HashSuite>(prefix: &Digest, bits: u32, nonce: u64) -> bool {
     let mut buf = [0u8; 40];
     buf[..32].copy_from_slice(prefix);
     buf[32..].copy_from_slice(&nonce.to_le_bytes());
-    let h = S::hash(domain::POW, &buf);
+    let h = S::uniform(&S::hash(domain::POW, &buf));
     let low = u64::from_le_bytes([h[0], h[1], h[2], h[3], h[4], h[5], h[6], h[7]]);
     low.trailing_zeros() >= bits
 }
@@ -139,11 +139,11 @@ struct WordStream<S: HashSuite> {
 
 impl<S: HashSuite> WordStream<S> {
     fn word(&mut self) -> u32 {
-        if self.used == 8 {
+        if self.used == S::UNIFORM_BYTES / 4 {
             let mut buf = [0u8; 40];
             buf[..32].copy_from_slice(&self.seed);
             buf[32..].copy_from_slice(&self.counter.to_le_bytes());
-            let h = S::hash(domain::STREAM, &buf);
+            let h = S::uniform(&S::hash(domain::STREAM, &buf));
             for (w, b) in self.words.iter_mut().zip(h.chunks_exact(4)) {
                 *w = u32::from_le_bytes([b[0], b[1], b[2], b[3]]);
             }
@@ -172,6 +172,42 @@ impl<S: HashSuite> WordStream<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Every bit of every word is a fair coin, for every suite; 4,000 tosses stray by 6 standard deviations once in a billion.
+    fn words_are_uniform<S: HashSuite>() {
+        const TOSSES: usize = 4_000;
+        let mut transcript = Transcript::<S>::new("uniform");
+        let mut ones = [[0usize; 32]; 8];
+        for i in 0..TOSSES {
+            let mut stream = transcript.advance(&format!("{i}"));
+            for ones in &mut ones[..S::UNIFORM_BYTES / 4] {
+                let word = stream.word();
+                ones.iter_mut().enumerate().for_each(|(bit, ones)| *ones += (word >> bit & 1) as usize);
+            }
+        }
+        let fair = |ones: &usize| ones.abs_diff(TOSSES / 2) < 6 * 32;
+        assert!(ones[..S::UNIFORM_BYTES / 4].as_flattened().iter().all(fair), "{}: {ones:?}", S::NAME);
+    }
+
+    /// Grinding of g bits takes 2^g tries: below, it is worth less than the budget says.
+    fn grinding_costs_what_it_says<S: HashSuite>() {
+        let prefixes = 0..64u64;
+        let tries = |i: u64| {
+            let prefix = S::hash(domain::POW_PREFIX, &i.to_le_bytes());
+            (0..).find(|&nonce| pow_ok::<S>(&prefix, 8, nonce)).map_or(0, |nonce: u64| nonce + 1)
+        };
+        // The mean of 64 such waits is 256, with a standard deviation of 32.
+        let mean = prefixes.map(tries).sum::<u64>() / 64;
+        assert!((128..512).contains(&mean), "{}: {mean} tries for 8 bits", S::NAME);
+    }
+
+    #[test]
+    fn challenges_positions_and_grinding_rest_on_uniform_words() {
+        words_are_uniform::<Blake2s>();
+        words_are_uniform::<Poseidon252>();
+        grinding_costs_what_it_says::<Blake2s>();
+        grinding_costs_what_it_says::<Poseidon252>();
+    }
 
     #[test]
     fn label_and_data_boundaries_matter() {

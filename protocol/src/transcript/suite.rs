@@ -12,6 +12,13 @@ pub trait HashSuite: Clone + Copy + Default + std::fmt::Debug + Send + Sync + 's
     const ID: u8;
     /// Name for people.
     const NAME: &'static str;
+    /// Bytes of [`Self::uniform`] that are as good as uniform; a multiple of 4, at least 8.
+    const UNIFORM_BYTES: usize = 32;
+    /// The bytes of a digest that challenges, positions and grinding are read from, the uniform ones first. A suite whose digests are
+    /// elements of a field has bytes that are not: read as they stand, they would cost bits of every query and of every grinding.
+    fn uniform(digest: &Digest) -> Digest {
+        *digest
+    }
     /// Hash of `bytes` under a one-byte domain.
     fn hash(domain: u8, bytes: &[u8]) -> Digest;
     /// As [`Self::hash`], of the concatenation of two parts; the second may be large.
@@ -125,6 +132,14 @@ const NODE: u8 = 17;
 impl HashSuite for Poseidon252 {
     const ID: u8 = 2;
     const NAME: &'static str = "poseidon252";
+    /// The field's modulus is 2^251 + 17 2^192 + 1: the low 224 bits of an element are within 2^-55 of uniform, the high ones are not.
+    const UNIFORM_BYTES: usize = 28;
+
+    fn uniform(digest: &Digest) -> Digest {
+        let mut bytes = *digest;
+        bytes.reverse();
+        bytes
+    }
 
     fn hash(domain: u8, bytes: &[u8]) -> Digest {
         felt::hash_bytes(domain, bytes)
