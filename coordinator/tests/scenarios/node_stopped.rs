@@ -1,7 +1,6 @@
 //! A node is alive to the network and dead to the world: its process stands still, then goes on.
 
 use crate::fleet::Fleet;
-use std::time::Duration;
 
 #[test]
 fn a_node_that_stands_still_holds_nothing_up_and_may_come_back() {
