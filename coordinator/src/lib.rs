@@ -10,11 +10,13 @@ pub mod consensus;
 pub mod core;
 pub mod identity;
 pub mod ledger;
+pub mod replica;
 pub mod server;
 
 pub use blobs::{BlobError, Blobs};
 pub use checker::ProofChecker;
 pub use identity::Admissions;
+pub use replica::{Replica, ReplicaError};
 pub use server::{
     Coordinator, CoordinatorConfig, CoordinatorError, Facts, Handle, JobHandle, JobResult, LocalConfig, Phase, Progress,
     submit_remote, submit_remote_at,

@@ -66,6 +66,14 @@ pub enum TransportError {
         /// Whether trying again can help.
         retry: bool,
     },
+    /// A coordinator answers that does not lead.
+    #[error("the coordinator there does not lead; {} does", if leader.is_empty() { "another one, not known yet," } else { leader })]
+    Elsewhere {
+        /// Where the one that does is, `host:port`, when it is known.
+        leader: String,
+        /// Where all of them are.
+        all: Vec<String>,
+    },
     /// A blob is larger than this side takes.
     #[error("blob of {length} bytes exceeds the limit of {limit}; raise `max_blob_bytes` on this machine")]
     BlobTooLarge {

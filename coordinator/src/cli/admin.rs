@@ -8,7 +8,7 @@ use super::output::Out;
 use obelysk_node::CoordinatorAddress;
 use obelysk_node::ModelFolder;
 use obelysk_node::error::TransportError;
-use obelysk_node::identity::{Credential, Id, MAX_CREDENTIAL_BYTES, TokenSeed, ask_within, read_private, unix_now};
+use obelysk_node::identity::{Credential, Id, MAX_CREDENTIAL_BYTES, TokenSeed, ask_within, coordinators, read_private, unix_now};
 use obelysk_node::models::ModelManifest;
 use obelysk_node::transport::quinn::{Connection, Endpoint};
 use obelysk_node::transport::{CLOSE_DONE, InMemory, connect, offer};
@@ -21,6 +21,14 @@ use std::path::PathBuf;
 /// The administrator's file in a coordinator's folder.
 pub const ADMIN_FILE: &str = "admin.toml";
 
+/// Rounds over all coordinators while they elect a leader, and the pause between two: an election takes one to two seconds.
+const MAX_ROUNDS: u32 = 8;
+const ELECTION: std::time::Duration = std::time::Duration::from_millis(500);
+
+/// How long one that may be gone is waited for, where there are others, and where there is none.
+const SHORT: std::time::Duration = std::time::Duration::from_secs(3);
+const LONG: std::time::Duration = std::time::Duration::from_secs(30);
+
 /// A connection on which orders are given.
 pub struct Desk {
     credential: Credential,
@@ -29,20 +37,70 @@ pub struct Desk {
 }
 
 impl Desk {
-    /// Connects by the administrator's file.
+    /// Connects by the administrator's file to whoever leads.
     pub async fn open(home: &Home, args: &AdminArgs) -> Result<Self, Failure> {
+        Self::connect(home, args, true).await
+    }
+
+    /// As [`Desk::open`]; where nobody leads, to whoever answers.
+    pub async fn open_any(home: &Home, args: &AdminArgs) -> Result<Self, Failure> {
+        Self::connect(home, args, false).await
+    }
+
+    async fn connect(home: &Home, args: &AdminArgs, leader: bool) -> Result<Self, Failure> {
         let path = args.admin.clone().unwrap_or_else(|| home.root().join("coordinator").join(ADMIN_FILE));
-        let bytes = read_private(&path, MAX_CREDENTIAL_BYTES)?.ok_or_else(|| none(&path))?;
-        let text = std::str::from_utf8(&bytes).map_err(|_| Failure::input(format!("{} is damaged", path.display())))?;
-        let credential = Credential::from_text(text)?;
-        let mut last = None;
-        for place in credential.places()? {
-            match connect(&place, Some(&credential.client())).await {
-                Ok((endpoint, connection)) => return Ok(Self { credential, connection, _endpoint: endpoint }),
-                Err(error) => last = Some(error),
+        let credential = read_admin(&path)?.ok_or_else(|| none(&path))?;
+        let (mut places, mut tried, mut last) = (credential.places()?, Vec::new(), None);
+        let (mut any, mut rounds) = (None, 0);
+        loop {
+            let Some(place) = places.iter().find(|place| !tried.contains(*place)).cloned() else {
+                rounds += 1;
+                // They answer, and are about to agree on who leads.
+                let electing = matches!(last, Some(TransportError::Elsewhere { .. })) && rounds < MAX_ROUNDS;
+                match any.take() {
+                    Some((connection, endpoint)) if !leader => {
+                        return Ok(Self { credential, connection, _endpoint: endpoint });
+                    }
+                    _ if electing => {
+                        tokio::time::sleep(ELECTION).await;
+                        tried.clear();
+                        continue;
+                    }
+                    _ => break,
+                }
+            };
+            tried.push(place.clone());
+            let known = async {
+                let (endpoint, connection) = connect(&place, Some(&credential.client())).await?;
+                let known = coordinators(&connection).await?;
+                Ok::<_, TransportError>((endpoint, connection, known))
+            };
+            // One of several that is gone shall not hold up the others.
+            let patience = if places.len() > 1 { SHORT } else { LONG };
+            let known = tokio::time::timeout(patience, known).await;
+            match known.unwrap_or(Err(TransportError::Timeout(patience.as_secs()))) {
+                Ok((endpoint, connection, known)) if known.leads => {
+                    return Ok(Self { credential, connection, _endpoint: endpoint });
+                }
+                Ok((endpoint, connection, known)) => {
+                    any = Some((connection, endpoint));
+                    let at = |place: &String| CoordinatorAddress::at(place, credential.pin).ok();
+                    // The leader before the rest.
+                    let hint = at(&known.leader).filter(|hint| !places.contains(hint));
+                    places.splice(..0, hint);
+                    let more: Vec<_> = known.all.iter().filter_map(at).filter(|place| !places.contains(place)).collect();
+                    places.extend(more);
+                    last = Some(TransportError::Elsewhere { leader: known.leader, all: known.all });
+                }
+                Err(error) => last = last.or(Some(error)),
             }
         }
         Err(last.unwrap_or_else(|| TransportError::Lost("the file names no coordinator".to_owned()))).code(Code::Cluster)
+    }
+
+    /// Whose orders these are.
+    pub const fn credential(&self) -> &Credential {
+        &self.credential
     }
 
     /// Sends one order or question and waits for its answer.
@@ -111,6 +169,13 @@ impl Desk {
     }
 }
 
+/// Reads an administrator's file, if there is one.
+pub fn read_admin(path: &std::path::Path) -> Result<Option<Credential>, Failure> {
+    let Some(bytes) = read_private(path, MAX_CREDENTIAL_BYTES)? else { return Ok(None) };
+    let text = std::str::from_utf8(&bytes).map_err(|_| Failure::input(format!("{} is damaged", path.display())))?;
+    Ok(Some(Credential::from_text(text)?))
+}
+
 fn none(path: &std::path::Path) -> Failure {
     let text = format!(
         "there is no administrator's file {}; run this on the coordinator's machine as its user, or pass a copy with --admin FILE \
@@ -132,7 +197,7 @@ pub fn one<T: Copy>(what: &str, begin: &str, ids: impl Iterator<Item = (T, Strin
     let found: Vec<(T, String)> = ids.filter(|(_, text)| !begin.is_empty() && text.starts_with(&begin)).collect();
     match found.as_slice() {
         [(id, _)] => Ok(*id),
-        [] => Err(Failure::input(format!("no {what} has an id that begins with `{begin}`; see `obelysk {what} list`"))),
+        [] => Err(Failure::input(format!("no {what} has an id that begins with `{begin}`; see the list of {what}s"))),
         more => Err(Failure::input(format!("{} {what}s have ids that begin with `{begin}`; give more of it", more.len()))),
     }
 }

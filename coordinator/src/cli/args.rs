@@ -1,7 +1,7 @@
 //! Arguments of all commands.
 
 pub use super::cluster_args::{
-    AdminArgs, CoordinatorCommand, DoctorArgs, JoinArgs, NodeCommand, ServeArgs, TokenArgs, TokenCommand,
+    AdminArgs, CoordinatorCommand, CoordinatorJoinArgs, DoctorArgs, JoinArgs, NodeCommand, ServeArgs, TokenArgs, TokenCommand,
 };
 use super::exit::EXIT_CODES;
 pub use super::observe_args::{JobCommand, StatusArgs, TopArgs};

@@ -9,6 +9,45 @@ use std::path::PathBuf;
 pub enum CoordinatorCommand {
     /// Serve nodes and clients until interrupted.
     Serve(ServeArgs),
+    /// Become one of several coordinators of a cluster, and serve. Started again with `coordinator serve`, or with this.
+    Join(CoordinatorJoinArgs),
+    /// Show the coordinators of a cluster, and which of them leads.
+    #[command(after_help = EXIT_CODES)]
+    Members {
+        /// Whose question.
+        #[command(flatten)]
+        admin: AdminArgs,
+    },
+    /// Take a coordinator out, for good: its folder does not return.
+    #[command(after_help = EXIT_CODES)]
+    Remove {
+        /// Its id, or a beginning of it that only it has.
+        id: String,
+        /// Whose order.
+        #[command(flatten)]
+        admin: AdminArgs,
+    },
+    /// Let another coordinator lead.
+    #[command(after_help = EXIT_CODES)]
+    Transfer {
+        /// Its id, or a beginning of it that only it has.
+        id: String,
+        /// Whose order.
+        #[command(flatten)]
+        admin: AdminArgs,
+    },
+}
+
+/// Arguments of `coordinator join`.
+#[derive(Debug, Args)]
+#[command(after_help = EXIT_CODES)]
+pub struct CoordinatorJoinArgs {
+    /// Whose order: a copy of the administrator's file of the cluster. Not needed by a coordinator that has joined.
+    #[command(flatten)]
+    pub admin: AdminArgs,
+    /// How to serve.
+    #[command(flatten)]
+    pub serve: ServeArgs,
 }
 
 /// Arguments of `coordinator serve`.
@@ -24,6 +63,9 @@ pub struct ServeArgs {
     /// Host name or address written into tokens and printed for clients.
     #[arg(long)]
     pub advertise: Option<String>,
+    /// UDP address for other coordinators; without one this coordinator is alone.
+    #[arg(long, value_name = "ADDRESS")]
+    pub peer_listen: Option<std::net::SocketAddr>,
     /// Folder for the ledger of jobs, tokens and members, and for blobs [default: `coordinator` in the home folder].
     #[arg(long, value_name = "DIR")]
     pub state: Option<PathBuf>,

@@ -7,6 +7,7 @@ mod args;
 mod bench;
 mod cluster;
 mod cluster_args;
+mod council;
 mod demo;
 mod doctor;
 mod exit;
@@ -50,7 +51,10 @@ const LOG: &str = "OBELYSK_LOG";
 pub fn main() -> ExitCode {
     // clap ends the process with 2 for bad usage and 0 for help.
     let cli = Cli::parse();
-    let long_running = matches!(cli.command, Command::Coordinator(_) | Command::Node(NodeCommand::Join(_)));
+    let long_running = matches!(
+        cli.command,
+        Command::Coordinator(CoordinatorCommand::Serve(_) | CoordinatorCommand::Join(_)) | Command::Node(NodeCommand::Join(_))
+    );
     log_to_stderr(if long_running { "info" } else { "error" }, cli.log_format);
     let out = Out::new(cli.json);
     match run(&out, cli) {
@@ -70,6 +74,10 @@ fn run(out: &Out, cli: Cli) -> Result<(), Failure> {
         Command::Verify(args) => verify::run(out, &home, &args),
         Command::Inspect(args) => inspect::run(out, &home, &args),
         Command::Coordinator(CoordinatorCommand::Serve(args)) => serve::run(out, &home, args),
+        Command::Coordinator(CoordinatorCommand::Join(args)) => serve::join(out, &home, args),
+        Command::Coordinator(CoordinatorCommand::Members { admin }) => council::members(out, &home, &admin),
+        Command::Coordinator(CoordinatorCommand::Remove { id, admin }) => council::remove(out, &home, &id, &admin),
+        Command::Coordinator(CoordinatorCommand::Transfer { id, admin }) => council::transfer(out, &home, &id, &admin),
         Command::Token(command) => admin::token(out, &home, command),
         Command::Node(NodeCommand::Join(args)) => join::run(out, &home, args),
         Command::Node(NodeCommand::List { admin }) => admin::nodes(out, &home, &admin),

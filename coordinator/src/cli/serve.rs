@@ -1,31 +1,131 @@
 //! `obelysk coordinator serve`.
 
-use super::admin::admin_file;
-use super::args::ServeArgs;
+use super::admin::{Desk, admin_file, read_admin, unexpected};
+use super::args::{AdminArgs, CoordinatorJoinArgs, ServeArgs};
 use super::cluster::runtime;
 use super::exit::{Code, Coded as _, Failure};
 use super::home::Home;
 use super::output::Out;
 use anyhow::anyhow;
+use obelysk_coordinator::consensus::{Consensus as _, Role};
 use obelysk_coordinator::identity::FileStorage;
-use obelysk_coordinator::{Admissions, Coordinator, CoordinatorConfig, Facts, Handle, ProofChecker};
+use obelysk_coordinator::replica::{self, Place};
+use obelysk_coordinator::{Admissions, Coordinator, CoordinatorConfig, Facts, Handle, ProofChecker, Replica, ReplicaError};
 use obelysk_node::engine::Engine;
 use obelysk_node::identity::write_private;
 use obelysk_node::{NodeBackend, NodeSuite, ProverEngine, calibration};
+use obelysk_protocol::wire::{Message, PeerAdd};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
+
+/// How long a new coordinator waits to know who leads before it says that it has no administrator's file.
+const DECIDED: Duration = Duration::from_secs(10);
 
 /// Serves until SIGINT or SIGTERM.
 pub fn run(out: &Out, home: &Home, args: ServeArgs) -> Result<(), Failure> {
+    let (config, state) = configured(home, &args)?;
+    // Held to the end: one process per folder.
+    let files = FileStorage::open(&state)?;
+    runtime()?.block_on(async {
+        let part = match config.place()? {
+            None if replica::is_one(&state) => return Err(needs_peer_listen(&state)),
+            None => Part::alone(&files, &state)?,
+            Some(place) => {
+                if !replica::is_one(&state) {
+                    // What older releases left is taken over first.
+                    drop(Part::alone(&files, &state)?);
+                }
+                Part::among_others(Replica::open(&state, &place)?)
+            }
+        };
+        serve(out, home, (config, state, args.model), part).await
+    })
+}
+
+/// Becomes one of several coordinators, and serves until SIGINT or SIGTERM.
+pub fn join(out: &Out, home: &Home, args: CoordinatorJoinArgs) -> Result<(), Failure> {
+    let CoordinatorJoinArgs { admin, serve: args } = args;
+    let (config, state) = configured(home, &args)?;
+    let _files = FileStorage::open(&state)?;
+    let place = config.place()?.ok_or_else(|| needs_peer_listen(&state))?;
+    runtime()?.block_on(async {
+        let member = replica::is_one(&state).then(|| Replica::open(&state, &place));
+        let replica = match member {
+            Some(Ok(replica)) => {
+                out.note("this folder is a coordinator's already; it goes on");
+                replica
+            }
+            Some(Err(error)) if !matches!(error, ReplicaError::NoLog(_)) => return Err(error.into()),
+            _ => added(out, home, (&admin, &state), &place).await?,
+        };
+        self::serve(out, home, (config, state, args.model), Part::among_others(replica)).await
+    })
+}
+
+/// Asks the leader to take this machine in.
+async fn added(out: &Out, home: &Home, (admin, state): (&AdminArgs, &Path), place: &Place) -> Result<Replica, Failure> {
+    if state.join("ledger").exists() {
+        let text =
+            "holds a coordinator that is alone, with a cluster of its own; choose another folder with --state, or remove it";
+        return Err(Failure::input(format!("{} {text}", state.display())));
+    }
+    let desk = Desk::open(home, admin).await?;
+    let (csr, peer, service) = (replica::request(state)?, place.peer.clone(), place.service.clone());
+    let answer = desk.order(Message::PeerAdd(PeerAdd { csr, peer, service })).await?;
+    let Message::PeerAdded(added) = answer else { return Err(unexpected(&answer)) };
+    let mut own = desk.credential().duplicate()?;
+    let replica = Replica::join(state, place, &own, added)?;
+    // Orders can be given from this machine too, and still when the one that was asked is gone.
+    own.addresses.insert(0, place.service.clone());
+    write_private(&admin_file(state), own.to_text()?.as_bytes())?;
+    desk.close();
+    out.note("asked to join; waiting for the cluster's log");
+    Ok(replica)
+}
+
+/// How this coordinator keeps its facts.
+struct Part {
+    facts: Facts,
+    replica: Option<Replica>,
+}
+
+impl Part {
+    fn alone(files: &FileStorage, state: &Path) -> Result<Self, Failure> {
+        let facts = Facts::open(state)?;
+        let imported = facts.storage().import(files)?;
+        // Also after a crash between the two: nothing reads them any more.
+        files.set_aside()?;
+        if imported {
+            let text = "authority and registry are in the ledger now; the files *.moved may be removed";
+            tracing::info!(folder = %state.display(), text);
+        }
+        Ok(Self { facts, replica: None })
+    }
+
+    fn among_others(replica: Replica) -> Self {
+        Self { facts: replica.facts(), replica: Some(replica) }
+    }
+}
+
+fn needs_peer_listen(state: &Path) -> Failure {
+    let text = "is that of one of several coordinators: pass --peer-listen ADDRESS, or set `peer_listen`";
+    Failure::input(format!("the folder {} is, or is to be, one where that {text}", state.display()))
+}
+
+/// Settings from file and arguments, and the folder.
+fn configured(home: &Home, args: &ServeArgs) -> Result<(CoordinatorConfig, PathBuf), Failure> {
     let mut config: CoordinatorConfig = match &args.config {
         Some(path) => settings(path)?,
         None => CoordinatorConfig::default(),
     };
     config.listen = args.listen.unwrap_or(config.listen);
-    config.advertise = args.advertise.unwrap_or(config.advertise);
-    let state = args.state.unwrap_or_else(|| home.root().join("coordinator"));
+    config.advertise = args.advertise.clone().unwrap_or(config.advertise);
+    config.peer_listen = args.peer_listen.map_or(config.peer_listen, |listen| listen.to_string());
+    let state = args.state.clone().unwrap_or_else(|| home.root().join("coordinator"));
     match args.metrics_listen.as_deref() {
         Some("none") => config.metrics_listen.clear(),
-        Some(listen) => config.metrics_listen = listen.to_owned(),
+        Some(listen) => listen.clone_into(&mut config.metrics_listen),
         None => {}
     }
     if config.job_logs.as_os_str().is_empty() {
@@ -36,17 +136,27 @@ pub fn run(out: &Out, home: &Home, args: ServeArgs) -> Result<(), Failure> {
         let text = folder.to_str().ok_or_else(|| Failure::input(format!("{} is not text; set `blobs`", folder.display())))?;
         config.blobs = text.to_owned();
     }
-    let models = home.open_all(&args.model)?;
-    // Held to the end: one process per folder.
-    let files = FileStorage::open(&state)?;
-    let facts = Facts::open(&state)?;
-    let imported = facts.storage().import(&files)?;
-    // Also after a crash between the two: nothing reads them any more.
-    files.set_aside()?;
-    if imported {
-        tracing::info!(folder = %state.display(), "authority and registry are in the ledger now; the files *.moved may be removed");
+    Ok((config, state))
+}
+
+async fn serve(
+    out: &Out,
+    home: &Home,
+    (config, state, names): (CoordinatorConfig, PathBuf, Vec<String>),
+    Part { facts, replica }: Part,
+) -> Result<(), Failure> {
+    let models = home.open_all(&names)?;
+    if let Some(replica) = &replica {
+        let known = replica.authority_known();
+        tokio::select! {
+            known = known => known.code(Code::Cluster)?,
+            () = obelysk_node::worker::stop_signal() => return Ok(()),
+        }
     }
     let admissions = Arc::new(Admissions::open(Arc::new(facts.storage()))?);
+    if let Some(replica) = &replica {
+        replica.keep_certified(&state, admissions.clone())?;
+    }
     let registered = models.iter().map(|m| m.registered.clone());
     let checker = ProofChecker::<NodeSuite, _>::new(NodeBackend::default(), registered);
     let checker = Arc::new(match calibration::folder(&home.calibration()) {
@@ -60,32 +170,83 @@ pub fn run(out: &Out, home: &Home, args: ServeArgs) -> Result<(), Failure> {
     let weights: Vec<_> = models.into_iter().filter(|m| m.path.join("descriptor.bin").is_file()).collect();
     let referee: Option<Arc<dyn Engine>> =
         (!weights.is_empty()).then(|| Arc::new(ProverEngine::<NodeSuite, _>::new(NodeBackend::default(), weights)) as _);
-    runtime()?.block_on(async {
-        let handle = Coordinator::start_with(config, admissions.clone(), checker, referee, facts).await.code(Code::Cluster)?;
-        let file = admin_file(&state);
-        write_private(&file, admissions.new_admin(reachable(&handle))?.to_text()?.as_bytes())?;
-        let metrics = handle.serve_metrics().await.unwrap_or_else(|error| {
-            // Whoever asked for this address expressly wants to know; a second coordinator on one machine still serves.
-            tracing::warn!(%error, "serving without metrics");
-            None
-        });
-        let metrics = metrics.map(|bound| format!("http://{bound}/metrics"));
-        out.json(&serde_json::json!({
-            "address": handle.address(), "cluster": admissions.cluster(), "admin": file, "metrics": metrics,
-        }));
-        out.field("address", handle.address());
-        if let Some(metrics) = &metrics {
-            out.field("metrics", metrics);
+    let handle = Coordinator::start_with(config, admissions.clone(), checker, referee, facts).await.code(Code::Cluster)?;
+    let file = admin_file(&state);
+    match &replica {
+        None => write_private(&file, admissions.new_admin(reachable(&handle))?.to_text()?.as_bytes())?,
+        Some(replica) => administrator(out, replica, &handle, file.clone()).await?,
+    }
+    let metrics = handle.serve_metrics().await.unwrap_or_else(|error| {
+        // Whoever asked for this address expressly wants to know; a second coordinator on one machine still serves.
+        tracing::warn!(%error, "serving without metrics");
+        None
+    });
+    let metrics = metrics.map(|bound| format!("http://{bound}/metrics"));
+    let id = replica.as_ref().map(|replica| format!("{:016x}", replica.raft().me().id()));
+    out.json(&serde_json::json!({
+        "address": handle.address(), "cluster": admissions.cluster(), "admin": file, "metrics": metrics, "coordinator": id,
+    }));
+    out.field("address", handle.address());
+    if let Some(id) = &id {
+        out.field("coordinator", format_args!("{id}, one of several: obelysk coordinator members"));
+    }
+    if let Some(metrics) = &metrics {
+        out.field("metrics", metrics);
+    }
+    out.field("nodes join by", "a token: obelysk token create");
+    out.field("clients prove by", format_args!("obelysk prove --coordinator {} …", handle.address()));
+    let failed = tokio::select! {
+        () = obelysk_node::worker::stop_signal() => None,
+        reason = handle.failed() => Some(reason),
+    };
+    if let Some(replica) = replica.as_ref().filter(|_| failed.is_none()) {
+        replica.hand_over().await;
+    }
+    handle.shutdown().await;
+    failed.map_or(Ok(()), |reason| Err(anyhow!(reason)).code(Code::Cluster))
+}
+
+/// Keeps the administrator's file in this folder, with where all coordinators are; makes one where this coordinator leads and has none.
+async fn administrator(out: &Out, replica: &Replica, handle: &Handle, file: PathBuf) -> Result<(), Failure> {
+    let mut role = replica.raft().role();
+    if read_admin(&file)?.is_none() {
+        let decided = |role: &Role| !matches!(role, Role::Follower { leader: None });
+        let _ = tokio::time::timeout(DECIDED, role.wait_for(decided)).await;
+        let leads = matches!(*role.borrow(), Role::Leader { .. });
+        if !leads {
+            out.note("this folder has no administrator's file; copy another coordinator's to give orders from here");
+            return Ok(());
         }
-        out.field("nodes join by", "a token: obelysk token create");
-        out.field("clients prove by", format_args!("obelysk prove --coordinator {} …", handle.address()));
-        let failed = tokio::select! {
-            () = obelysk_node::worker::stop_signal() => None,
-            reason = handle.failed() => Some(reason),
-        };
-        handle.shutdown().await;
-        failed.map_or(Ok(()), |reason| Err(anyhow!(reason)).code(Code::Cluster))
-    })
+        let admissions = handle.admissions().clone();
+        let made = tokio::task::spawn_blocking({
+            let places = reachable(handle);
+            move || admissions.new_admin(places)
+        });
+        write_private(&file, made.await.code(Code::Internal)??.to_text()?.as_bytes())?;
+    }
+    let (mut members, here) = (replica.raft().electorate(), reachable(handle));
+    members.mark_changed();
+    tokio::spawn(async move {
+        while members.changed().await.is_ok() {
+            let all: Vec<String> = members.borrow_and_update().all().map(|m| m.service.clone()).collect();
+            if let Err(failure) = readdress(&file, &here, all) {
+                tracing::warn!(error = %failure.error, "the administrator's file does not name all coordinators");
+            }
+        }
+    });
+    Ok(())
+}
+
+fn readdress(file: &Path, here: &[String], all: Vec<String>) -> Result<(), Failure> {
+    let Some(mut credential) = read_admin(file)? else { return Ok(()) };
+    let mut places = here.to_vec();
+    places.extend(all.into_iter().filter(|place| !here.contains(place)));
+    places.truncate(obelysk_protocol::wire::MAX_ADDRESSES);
+    if places != credential.addresses {
+        credential.addresses = places;
+        write_private(file, credential.to_text()?.as_bytes())?;
+    }
+    Ok(())
 }
 
 /// Where an administrator on this machine reaches the coordinator, and then where others do.

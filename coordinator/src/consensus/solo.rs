@@ -6,6 +6,7 @@ mod file;
 
 use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
 
 use obelysk_node::identity::{FolderLock, IdentityError, read_private, write_private};
 use tokio::sync::{oneshot, watch};
@@ -54,8 +55,18 @@ pub enum SoloError {
 #[derive(Debug)]
 pub struct Solo {
     term: u64,
-    waiting: SyncSender<Waiting>,
+    /// `None` only while it is dropped.
+    waiting: Option<SyncSender<Waiting>>,
     role: watch::Receiver<Role>,
+    writer: Option<JoinHandle<()>>,
+}
+
+impl Drop for Solo {
+    /// The folder is free when this returns: for a coordinator that goes on as one of several.
+    fn drop(&mut self) {
+        self.waiting = None;
+        let _ = self.writer.take().map(JoinHandle::join);
+    }
 }
 
 struct Waiting {
@@ -99,8 +110,8 @@ impl Solo {
         let (role, follow) = watch::channel(Role::Leader { term });
         let writer = Writer { log, machine, role, snapshot_after, _lock: lock };
         let started = std::thread::Builder::new().name("log".to_owned()).spawn(move || writer.run(&inbox));
-        started.map_err(|e| SoloError::Disk { path: folder.display().to_string(), cause: e.to_string() })?;
-        Ok(Self { term, waiting, role: follow })
+        let started = started.map_err(|e| SoloError::Disk { path: folder.display().to_string(), cause: e.to_string() })?;
+        Ok(Self { term, waiting: Some(waiting), role: follow, writer: Some(started) })
     }
 }
 
@@ -127,7 +138,7 @@ impl Consensus for Solo {
         }
         let (answer, answered) = oneshot::channel();
         // Without a reader this fails, and the future says why.
-        let _ = self.waiting.send(Waiting { entries, answer });
+        let _ = self.waiting.as_ref().map(|waiting| waiting.send(Waiting { entries, answer }));
         let role = self.role.clone();
         Box::pin(async move {
             let stopped = || match &*role.borrow() {

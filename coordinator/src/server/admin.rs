@@ -15,8 +15,8 @@ use tokio::sync::oneshot;
 
 use super::brain::Command;
 use super::models::PublishError;
-use super::session::HANDSHAKE;
-use super::{Shared, bulk, clip, questions};
+use super::session::{HANDSHAKE, point};
+use super::{Shared, bulk, clip, council, questions};
 use crate::identity::{AdmissionError, Member, TokenOrder, TokenRecord};
 
 /// How long an administrator may be silent between orders: a large file is on its way meanwhile, or read before it is offered.
@@ -36,6 +36,7 @@ pub(super) const fn is_order(message: &Message) -> bool {
             | Message::ModelWithdraw(_)
             | Message::ModelsAfter(_)
     ) || questions::is_question(message)
+        || council::is_about(message)
 }
 
 /// Serves what follows the first order, each on a stream of its own, until the administrator goes or is silent.
@@ -53,7 +54,15 @@ pub(super) async fn serve_rest(shared: &Arc<Shared>, connection: &Connection) ->
                 });
                 continue;
             }
-            Some(order) => write_message(&mut send, &answer(shared, order).await).await?,
+            Some(Message::CoordinatorsGet(_)) => point(&mut send, shared.coordinators()).await?,
+            Some(order) => {
+                let elsewhere = if council::is_for_all(&order) { None } else { shared.elsewhere().await };
+                let answer = match elsewhere {
+                    Some(known) => Message::Coordinators(known),
+                    None => answer(shared, order).await,
+                };
+                write_message(&mut send, &answer).await?;
+            }
             None => return Ok(()),
         }
         let _ = send.finish();
@@ -79,7 +88,7 @@ async fn carry_out(shared: &Arc<Shared>, order: Message) -> Result<Message, Admi
                 token: made.id.0,
                 cluster: shared.admissions.cluster().0,
                 expires_unix_s: made.expires_unix_s,
-                addresses: shared.addresses.clone(),
+                addresses: shared.places(),
             }))
         }
         Message::TokensAfter(page) => {
@@ -132,6 +141,7 @@ async fn carry_out(shared: &Arc<Shared>, order: Message) -> Result<Message, Admi
             Ok(false) => return Err(AdmissionError::NoSuch(format!("published model {}", Id(order.model)))),
             Err(error) => refused(&error.into()),
         }),
+        order if council::is_about(&order) => council::answer(shared, order).await,
         question => questions::answer(shared, question).await,
     }
 }

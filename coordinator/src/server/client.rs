@@ -12,7 +12,7 @@ use obelysk_protocol::wire::{
 
 use super::progress::JobResult;
 use super::session::refuse;
-use super::{CoordinatorError, Shared, clip, fresh_key};
+use super::{CoordinatorError, Shared, clip, council, fresh_key};
 use crate::core::DEFAULT_PRIORITY;
 
 /// Blobs one client may hold here: its specification and its proof.
@@ -83,8 +83,12 @@ async fn one_job(
     };
     let job = handle.id();
     write_message(send, &Message::JobAccepted(JobAccepted { job, segments: handle.segments() })).await?;
+    let mut changes = shared.changes();
     loop {
         tokio::select! {
+            () = council::changed(&mut changes) => {
+                write_message(send, &Message::Coordinators(shared.coordinators())).await?;
+            }
             event = handle.next() => match event {
                 Some(p) => {
                     let text = clip(match &p.node {

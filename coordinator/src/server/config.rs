@@ -14,6 +14,7 @@ use crate::consensus::SoloError;
 use crate::core::Policy;
 use crate::core::demand::ScalePolicy;
 use crate::identity::AdmissionError;
+use crate::replica::Place;
 
 /// Settings of a coordinator process; every field has a default.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -23,6 +24,8 @@ pub struct CoordinatorConfig {
     pub listen: SocketAddr,
     /// Host name or address to print for nodes; empty means the listening address.
     pub advertise: String,
+    /// UDP address for other coordinators, `host:port`; empty: this one is alone.
+    pub peer_listen: String,
     /// A lease without progress ends after this.
     pub lease_ms: u64,
     /// A disconnected node may come back within this.
@@ -60,6 +63,7 @@ impl Default for CoordinatorConfig {
         Self {
             listen: ([127, 0, 0, 1], 7450).into(),
             advertise: String::new(),
+            peer_listen: String::new(),
             lease_ms: 60_000,
             away_grace_ms: 20_000,
             idle_timeout_ms: obelysk_node::transport::IDLE_TIMEOUT_MS,
@@ -102,6 +106,7 @@ impl CoordinatorConfig {
         if self.scale_min > self.scale_max {
             return bad("scale_min", "must be at most scale_max");
         }
+        self.place()?;
         self.metrics_listen().map(|_| ())
     }
 
@@ -113,6 +118,29 @@ impl CoordinatorConfig {
         let cause = "must be an address and a port, such as 127.0.0.1:7451, or empty";
         let wrong = |_| CoordinatorError::Config { field: "metrics_listen", cause };
         (!self.metrics_listen.is_empty()).then(|| self.metrics_listen.parse().map_err(wrong)).transpose()
+    }
+
+    /// Where this coordinator is for nodes, clients and other coordinators; `None` when it is to be alone.
+    ///
+    /// # Errors
+    /// [`CoordinatorError::Config`]: an address that no other machine could have.
+    pub fn place(&self) -> Result<Option<Place>, CoordinatorError> {
+        if self.peer_listen.is_empty() {
+            return Ok(None);
+        }
+        let bad = |field, cause| CoordinatorError::Config { field, cause };
+        let cause = "must be an address and a port, such as 0.0.0.0:7452, or empty";
+        let listen: SocketAddr = self.peer_listen.parse().map_err(|_| bad("peer_listen", cause))?;
+        let fixed = "must have a fixed port: the others keep it";
+        let named = |field, at: SocketAddr| match (at.port(), at.ip().is_unspecified(), self.advertise.is_empty()) {
+            (0, _, _) => Err(bad(field, fixed)),
+            (_, true, true) => {
+                Err(bad("advertise", "must name this machine where several coordinators listen on all its addresses"))
+            }
+            (_, false, true) => Ok(at.to_string()),
+            (port, _, false) => Ok(format!("{}:{port}", self.advertise)),
+        };
+        Ok(Some(Place { listen, peer: named("peer_listen", listen)?, service: named("listen", self.listen)? }))
     }
 
     pub(super) const fn scale(&self) -> ScalePolicy {
@@ -240,6 +268,29 @@ mod tests {
         let local: LocalConfig = toml::from_str(include_str!("../../../configs/local.toml")).expect("configs/local.toml");
         assert_eq!(local, LocalConfig::default());
         local.coordinator.validate().expect("valid");
+    }
+
+    #[test]
+    fn several_coordinators_need_addresses_that_others_can_dial() {
+        let place = |listen: &str, peer: &str, advertise: &str| {
+            let listen = listen.parse().expect("an address");
+            let (peer_listen, advertise) = (peer.to_owned(), advertise.to_owned());
+            CoordinatorConfig { listen, peer_listen, advertise, ..CoordinatorConfig::default() }.place()
+        };
+        assert!(place("0.0.0.0:0", "", "").expect("alone").is_none());
+        let own = place("10.0.0.1:7450", "10.0.0.1:7452", "").expect("reachable").expect("several");
+        assert_eq!((own.peer.as_str(), own.service.as_str()), ("10.0.0.1:7452", "10.0.0.1:7450"));
+        let named = place("0.0.0.0:7450", "0.0.0.0:7452", "c1.example").expect("named").expect("several");
+        assert_eq!((named.peer.as_str(), named.service.as_str()), ("c1.example:7452", "c1.example:7450"));
+        for (listen, peer, advertise, field) in [
+            ("0.0.0.0:7450", "0.0.0.0:7452", "", "advertise"),
+            ("10.0.0.1:0", "10.0.0.1:7452", "", "listen"),
+            ("10.0.0.1:7450", "10.0.0.1:0", "", "peer_listen"),
+            ("10.0.0.1:7450", "somewhere", "c1.example", "peer_listen"),
+        ] {
+            let error = place(listen, peer, advertise).expect_err("unusable").to_string();
+            assert!(error.contains(&format!("`{field}`")), "{error}");
+        }
     }
 
     #[test]

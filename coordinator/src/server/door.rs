@@ -10,7 +10,7 @@ use obelysk_protocol::wire::{Enrol, Enrolled, MAX_ENROL_BYTES, Message, Probed};
 
 use super::Shared;
 use super::guard::Arrival;
-use super::session::{HANDSHAKE, refuse};
+use super::session::{HANDSHAKE, point, refuse};
 use crate::identity::AdmissionError;
 
 /// Answers the peer's one message. `arrival` is kept until the peer is known, or to the end.
@@ -26,6 +26,10 @@ pub(super) async fn serve(shared: &Arc<Shared>, connection: &Connection, arrival
     };
     match message {
         Some(Message::Enrol(request)) => {
+            // Only who leads knows every token, and can keep that it was used.
+            if let Some(known) = shared.elsewhere().await {
+                return point(&mut send, known).await;
+            }
             let remote = connection.remote_address();
             match enrol(shared, connection, request).await? {
                 Ok(answer) => {
@@ -77,6 +81,6 @@ pub(super) fn answer(shared: &Shared, node: [u8; 32], certificate: Vec<u8>) -> E
         certificate,
         authority: shared.admissions.authority().certificate().to_vec(),
         life_s: shared.admissions.life_s(),
-        addresses: shared.addresses.clone(),
+        addresses: shared.places(),
     }
 }

@@ -6,6 +6,7 @@ mod bulk;
 mod certificate;
 mod client;
 mod config;
+mod council;
 mod door;
 mod facts;
 mod guard;
@@ -35,6 +36,7 @@ use tokio::sync::{Semaphore, broadcast, mpsc, oneshot, watch};
 
 use crate::blobs::Blobs;
 use crate::consensus::Role;
+use crate::consensus::raft::RaftConsensus;
 use crate::core::{DEFAULT_PRIORITY, Input, JobId};
 use crate::identity::Admissions;
 use crate::ledger::{MAX_SEGMENTS, SharedLedger};
@@ -87,6 +89,9 @@ pub(crate) struct Shared {
     admissions: Arc<Admissions>,
     /// This coordinator as nodes may dial it, `host:port`.
     addresses: Vec<String>,
+    /// This coordinator among several.
+    members: Option<Arc<RaftConsensus>>,
+    role: watch::Receiver<Role>,
     evictions: broadcast::Sender<NodeKeyId>,
     nodes: Arc<Semaphore>,
     clients: Arc<Semaphore>,
@@ -146,7 +151,7 @@ impl Coordinator {
         let (gate_end, gate) = watch::channel(Gate::Closed("the coordinator is starting".to_owned()));
         let (stop, stopped) = watch::channel(false);
         let store = Store::new(config.max_store_bytes, facts.blobs.clone());
-        let (ledger, role) = (facts.ledger.clone(), facts.consensus.role());
+        let (ledger, role, members) = (facts.ledger.clone(), facts.consensus.role(), facts.members.clone());
         let observer = Arc::new(Observer::new(&config.job_logs));
         let lead = lead::Parts::new(
             &config,
@@ -171,6 +176,8 @@ impl Coordinator {
             ledger,
             admissions,
             addresses: vec![place],
+            members,
+            role: role.clone(),
             evictions: broadcast::channel(MAX_EVICTIONS).0,
             nodes: Arc::new(Semaphore::new(MAX_NODES)),
             clients: Arc::new(Semaphore::new(MAX_CLIENTS)),

@@ -16,6 +16,7 @@ use tokio::task::AbortHandle;
 use super::Shared;
 use super::brain::{Command, Face, Picture};
 use super::observer::{Entry, Remembered, Sample};
+use crate::consensus::Role;
 use crate::core::view::{ItemState, ItemView, JobView, Standing};
 use crate::core::{Input, JobId, NodeId};
 use crate::identity::AdmissionError;
@@ -90,13 +91,23 @@ pub(super) fn sample(shared: &Arc<Shared>, own_expiry: impl Fn() -> u64 + Send +
         loop {
             tick.tick().await;
             let Some(shared) = shared.upgrade() else { return };
-            // Whoever does not lead has nothing to show.
-            let Ok(picture) = picture(&shared).await else { continue };
+            let Ok(picture) = picture(&shared).await else {
+                // Nor of when it did: whoever adds up over all coordinators would count twice.
+                if !leads(&shared) {
+                    let (own_expiry_unix_s, traffic) = (own_expiry(), shared.observer.traffic.total());
+                    shared.observer.metrics.set(&Sample { own_expiry_unix_s, traffic, ..Sample::default() });
+                }
+                continue;
+            };
             shared.observer.look(&picture.view, &shared.config.scale());
             shared.observer.metrics.set(&take(&shared, &picture, own_expiry()));
         }
     };
     tokio::spawn(task).abort_handle()
+}
+
+fn leads(shared: &Shared) -> bool {
+    matches!(*shared.role.borrow(), Role::Leader { .. })
 }
 
 fn take(shared: &Shared, picture: &Picture, own_expiry_unix_s: u64) -> Sample {
@@ -109,6 +120,7 @@ fn take(shared: &Shared, picture: &Picture, own_expiry_unix_s: u64) -> Sample {
         commands: shared.waiting_commands(),
         traffic: shared.observer.traffic.total(),
         own_expiry_unix_s,
+        leads: leads(shared),
         dropped: shared.observer.journal().dropped(),
         ..Sample::default()
     };

@@ -13,8 +13,8 @@ use obelysk_node::transport::{
     write_message,
 };
 use obelysk_protocol::wire::{
-    ALPN_JOIN, BlobPut, BlobRef, BlobStored, Goodbye, Hello, MAX_TEXT_BYTES, Message, Models, NodeHello, Refused, Welcome,
-    WireError, WorkKind,
+    ALPN_JOIN, BlobPut, BlobRef, BlobStored, Coordinators, Goodbye, Hello, MAX_TEXT_BYTES, Message, Models, NodeHello, Refused,
+    Welcome, WireError, WorkKind,
 };
 use tokio::sync::{broadcast, mpsc, oneshot};
 
@@ -22,7 +22,7 @@ use super::brain::{Command, Join, Outbox};
 use super::bulk;
 use super::guard::Arrival;
 use super::store::Store;
-use super::{Shared, admin, client, clip, door, trial};
+use super::{Shared, admin, client, clip, council, door, trial};
 use crate::core::{Input, JobId, NodeId, Work};
 use crate::identity::{AdmissionError, Member};
 
@@ -86,17 +86,16 @@ fn peer(shared: &Shared, connection: &Connection) -> Result<Peer, TransportError
     let shown = connection.peer_identity().and_then(|shown| shown.downcast::<Vec<CertificateDer<'static>>>().ok());
     let Some(leaf) = shown.as_ref().and_then(|chain| chain.first()) else { return Ok(Peer::Nobody) };
     let key: NodeKeyId = Id(*blake3::hash(&public_key(leaf)?).as_bytes());
+    // Whoever leads may have made one since.
+    if shared.members.is_some() && !shared.admissions.is_admin(key) {
+        let _ = shared.admissions.reload();
+    }
     Ok(if shared.admissions.is_admin(key) { Peer::Admin } else { Peer::Node(key) })
 }
 
 async fn greet(shared: &Arc<Shared>, connection: &Connection, session: u64, arrival: Arrival) -> Result<(), TransportError> {
-    let first = async {
-        let (send, mut recv) = connection.accept_bi().await.map_err(|e| lost(&e))?;
-        let message = read_message_within(&mut recv, MAX_FIRST_BYTES).await;
-        Ok((send, recv, message))
-    };
     let (mut send, recv, message) = tokio::select! {
-        first = tokio::time::timeout(HANDSHAKE, first) => {
+        first = tokio::time::timeout(HANDSHAKE, first_words(shared, connection)) => {
             first.unwrap_or(Err(TransportError::Timeout(HANDSHAKE.as_secs())))?
         }
         () = arrival.pushed_out() => return Err(TransportError::Lost("too many unknown connections; try again".to_owned())),
@@ -115,6 +114,11 @@ async fn greet(shared: &Arc<Shared>, connection: &Connection, session: u64, arri
         Message::Hello(hello) => Message::NodeHello(unmeasured(hello)),
         other => other,
     };
+    if !council::is_for_all(&message)
+        && let Some(known) = shared.elsewhere().await
+    {
+        return point(&mut send, known).await;
+    }
     let (pool, kind) = match message {
         Message::NodeHello(_) => (&shared.nodes, "nodes"),
         Message::ClientHello(_) => (&shared.clients, "clients"),
@@ -150,6 +154,36 @@ async fn greet(shared: &Arc<Shared>, connection: &Connection, session: u64, arri
         }
         (_, Peer::Nobody | Peer::Node(_)) => refuse(&mut send, false, &AdmissionError::NotAdmin.to_string()).await,
     }
+}
+
+/// Questions of who leads that one connection may ask before it comes to the point.
+const MAX_WHO_LEADS: usize = 4;
+
+/// The first message that is not a question of who leads, which everybody may ask.
+async fn first_words(
+    shared: &Shared,
+    connection: &Connection,
+) -> Result<(SendStream, RecvStream, Result<Option<Message>, TransportError>), TransportError> {
+    for _ in 0..MAX_WHO_LEADS {
+        let (mut send, mut recv) = connection.accept_bi().await.map_err(|e| lost(&e))?;
+        let message = read_message_within(&mut recv, MAX_FIRST_BYTES).await;
+        if !matches!(message, Ok(Some(Message::CoordinatorsGet(_)))) {
+            return Ok((send, recv, message));
+        }
+        let known = match shared.elsewhere().await {
+            Some(known) => known,
+            None => shared.coordinators(),
+        };
+        point(&mut send, known).await?;
+    }
+    Err(TransportError::Lost("it only asks who leads".to_owned()))
+}
+
+/// Says where the coordinators are, and that nothing follows.
+pub(super) async fn point(send: &mut SendStream, known: Coordinators) -> Result<(), TransportError> {
+    write_message(send, &Message::Coordinators(known)).await?;
+    let _ = send.finish();
+    Ok(())
 }
 
 fn unmeasured(hello: Hello) -> NodeHello {
@@ -201,9 +235,16 @@ async fn node(
     tracing::info!(%node, id = %member.id, name, remote = %connection.remote_address(), "joined");
     let (lease_ms, max_blob_bytes) = (shared.config.lease_ms, shared.config.max_blob_bytes);
     let bulk = tokio::spawn(serve_bulk(shared.clone(), connection.clone(), (node, member.id)));
+    let (mut changes, others) = (shared.changes(), shared.clone());
     let mut writer = tokio::spawn(async move {
         write_message(&mut send, &Message::Welcome(Welcome { node: node.0, lease_ms, max_blob_bytes })).await?;
-        while let Some(message) = outgoing.recv().await {
+        loop {
+            // Where to go when this coordinator is gone, as soon as it is known.
+            let message = tokio::select! {
+                message = outgoing.recv() => message,
+                () = council::changed(&mut changes) => Some(Message::Coordinators(others.coordinators())),
+            };
+            let Some(message) = message else { break };
             write_message(&mut send, &message).await?;
         }
         let _ = send.finish();

@@ -5,8 +5,11 @@ use std::time::{Duration, Instant};
 
 use obelysk_node::CoordinatorAddress;
 use obelysk_node::error::TransportError;
+use obelysk_node::identity::coordinators;
 use obelysk_node::transport::{CLOSE_DONE, connect, fetch, lost, read_message, store, write_message};
-use obelysk_protocol::wire::{BlobRef, ClientHello, Event, Goodbye, MAX_NAME_BYTES, Message, PhaseTime, SubmitOnce};
+use obelysk_protocol::wire::{
+    BlobRef, ClientHello, Event, Goodbye, MAX_ADDRESSES, MAX_NAME_BYTES, Message, PhaseTime, SubmitOnce,
+};
 
 use super::progress::{JobResult, Phase};
 use super::{CoordinatorError, fresh_key};
@@ -14,6 +17,8 @@ use crate::core::DEFAULT_PRIORITY;
 
 /// How long a coordinator that took the job may be away: a restart takes seconds, a new machine minutes.
 const PATIENCE: Duration = Duration::from_secs(600);
+/// Coordinators that one call may be sent on to before it pauses.
+const MAX_HOPS: u32 = 3;
 /// First pause before calling again.
 const PAUSE_FIRST: Duration = Duration::from_millis(200);
 /// Longest pause.
@@ -21,7 +26,8 @@ const PAUSE_MOST: Duration = Duration::from_secs(5);
 
 /// One job, however many connections it takes.
 struct Job<'a> {
-    address: &'a CoordinatorAddress,
+    /// Coordinators of this cluster, the one that leads, as far as is known, first.
+    places: Vec<CoordinatorAddress>,
     name: String,
     spec: &'a [u8],
     model: [u8; 32],
@@ -59,20 +65,32 @@ pub async fn submit_remote_at(
     mut on_event: impl FnMut(&Event),
 ) -> Result<JobResult, CoordinatorError> {
     let name = name.chars().filter(|c| !c.is_control()).take(MAX_NAME_BYTES / 4).collect();
-    let mut job = Job { address, name, spec, model, priority, key: fresh_key()?, taken: false };
-    let (mut pause, mut since) = (PAUSE_FIRST, None);
+    let mut job = Job { places: vec![address.clone()], name, spec, model, priority, key: fresh_key()?, taken: false };
+    let (mut pause, mut since, mut hops) = (PAUSE_FIRST, None, 0);
     loop {
         let error = match job.attempt(&mut on_event).await {
             Err(CoordinatorError::Transport(error)) if !error.is_permanent() => error,
             outcome => return outcome,
         };
+        if let TransportError::Elsewhere { leader, all } = &error {
+            job.learn(all);
+            if job.follow(leader) && hops < MAX_HOPS {
+                hops += 1;
+                continue;
+            }
+            // They are there, and about to agree on who leads.
+            since = since.or_else(|| Some(Instant::now()));
+        }
+        hops = 0;
         if std::mem::take(&mut job.taken) {
             (pause, since) = (PAUSE_FIRST, Some(Instant::now()));
         }
+        // Whoever answers next: the one that was tried may be gone for good.
+        job.places.rotate_left(1);
         if since.is_none_or(|at| at.elapsed() > PATIENCE) {
             return Err(error.into());
         }
-        let text = format!("the coordinator is lost ({error}); the job is with it, calling again");
+        let text = format!("no coordinator for a moment ({error}); what was submitted is kept, calling again");
         let (phase, done, total, node) = ("away".to_owned(), 0, 0, 0);
         on_event(&Event { job: [0; 32], phase, done, total, node, text });
         tokio::time::sleep(pause).await;
@@ -81,9 +99,40 @@ pub async fn submit_remote_at(
 }
 
 impl Job<'_> {
+    fn at(&self, place: &str) -> Option<CoordinatorAddress> {
+        CoordinatorAddress::at(place, self.places.first()?.fingerprint).ok()
+    }
+
+    /// Takes over where the coordinators are. One that is alone is where it was found, whatever it calls itself.
+    fn learn(&mut self, all: &[String]) {
+        if all.len() < 2 {
+            return;
+        }
+        for place in all.iter().filter_map(|place| self.at(place)).collect::<Vec<_>>() {
+            if !self.places.contains(&place) && self.places.len() < 2 * MAX_ADDRESSES {
+                self.places.push(place);
+            }
+        }
+    }
+
+    /// Goes to the leader next; `false` when it is not known.
+    fn follow(&mut self, leader: &str) -> bool {
+        let leader = self.at(leader).and_then(|leader| self.places.iter().position(|place| *place == leader));
+        if let Some(leader) = leader {
+            self.places.swap(0, leader);
+        }
+        leader.is_some()
+    }
+
     async fn attempt(&mut self, on_event: &mut impl FnMut(&Event)) -> Result<JobResult, CoordinatorError> {
+        let place = self.places.first().cloned().ok_or(CoordinatorError::Stopped)?;
         // Held to the end: the endpoint drives the connection.
-        let (endpoint, connection) = connect(self.address, None).await?;
+        let (endpoint, connection) = connect(&place, None).await?;
+        let known = coordinators(&connection).await?;
+        if !known.leads {
+            return Err(TransportError::Elsewhere { leader: known.leader, all: known.all }.into());
+        }
+        self.learn(&known.all);
         let (mut send, mut recv) = connection.open_bi().await.map_err(|e| lost(&e))?;
         write_message(&mut send, &Message::ClientHello(ClientHello { name: self.name.clone() })).await?;
         let blob = BlobRef::of(self.spec);
@@ -94,6 +143,9 @@ impl Job<'_> {
             match read_message(&mut recv).await? {
                 Some(Message::JobAccepted(_)) => self.taken = true,
                 Some(Message::Event(event)) => on_event(&event),
+                Some(Message::Coordinators(known)) => {
+                    self.learn(&known.all);
+                }
                 Some(Message::JobDone(done)) => break done,
                 Some(Message::JobFailed(failed)) => return Err(CoordinatorError::Job(failed.reason)),
                 Some(Message::Refused(no)) => {

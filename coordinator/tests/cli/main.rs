@@ -7,4 +7,5 @@ mod joining;
 mod models;
 mod nodes;
 mod observe;
+mod several;
 mod toy;

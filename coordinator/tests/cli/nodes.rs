@@ -16,6 +16,15 @@ impl Drop for Running {
 }
 
 impl Running {
+    pub const fn new(child: Child) -> Self {
+        Self(child)
+    }
+
+    /// Whether it still runs.
+    pub fn lives(&mut self) -> bool {
+        self.0.try_wait().expect("waits").is_none()
+    }
+
     /// SIGKILL, now.
     pub fn kill(&mut self) {
         let _ = self.0.kill();
@@ -28,7 +37,7 @@ impl Running {
     }
 
     #[track_caller]
-    fn exit_code(&mut self) -> Option<i32> {
+    pub fn exit_code(&mut self) -> Option<i32> {
         let started = Instant::now();
         while started.elapsed() < Duration::from_secs(60) {
             if let Some(status) = self.0.try_wait().expect("waits") {

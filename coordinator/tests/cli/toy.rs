@@ -66,6 +66,18 @@ impl Place {
         folder
     }
 
+    /// Registers a toy of so many layers, each a segment or more: enough to do for a fault to come in between.
+    pub fn layers(&self, name: &str, seed: u64, layers: usize) {
+        let folder = self.path(&format!("home/models/{name}"));
+        let (tile_logs, row_log) = ((2, 2), 6);
+        let shape = toy::Shape { vocab: 10, positions: 8, heads: 3, head_dim: 4, ffn: 20, layers, tile_logs, row_log };
+        let model = toy::model_of(seed, shape);
+        model.save(&folder, None).expect("saved");
+        let security = SecurityParams::standard(2);
+        let registered = register::<NodeSuite, _>(&NodeBackend::default(), &model, security, [7; 32], &folder, &|_| ());
+        std::fs::write(folder.join("registered.obr"), registered.expect("registers").write()).expect("written");
+    }
+
     /// Saves the integer toy of a seed in a folder.
     pub fn integer(&self, folder: &str, seed: u64) -> IntegerModel {
         let model = toy::model(seed);

@@ -24,7 +24,7 @@ struct Victim {
 impl Victim {
     async fn new() -> Self {
         let cluster = Cluster::new(Pace::default(), 0);
-        let seats = vec![cluster.seat(Begin::First)];
+        let seats = vec![cluster.seat(Begin::First(0))];
         keep(&seats, 0..5).await;
         let key = cluster.identity().1;
         let member = Member { key: key.id().0, peer: "127.0.0.1:9".to_owned(), service: "127.0.0.1:9".to_owned() };

@@ -8,7 +8,7 @@ use obelysk_coordinator::consensus::raft::member::ChangeError;
 use obelysk_coordinator::consensus::{Consensus, ProposeError, Role};
 
 async fn three(cluster: &Cluster) -> Vec<Seat> {
-    let mut seats = vec![cluster.seat(Begin::First)];
+    let mut seats = vec![cluster.seat(Begin::First(0))];
     keep(&seats, 0..10).await;
     for _ in 0..2 {
         let seeds = seats.iter().map(Seat::me).collect();

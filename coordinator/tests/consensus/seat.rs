@@ -75,6 +75,7 @@ impl Seat {
             begin: self.begin.clone(),
             pace: cluster.pace,
             tick: Duration::from_millis(100),
+            questions: None,
         };
         let (board, progress) = (cluster.board.clone(), self.progress.clone());
         let book =

@@ -76,7 +76,7 @@ impl World {
         let count = if random.percent(50) { 3 } else { 5 };
         let board = Arc::new(Mutex::new(Board::default()));
         let members: Vec<_> = (1..=count).map(member).collect();
-        let log = genesis(&members, &Book::on(&board)).expect("acceptable");
+        let log = genesis(&members, 0, &Book::on(&board)).expect("acceptable");
         let coded = random.percent(25);
         let mut world = Self {
             random,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use obelysk_protocol::wire::{ALPN_JOIN, Enrol, Enrolled, Message, Probe, Probed, Renew};
+use obelysk_protocol::wire::{ALPN_JOIN, Coordinators, CoordinatorsGet, Enrol, Enrolled, Message, Probe, Probed, Renew};
 use quinn::Connection;
 use rustls::pki_types::CertificateDer;
 
@@ -63,6 +63,17 @@ pub async fn probe(address: &CoordinatorAddress) -> Result<Probed, TransportErro
     }
 }
 
+/// Asks a coordinator who leads and where all of them are, before anything else is said on the connection.
+///
+/// # Errors
+/// [`TransportError`] as for any connection.
+pub async fn coordinators(connection: &Connection) -> Result<Coordinators, TransportError> {
+    match ask(connection, &Message::CoordinatorsGet(CoordinatorsGet { unix_s: unix_now() })).await? {
+        Message::Coordinators(known) => Ok(known),
+        other => Err(TransportError::Unexpected { expected: "the coordinators", got: other.id() }),
+    }
+}
+
 /// Puts one question on a stream of its own. A refusal is an error.
 ///
 /// # Errors
@@ -89,6 +100,9 @@ pub async fn ask_within(connection: &Connection, question: &Message, limit: u32)
     let answer = tokio::time::timeout(ANSWER, exchange).await.unwrap_or(Err(TransportError::Timeout(ANSWER.as_secs())));
     match answer.map_err(|e| ended(connection, e))? {
         Some(Message::Refused(no)) => Err(TransportError::Refused { reason: no.reason, retry: no.retry }),
+        Some(Message::Coordinators(known)) if !matches!(question, Message::CoordinatorsGet(_)) => {
+            Err(TransportError::Elsewhere { leader: known.leader, all: known.all })
+        }
         Some(message) => Ok(message),
         None => Err(ended(connection, TransportError::Truncated("before an answer"))),
     }
@@ -135,7 +149,8 @@ fn credential(
     })
 }
 
-fn merged(old: &[String], new: Vec<String>) -> Vec<String> {
+/// Addresses in their order, then those that are new, as far as one identity holds.
+pub(crate) fn merged(old: &[String], new: Vec<String>) -> Vec<String> {
     let mut all = old.to_vec();
     all.extend(new.into_iter().filter(|a| !old.contains(a)));
     all.truncate(obelysk_protocol::wire::MAX_ADDRESSES);

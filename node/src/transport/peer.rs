@@ -15,6 +15,8 @@ use crate::error::{NodeError, TransportError};
 const PEER_IDLE_MS: u32 = 6_000;
 /// Streams to a coordinator: one for what fits a frame, one for what does not, one of that kind about to end.
 const PEER_STREAMS: u32 = 3;
+/// Questions of one coordinator to another that are being answered at once.
+const PEER_QUESTIONS: u32 = 8;
 
 /// Opens an endpoint that takes connections of coordinators, and dials them.
 ///
@@ -44,6 +46,8 @@ pub async fn connect_peer(
 
 fn peer_transport() -> TransportConfig {
     let mut config = super::transport_config(PEER_IDLE_MS);
-    config.max_concurrent_bidi_streams(VarInt::from_u32(0)).max_concurrent_uni_streams(VarInt::from_u32(PEER_STREAMS));
+    config
+        .max_concurrent_bidi_streams(VarInt::from_u32(PEER_QUESTIONS))
+        .max_concurrent_uni_streams(VarInt::from_u32(PEER_STREAMS));
     config
 }

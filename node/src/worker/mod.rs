@@ -18,8 +18,8 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 use crate::address::CoordinatorAddress;
 use crate::config::NodeConfig;
 use crate::engine::{Engine, EngineError, WorkOutput};
-use crate::error::NodeError;
-use crate::identity::{Identity, IdentityError, IdentityStore, Token};
+use crate::error::{NodeError, TransportError};
+use crate::identity::{Identity, IdentityError, IdentityStore, Token, merged};
 use crate::metrics::NodeMetrics;
 use crate::models::Shelf;
 use crate::preempt;
@@ -33,6 +33,8 @@ use session::SessionEnd;
 const BACK_OFF_FIRST: Duration = Duration::from_millis(200);
 /// Longest pause: a coordinator that returns is found within this.
 const BACK_OFF_MOST: Duration = Duration::from_secs(10);
+/// Coordinators that one dial may be sent on to before it pauses: one knows the leader, and it may change once on the way.
+const MAX_HOPS: u32 = 3;
 /// Results kept for re-sending: the coordinator leases one item at a time, so more than a few means it does not want them.
 const MAX_UNACKED: usize = 8;
 
@@ -148,18 +150,33 @@ impl Node {
         let mut stop: Stop<'_> = Box::pin(stop);
         let mut pause = BACK_OFF_FIRST;
         let mut since = Instant::now();
+        let (mut hint, mut hops) = (None, 0);
         loop {
             let started = Instant::now();
             let places = agent.places()?;
-            let address = places.get(attempt % places.len().max(1)).ok_or_else(|| {
-                let cause = "the identity names no coordinator; join again with a token".to_owned();
-                NodeError::Config { field: "state", cause }
-            })?;
-            let last = match session::serve(&mut agent, address, &mut stop).await {
+            let address = match hint.take() {
+                Some(leader) => leader,
+                None => places.get(attempt % places.len().max(1)).cloned().ok_or_else(|| {
+                    let cause = "the identity names no coordinator; join again with a token".to_owned();
+                    NodeError::Config { field: "state", cause }
+                })?,
+            };
+            let last = match session::serve(&mut agent, &address, &mut stop).await {
                 SessionEnd::Exit(reason) => return Ok(reason),
                 SessionEnd::Fatal(error) => return Err(error),
                 // With what it has now; what it runs goes on.
                 SessionEnd::Again => continue,
+                SessionEnd::Lost { error: TransportError::Elsewhere { leader, all }, .. } => {
+                    agent.learn(&all);
+                    hint = CoordinatorAddress::at(&leader, address.fingerprint).ok().filter(|_| hops < MAX_HOPS);
+                    if hint.is_some() {
+                        hops += 1;
+                        tracing::info!(coordinator = %address, leader, "another coordinator leads; going there");
+                        continue;
+                    }
+                    attempt += 1;
+                    TransportError::Elsewhere { leader, all }
+                }
                 SessionEnd::Lost { error, welcomed } => {
                     if welcomed {
                         (pause, since) = (BACK_OFF_FIRST, Instant::now());
@@ -169,6 +186,7 @@ impl Node {
                     error
                 }
             };
+            hops = 0;
             let patience = Duration::from_secs(agent.config.give_up_after_s);
             if !patience.is_zero() && since.elapsed() >= patience {
                 return Err(NodeError::GaveUp { seconds: since.elapsed().as_secs(), last });
@@ -297,6 +315,8 @@ struct Agent {
     about: BTreeMap<u64, Holding>,
     metrics: Arc<NodeMetrics>,
     leaving: Option<Leaving>,
+    /// Where coordinators are, as the last one that said so knew.
+    learned: Vec<String>,
     /// Pieces of calibration done, so that a late answer is not taken for another's.
     trials: u64,
     /// When there was last something to do.
@@ -337,6 +357,7 @@ impl Agent {
             about: BTreeMap::new(),
             metrics,
             leaving,
+            learned: Vec::new(),
             trials: 0,
             busy: Instant::now(),
         })
@@ -381,10 +402,30 @@ impl Agent {
 
     /// Coordinators to try, in turn.
     fn places(&self) -> Result<Vec<CoordinatorAddress>, NodeError> {
-        Ok(match &self.identity {
-            Identity::Member(credential) => credential.places()?,
-            Identity::New { token, .. } => token.places().map_err(IdentityError::from)?,
-        })
+        let (mut places, pin) = match &self.identity {
+            Identity::Member(credential) => (credential.places()?, credential.pin),
+            Identity::New { token, .. } => (token.places().map_err(IdentityError::from)?, token.pin),
+        };
+        let learned = self.learned.iter().filter_map(|place| CoordinatorAddress::at(place, pin).ok());
+        let new: Vec<CoordinatorAddress> = learned.filter(|place| !places.contains(place)).collect();
+        places.extend(new);
+        Ok(places)
+    }
+
+    /// Where all coordinators are, as one of them says. Kept, so that a process that starts when the one it knew is gone finds the others.
+    fn learn(&mut self, all: &[String]) {
+        self.learned = all.to_vec();
+        let Identity::Member(credential) = &mut self.identity else { return };
+        let usable = |place: &&String| CoordinatorAddress::at(place, credential.pin).is_ok();
+        let usable: Vec<String> = all.iter().filter(usable).cloned().collect();
+        // Those of now before those of former times.
+        let addresses = merged(&usable, credential.addresses.clone());
+        if addresses != credential.addresses {
+            credential.addresses = addresses;
+            if let Err(error) = self.store.save(credential) {
+                tracing::warn!(%error, "the coordinators' addresses are not kept; known until this process ends");
+            }
+        }
     }
 
     /// Waits before the next dial; `true` when the node should leave now.

@@ -153,6 +153,9 @@ async fn greet(agent: &mut Agent, connection: &Connection) -> Result<(SendStream
                 write_message(&mut send, &answer).await?;
             }
             Some(Message::Refused(no)) => return Err(TransportError::Refused { reason: no.reason, retry: no.retry }),
+            Some(Message::Coordinators(known)) => {
+                return Err(TransportError::Elsewhere { leader: known.leader, all: known.all });
+            }
             Some(other) => return Err(TransportError::Unexpected { expected: "a welcome", got: other.id() }),
             None => return Err(TransportError::Truncated("before a welcome")),
         }
@@ -297,6 +300,7 @@ impl Session<'_> {
                 tracing::info!(reason = drain.reason, "asked to leave");
                 self.agent.leaving.get_or_insert(Leaving { reason: ExitReason::Drained, deadline: None });
             }
+            Message::Coordinators(known) => self.agent.learn(&known.all),
             Message::Refused(Refused { retry, reason }) => return Err(TransportError::Refused { reason, retry }),
             Message::Goodbye(bye) => return Ok(Some(SessionEnd::Exit(ExitReason::Dismissed(bye.reason)))),
             other => return Err(TransportError::Unexpected { expected: "an assignment or an answer", got: other.id() }),

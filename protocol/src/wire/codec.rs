@@ -103,6 +103,14 @@ messages!(
     PeerHello,
     PeerMessage,
     PeerBulk,
+    Coordinators,
+    CoordinatorsGet,
+    PeersGet,
+    Peers,
+    PeerAdd,
+    PeerAdded,
+    PeerRemove,
+    PeerLead,
 );
 
 impl Message {

@@ -76,11 +76,19 @@ pub enum MessageId {
     PeerHello = 96,
     PeerMessage = 97,
     PeerBulk = 98,
+    Coordinators = 99,
+    CoordinatorsGet = 100,
+    PeersGet = 101,
+    Peers = 102,
+    PeerAdd = 103,
+    PeerAdded = 104,
+    PeerRemove = 105,
+    PeerLead = 106,
 }
 
 impl MessageId {
     /// Every id, in order.
-    pub const ALL: [Self; 67] = [
+    pub const ALL: [Self; 75] = [
         Self::Hello,
         Self::Welcome,
         Self::Refused,
@@ -148,6 +156,14 @@ impl MessageId {
         Self::PeerHello,
         Self::PeerMessage,
         Self::PeerBulk,
+        Self::Coordinators,
+        Self::CoordinatorsGet,
+        Self::PeersGet,
+        Self::Peers,
+        Self::PeerAdd,
+        Self::PeerAdded,
+        Self::PeerRemove,
+        Self::PeerLead,
     ];
 
     /// The id as sent.

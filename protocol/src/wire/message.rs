@@ -5,10 +5,11 @@
 use rkyv::{Archive, Deserialize, Serialize};
 
 use super::{
-    AdminDone, BlobFetch, BlobHave, BlobOffer, BlobPart, Enrol, Enrolled, GiveBack, JobCancel, JobItems, JobItemsGet, JobLog,
-    JobLogAfter, Jobs, JobsAfter, ModelPublish, ModelWithdraw, Models, ModelsAfter, NodeDrain, NodeEvict, NodeHello, Nodes,
-    NodesAfter, PeerBulk, PeerHello, PeerMessage, Probe, Probed, Renew, Status, StatusGet, TokenMade, TokenNew, TokenRevoke,
-    Tokens, TokensAfter, Trial, TrialDone, TrialFailed, Workers, WorkersAfter,
+    AdminDone, BlobFetch, BlobHave, BlobOffer, BlobPart, Coordinators, CoordinatorsGet, Enrol, Enrolled, GiveBack, JobCancel,
+    JobItems, JobItemsGet, JobLog, JobLogAfter, Jobs, JobsAfter, ModelPublish, ModelWithdraw, Models, ModelsAfter, NodeDrain,
+    NodeEvict, NodeHello, Nodes, NodesAfter, PeerAdd, PeerAdded, PeerBulk, PeerHello, PeerLead, PeerMessage, PeerRemove, Peers,
+    PeersGet, Probe, Probed, Renew, Status, StatusGet, TokenMade, TokenNew, TokenRevoke, Tokens, TokensAfter, Trial, TrialDone,
+    TrialFailed, Workers, WorkersAfter,
 };
 
 /// A blob by content: the BLAKE3 digest of its bytes and their number.
@@ -402,4 +403,12 @@ pub enum Message {
     PeerHello(PeerHello),
     PeerMessage(PeerMessage),
     PeerBulk(PeerBulk),
+    Coordinators(Coordinators),
+    CoordinatorsGet(CoordinatorsGet),
+    PeersGet(PeersGet),
+    Peers(Peers),
+    PeerAdd(PeerAdd),
+    PeerAdded(PeerAdded),
+    PeerRemove(PeerRemove),
+    PeerLead(PeerLead),
 }

@@ -37,7 +37,10 @@ pub use observation::{
 };
 pub use outline::{CHUNK_BYTES, CHUNK_DIGEST_BYTES, MAX_CHUNKS, NotItsOutline, Outline, OutlineBuilder};
 
-pub use peer::{PeerBulk, PeerEntry, PeerHello, PeerMessage};
+pub use peer::{
+    Coordinators, CoordinatorsGet, PeerAdd, PeerAdded, PeerBulk, PeerEntry, PeerHello, PeerLead, PeerMessage, PeerRemove,
+    PeerState, Peers, PeersGet,
+};
 
 /// Bytes of a frame header.
 pub const HEADER_BYTES: usize = 16;

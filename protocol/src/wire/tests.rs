@@ -106,6 +106,10 @@ fn peer_entry() -> PeerEntry {
     PeerEntry { key: B, peer: "c3.example:7451".to_owned(), service: "c3.example:7450".to_owned() }
 }
 
+fn peer_state() -> PeerState {
+    PeerState { id: 0x0102_0304_0506_0708, entry: peer_entry(), votes: true, live: true }
+}
+
 /// One of each message, every field with a value of its own.
 fn samples() -> Vec<Message> {
     let text = || "cause; remedy".to_owned();
@@ -216,6 +220,22 @@ fn samples() -> Vec<Message> {
         Message::PeerHello(PeerHello { cluster: [0xc1; 16], from: 3, to: 4, members: vec![peer_entry()] }),
         Message::PeerMessage(PeerMessage { bytes: vec![0x0b, 0xe1] }),
         Message::PeerBulk(PeerBulk { blob: blob() }),
+        Message::Coordinators(Coordinators {
+            leads: false,
+            leader: "c3.example:7450".to_owned(),
+            all: vec!["c1.example:7450".to_owned(), "c3.example:7450".to_owned()],
+        }),
+        Message::CoordinatorsGet(CoordinatorsGet { unix_s: 1_790_000_001 }),
+        Message::PeersGet(PeersGet { unix_s: 1_790_000_002 }),
+        Message::Peers(Peers { own: 3, leader: 4, applied: 1 << 33, members: vec![peer_state()] }),
+        Message::PeerAdd(PeerAdd {
+            csr: vec![0x30, 0x82],
+            peer: "c4.example:7452".to_owned(),
+            service: "c4.example:7450".to_owned(),
+        }),
+        Message::PeerAdded(PeerAdded { certificate: vec![0x30, 0x83], authority: vec![0x30, 0x84], members: vec![peer_entry()] }),
+        Message::PeerRemove(PeerRemove { id: 0x1122_3344_5566_7788 }),
+        Message::PeerLead(PeerLead { id: 0x8877_6655_4433_2211 }),
     ]
 }
 
@@ -382,6 +402,19 @@ fn senseless_messages_are_refused_by_sender_and_receiver() {
         }),
         Message::PeerMessage(PeerMessage { bytes: vec![] }),
         Message::PeerBulk(PeerBulk { blob: BlobRef::of(&[]) }),
+        Message::Coordinators(Coordinators { leads: true, leader: "c1:1".to_owned(), all: vec![] }),
+        Message::Coordinators(Coordinators { leads: true, leader: String::new(), all: vec!["\u{1b}".to_owned()] }),
+        Message::Coordinators(Coordinators {
+            leads: true,
+            leader: String::new(),
+            all: vec!["c:1".to_owned(); MAX_ADDRESSES + 1],
+        }),
+        Message::Peers(Peers { own: 3, leader: 4, applied: 1, members: vec![peer_state(); MAX_PEERS + 1] }),
+        Message::PeerAdd(PeerAdd { csr: vec![], peer: "c:1".to_owned(), service: "c:2".to_owned() }),
+        Message::PeerAdd(PeerAdd { csr: vec![1], peer: String::new(), service: "c:2".to_owned() }),
+        Message::PeerAdded(PeerAdded { certificate: vec![1], authority: vec![], members: vec![] }),
+        Message::PeerRemove(PeerRemove { id: 0 }),
+        Message::PeerLead(PeerLead { id: 0 }),
     ];
     for message in cases {
         let error = message.encode().expect_err("senseless");

@@ -1,10 +1,11 @@
 //! Rules a well-formed message must also keep: bounded texts and lists, known codes, no duplicates. Run on both sides.
 
 use super::{
-    Assign, BlobRef, CHUNK_BYTES, Enrol, Enrolled, Hello, Holding, ItemEntry, ItemPhase, JobEntry, JobLog, JobState, LogEntry,
-    MAX_ADDRESS_BYTES, MAX_ADDRESSES, MAX_CERTIFICATE_BYTES, MAX_CHUNKS, MAX_HELD_EPOCHS, MAX_INPUTS, MAX_ITEMS, MAX_MODELS,
-    MAX_NAME_BYTES, MAX_PAGE, MAX_PEERS, MAX_PHASES, MAX_PRIORITY, MAX_RELEASE_BYTES, MAX_TEXT_BYTES, Message, NodeEntry,
-    NodeHello, NodeState, PERMILLE, PeerHello, SIGNATURE_BYTES, Trial, WireError, WorkKind, WorkerEntry,
+    Assign, BlobRef, CHUNK_BYTES, Coordinators, Enrol, Enrolled, Hello, Holding, ItemEntry, ItemPhase, JobEntry, JobLog,
+    JobState, LogEntry, MAX_ADDRESS_BYTES, MAX_ADDRESSES, MAX_CERTIFICATE_BYTES, MAX_CHUNKS, MAX_HELD_EPOCHS, MAX_INPUTS,
+    MAX_ITEMS, MAX_MODELS, MAX_NAME_BYTES, MAX_PAGE, MAX_PEERS, MAX_PHASES, MAX_PRIORITY, MAX_RELEASE_BYTES, MAX_TEXT_BYTES,
+    Message, NodeEntry, NodeHello, NodeState, PERMILLE, PeerEntry, PeerHello, PeerLead, PeerRemove, SIGNATURE_BYTES, Trial,
+    WireError, WorkKind, WorkerEntry,
 };
 
 type Rule = Result<(), &'static str>;
@@ -69,6 +70,17 @@ impl Message {
             Self::PeerHello(m) => peer_hello(m),
             Self::PeerMessage(m) => rule(!m.bytes.is_empty(), "a message of nothing"),
             Self::PeerBulk(m) => rule(m.blob.length > 0, "a message of nothing"),
+            Self::Coordinators(m) => coordinators(m),
+            Self::Peers(m) => rule(m.members.len() <= MAX_PEERS, "too many coordinators")
+                .and_then(|()| m.members.iter().try_for_each(|member| places(&member.entry))),
+            Self::PeerAdd(m) => der(&m.csr).and(addresses(&[m.peer.clone(), m.service.clone()])),
+            Self::PeerAdded(m) => der(&m.certificate)
+                .and(der(&m.authority))
+                .and(rule(m.members.len() <= MAX_PEERS, "too many coordinators"))
+                .and_then(|()| m.members.iter().try_for_each(places)),
+            Self::PeerRemove(PeerRemove { id }) | Self::PeerLead(PeerLead { id }) => {
+                rule(*id != 0, "a coordinator without an id")
+            }
             Self::Done(_)
             | Self::ResultAck(_)
             | Self::Cancel(_)
@@ -89,7 +101,9 @@ impl Message {
             | Self::JobsAfter(_)
             | Self::JobItemsGet(_)
             | Self::JobCancel(_)
-            | Self::JobLogAfter(_) => Ok(()),
+            | Self::JobLogAfter(_)
+            | Self::CoordinatorsGet(_)
+            | Self::PeersGet(_) => Ok(()),
         };
         outcome.map_err(|cause| WireError::Meaning { message: self.id(), cause })
     }
@@ -231,5 +245,14 @@ fn log_entry(m: &LogEntry) -> Rule {
 fn peer_hello(m: &PeerHello) -> Rule {
     rule(m.from != 0 && m.to != 0 && m.from != m.to, "a greeting from nobody, to nobody, or to oneself")?;
     rule(m.members.len() <= MAX_PEERS, "too many coordinators")?;
-    m.members.iter().try_for_each(|entry| addresses(&[entry.peer.clone(), entry.service.clone()]))
+    m.members.iter().try_for_each(places)
+}
+
+fn places(entry: &PeerEntry) -> Rule {
+    addresses(&[entry.peer.clone(), entry.service.clone()])
+}
+
+fn coordinators(m: &Coordinators) -> Rule {
+    addresses(&m.all)?;
+    rule(m.leader.is_empty() || m.all.contains(&m.leader), "a leader that is none of the coordinators")
 }

@@ -103,11 +103,13 @@ impl std::fmt::Debug for Core {
     }
 }
 
-/// The log a cluster begins with: these members, and the machine as it is.
+/// The log a cluster begins with: these members, and the machine as it is. All its terms are above `after`: what led before this log
+/// was handed out in terms up to there.
 ///
 /// # Errors
 /// [`FormError`]: no members or too many, or a state larger than a snapshot may be.
-pub fn genesis(members: &[Member], machine: &dyn Machine) -> Result<Log, FormError> {
+pub fn genesis(members: &[Member], after: u64, machine: &dyn Machine) -> Result<Log, FormError> {
+    let term = after.max(1);
     let map: Members = members.iter().map(|m| (m.id(), m.clone())).collect();
     if map.len() != members.len() || map.is_empty() || map.len() > MAX_MEMBERS {
         return Err(FormError::Meaning("no members, too many, or one twice"));
@@ -115,11 +117,11 @@ pub fn genesis(members: &[Member], machine: &dyn Machine) -> Result<Log, FormErr
     map.values().try_for_each(|m| m.check().map_err(FormError::Meaning))?;
     let conf = ConfState { voters: map.keys().copied().collect(), ..ConfState::default() };
     let mut snapshot = Snapshot::default();
-    snapshot.set_metadata(metadata(1, 1, conf));
+    snapshot.set_metadata(metadata(1, term, conf));
     snapshot.data = encode_state(&map, &Gone::new(), machine.snapshot())?.into();
     let mut hard = HardState::default();
-    (hard.term, hard.commit) = (1, 1);
-    Log::assemble(hard, snapshot, (1, 1), Vec::new()).map_err(|e| FormError::Meaning(e.0))
+    (hard.term, hard.commit) = (term, 1);
+    Log::assemble(hard, snapshot, (1, term), Vec::new()).map_err(|e| FormError::Meaning(e.0))
 }
 
 /// SplitMix64.

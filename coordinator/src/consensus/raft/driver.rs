@@ -15,7 +15,7 @@ use super::core::Core;
 use super::member::{Change, ChangeError, MAX_MEMBERS, Member, Members};
 use super::storage::Store;
 use super::transport::Links;
-use super::{MemberView, View};
+use super::{Electorate, MemberView, View};
 use crate::consensus::{ProposeError, Role};
 
 /// Events taken before the disk is asked: what they propose is synced together.
@@ -72,6 +72,8 @@ pub(super) struct Driver {
     pub tick: Duration,
     /// Members to listen to before the log names any.
     pub seeds: Members,
+    /// The configuration as others in this process read it.
+    pub electorate: watch::Sender<Electorate>,
     told: BTreeMap<u64, Vec<Member>>,
     waiting: VecDeque<Waiting>,
 }
@@ -82,9 +84,9 @@ impl Driver {
         role: watch::Sender<Role>,
         stop: Arc<AtomicBool>,
         tick: Duration,
-        seeds: Members,
+        (seeds, electorate): (Members, watch::Sender<Electorate>),
     ) -> Self {
-        Self { core, store, links, role, stop, tick, seeds, told: BTreeMap::new(), waiting: VecDeque::new() }
+        Self { core, store, links, role, stop, tick, seeds, electorate, told: BTreeMap::new(), waiting: VecDeque::new() }
     }
 
     /// Runs until told to stop, or until it must. Returns why.
@@ -167,6 +169,10 @@ impl Driver {
     /// Tells the transport who may speak: the configuration, and whom its members know. Before there is one, the seeds.
     fn introduce(&mut self) {
         let configured = self.core.members();
+        let voters = self.core.configuration().0;
+        let (voters, learners) = configured.values().cloned().partition(|m: &Member| voters.contains(&m.id()));
+        let now = Electorate { voters, learners };
+        self.electorate.send_if_modified(|before| std::mem::replace(before, now.clone()) != now);
         let mut known = if configured.is_empty() { self.seeds.clone() } else { configured.clone() };
         let trusted: Vec<u64> = known.keys().copied().collect();
         for member in trusted.iter().filter_map(|id| self.told.get(id)).flatten() {

@@ -35,7 +35,7 @@ use driver::{Driver, Event};
 use member::{Change, ChangeError, Member, Members};
 use storage::{Store, StoreError};
 use transport::Links;
-pub use transport::PeerIdentity;
+pub use transport::{Dialler, PeerIdentity, Questions};
 use wire::FormError;
 
 /// Events that wait for a member; beyond that, messages are dropped, and callers told that nothing is known.
@@ -48,8 +48,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// How a member begins.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Begin {
-    /// With a cluster of its own, of this one member, unless its log says otherwise.
-    First,
+    /// With a cluster of its own, of this one member, in terms above this one, unless its log says otherwise.
+    First(u64),
     /// Waiting to be added by one of these, unless its log says otherwise.
     Join(Vec<Member>),
 }
@@ -73,6 +73,24 @@ pub struct Start {
     pub pace: Pace,
     /// Length of a tick. A leader is missed after ten to twenty.
     pub tick: Duration,
+    /// Answers what the others ask beside the consensus.
+    pub questions: Option<Arc<dyn Questions>>,
+}
+
+/// Who the members are, as far as this one has applied.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Electorate {
+    /// Those of whom a majority agrees.
+    pub voters: Vec<Member>,
+    /// Those that catch up.
+    pub learners: Vec<Member>,
+}
+
+impl Electorate {
+    /// All of them.
+    pub fn all(&self) -> impl Iterator<Item = &Member> {
+        self.voters.iter().chain(&self.learners)
+    }
 }
 
 /// Why a member does not start.
@@ -128,6 +146,8 @@ pub struct RaftConsensus {
     me: Member,
     events: SyncSender<Event>,
     role: watch::Receiver<Role>,
+    electorate: watch::Receiver<Electorate>,
+    dialler: Dialler,
     stop: Arc<AtomicBool>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -146,21 +166,24 @@ impl RaftConsensus {
         let me = Member { key, peer, service: start.service };
         let seeds = match &start.begin {
             Begin::Join(seeds) => seeds.iter().map(|m| (m.id(), m.clone())).collect(),
-            Begin::First if log.last() == 0 => {
-                log = genesis(std::slice::from_ref(&me), machine.as_ref()).map_err(StartError::Genesis)?;
+            Begin::First(after) if log.last() == 0 => {
+                log = genesis(std::slice::from_ref(&me), *after, machine.as_ref()).map_err(StartError::Genesis)?;
                 store.write(&log.parts())?;
                 Members::new()
             }
-            Begin::First => Members::new(),
+            Begin::First(_) => Members::new(),
         };
         let mut seed = [0; 8];
         SystemRandom::new().fill(&mut seed).map_err(|_| StartError::System("random bytes"))?;
         let core = Core::new(me.id(), u64::from_le_bytes(seed), start.pace, log, machine)?;
         let (events, inbox) = sync_channel(MAX_EVENTS);
-        let links = Links::new(start.identity, endpoint, events.clone());
+        let links = Links::new(start.identity, endpoint, events.clone(), start.questions);
+        let dialler = links.dialler();
+        let (electorate_sender, electorate) = watch::channel(Electorate::default());
         let (role_sender, role) = watch::channel(Role::Follower { leader: None });
         let stop = Arc::new(AtomicBool::new(false));
-        let mut driver = Driver::new((core, store, Some(links)), role_sender, stop.clone(), start.tick, seeds);
+        let mut driver =
+            Driver::new((core, store, Some(links)), role_sender, stop.clone(), start.tick, (seeds, electorate_sender));
         let run = move || {
             let reason = catch_unwind(AssertUnwindSafe(|| driver.run(&inbox)));
             let reason = reason.unwrap_or_else(|_| "it met a state that cannot be; see its log, and start it again".to_owned());
@@ -170,13 +193,25 @@ impl RaftConsensus {
         };
         let thread = std::thread::Builder::new().name("consensus".to_owned()).spawn(run);
         let thread = Mutex::new(Some(thread.map_err(|_| StartError::System("thread"))?));
-        Ok(Arc::new(Self { me, events, role, stop, thread }))
+        Ok(Arc::new(Self { me, events, role, electorate, dialler, stop, thread }))
     }
 
     /// This member.
     #[must_use]
     pub const fn me(&self) -> &Member {
         &self.me
+    }
+
+    /// Who the members are, as far as this one has applied.
+    #[must_use]
+    pub fn electorate(&self) -> watch::Receiver<Electorate> {
+        self.electorate.clone()
+    }
+
+    /// For questions to the others.
+    #[must_use]
+    pub fn dialler(&self) -> Dialler {
+        self.dialler.clone()
     }
 
     async fn order(&self, event: impl FnOnce(oneshot::Sender<Result<(), ChangeError>>) -> Event) -> Result<(), ChangeError> {

@@ -246,7 +246,7 @@ mod tests {
 
     fn first() -> Writes {
         let place = || "c:1".to_owned();
-        genesis(&[Member { key: [1; 32], peer: place(), service: place() }], &Nothing).expect("acceptable").parts()
+        genesis(&[Member { key: [1; 32], peer: place(), service: place() }], 0, &Nothing).expect("acceptable").parts()
     }
 
     fn entries(range: std::ops::Range<u64>, term: u64) -> Vec<Entry> {

@@ -5,13 +5,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::pin::Pin;
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use obelysk_node::error::TransportError;
 use obelysk_node::identity::{ClusterId, NodeKey};
-use obelysk_node::transport::quinn::{Connection, Endpoint, Incoming, RecvStream};
+use obelysk_node::transport::quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream};
 use obelysk_node::transport::rustls::pki_types::CertificateDer;
 use obelysk_node::transport::rustls::server::{ClientHello, ResolvesServerCert};
 use obelysk_node::transport::rustls::sign::CertifiedKey;
@@ -107,10 +108,45 @@ impl fmt::Debug for PeerIdentity {
     }
 }
 
+/// Answers what coordinators ask each other beside the consensus.
+pub trait Questions: fmt::Debug + Send + Sync {
+    /// Answers one question on its stream. Only members get this far.
+    fn answer(&self, send: SendStream, recv: RecvStream) -> Pin<Box<dyn Future<Output = Result<(), TransportError>> + Send>>;
+}
+
+/// How a member reaches another with a question of its own.
+#[derive(Debug, Clone)]
+pub struct Dialler {
+    identity: Arc<PeerIdentity>,
+    endpoint: Endpoint,
+}
+
+impl Dialler {
+    /// Connects to this very member.
+    ///
+    /// # Errors
+    /// [`TransportError`]: nobody there, or another.
+    pub async fn dial(&self, member: &Member) -> Result<Connection, TransportError> {
+        dial(&self.endpoint, &self.identity, member).await
+    }
+}
+
+async fn dial(endpoint: &Endpoint, identity: &PeerIdentity, member: &Member) -> Result<Connection, TransportError> {
+    let client = identity.client();
+    let dialled = tokio::time::timeout(PATIENCE, connect_peer(endpoint, &member.peer, identity.pin, &client)).await;
+    match dialled {
+        Ok(Ok(connection)) if key_of(&connection) == Some(member.key) => Ok(connection),
+        Ok(Ok(_)) => Err(TransportError::Lost("another coordinator answers there".to_owned())),
+        Ok(Err(error)) => Err(error),
+        Err(_) => Err(TransportError::Timeout(PATIENCE.as_secs())),
+    }
+}
+
 /// What all connections share.
 #[derive(Debug, Clone)]
 struct Shared {
     identity: Arc<PeerIdentity>,
+    questions: Option<Arc<dyn Questions>>,
     events: SyncSender<Event>,
     /// Who may speak, and where each is.
     directory: Arc<RwLock<Members>>,
@@ -158,12 +194,22 @@ impl Drop for Link {
 
 impl Links {
     /// Must be called within a tokio runtime.
-    pub(super) fn new(identity: Arc<PeerIdentity>, endpoint: Endpoint, events: SyncSender<Event>) -> Self {
+    pub(super) fn new(
+        identity: Arc<PeerIdentity>,
+        endpoint: Endpoint,
+        events: SyncSender<Event>,
+        questions: Option<Arc<dyn Questions>>,
+    ) -> Self {
         let space = Arc::new(Semaphore::new(MAX_UNHANDLED));
-        let shared = Shared { identity, events, directory: Arc::default(), space };
+        let shared = Shared { identity, questions, events, directory: Arc::default(), space };
         let runtime = tokio::runtime::Handle::current();
         runtime.spawn(accept(shared.clone(), endpoint.clone()));
         Self { shared, endpoint, runtime, links: BTreeMap::new(), greeting: watch::Sender::new(Vec::new()) }
+    }
+
+    /// For questions to other members.
+    pub(super) fn dialler(&self) -> Dialler {
+        Dialler { identity: self.shared.identity.clone(), endpoint: self.endpoint.clone() }
     }
 
     /// From now on these are the members: others are cut off, new ones dialled.
@@ -204,10 +250,8 @@ async fn talk(
 ) {
     let mut pause = FIRST_PAUSE;
     loop {
-        let identity = shared.identity.client();
-        let dialled = tokio::time::timeout(PATIENCE, connect_peer(&endpoint, &member.peer, shared.identity.pin, &identity)).await;
-        let ended = match dialled {
-            Ok(Ok(connection)) if key_of(&connection) == Some(member.key) => {
+        let ended = match dial(&endpoint, &shared.identity, &member).await {
+            Ok(connection) => {
                 let begun = Instant::now();
                 let error = say(&shared, &connection, &member, &mut queue, &mut greeting).await;
                 // Who hangs up at once is not dialled any sooner for having answered.
@@ -216,9 +260,7 @@ async fn talk(
                 }
                 error
             }
-            Ok(Ok(_)) => TransportError::Lost("another coordinator answers there".to_owned()),
-            Ok(Err(error)) => error,
-            Err(_) => TransportError::Timeout(PATIENCE.as_secs()),
+            Err(error) => error,
         };
         tracing::debug!(peer = member.peer, error = %ended, "not connected to a coordinator");
         tokio::time::sleep(pause).await;
@@ -345,7 +387,21 @@ async fn listen_to(shared: &Shared, incoming: Incoming) -> Result<(), TransportE
         return Ok(());
     };
     loop {
-        let stream = connection.accept_uni().await.map_err(|e| lost(&e))?;
+        let stream = tokio::select! {
+            stream = connection.accept_uni() => stream.map_err(|e| lost(&e))?,
+            question = connection.accept_bi() => {
+                let (send, recv) = question.map_err(|e| lost(&e))?;
+                // Whoever was removed meanwhile asks in vain.
+                if let Some(questions) = shared.questions.clone().filter(|_| shared.is_member(&key)) {
+                    tokio::spawn(async move {
+                        if let Err(error) = questions.answer(send, recv).await {
+                            tracing::debug!(%error, "a coordinator's question was not answered");
+                        }
+                    });
+                }
+                continue;
+            }
+        };
         let (shared, connection) = (shared.clone(), connection.clone());
         tokio::spawn(async move {
             if let Err(error) = hear(&shared, &connection, key, stream).await {

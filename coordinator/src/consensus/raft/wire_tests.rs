@@ -34,7 +34,7 @@ fn changing() -> Entry {
 }
 
 fn state() -> Snapshot {
-    genesis(&[someone(1), someone(2)], &Nothing).expect("acceptable").snapshot().clone()
+    genesis(&[someone(1), someone(2)], 0, &Nothing).expect("acceptable").snapshot().clone()
 }
 
 fn message(kind: MessageType) -> Message {

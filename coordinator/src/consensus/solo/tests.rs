@@ -191,7 +191,7 @@ fn a_full_disk_stops_the_member_with_a_reason() {
     let (role, follow) = watch::channel(Role::Leader { term: 1 });
     let writer = Writer { log: found, machine: Box::new(list.clone()), role, snapshot_after: 1 << 20, _lock: lock };
     let thread = std::thread::spawn(move || writer.run(&inbox));
-    let solo = Solo { term: 1, waiting, role: follow };
+    let solo = Solo { term: 1, waiting: Some(waiting), role: follow, writer: None };
     let failed = propose(&solo, &[b"x"]).expect_err("full").to_string();
     assert!(failed.contains("free or replace the disk"), "{failed}");
     thread.join().expect("ends");

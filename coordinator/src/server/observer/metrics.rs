@@ -48,6 +48,7 @@ pub struct Metrics {
     store_limit: Gauge,
     bytes: Family<Label, Counter>,
     commands: Gauge,
+    leader: Gauge,
     expiry: Family<Label, Gauge>,
     dropped: Counter,
     cpu: Seconds,
@@ -65,6 +66,7 @@ pub struct Sample {
     pub(in crate::server) queued_core_us: u64,
     pub(in crate::server) store: [u64; 2],
     pub(in crate::server) commands: usize,
+    pub(in crate::server) leads: bool,
     pub(in crate::server) traffic: Bytes,
     pub(in crate::server) own_expiry_unix_s: u64,
     pub(in crate::server) node_expiry_unix_s: Option<u64>,
@@ -125,6 +127,7 @@ impl Default for Metrics {
             store_limit: measured(r, "blob_store_limit", Unit::Bytes, "Most blobs that may be held", Gauge::default()),
             bytes: measured(r, "network", Unit::Bytes, "Bytes over connections, by direction", Family::default()),
             commands: added(r, "command_queue", "Messages waiting for the brain"),
+            leader: added(r, "leader", "1 while this coordinator leads, otherwise 0"),
             expiry: measured(
                 r,
                 "certificate_expiry",
@@ -187,6 +190,7 @@ impl Metrics {
         self.store.set(gauge(s.store[0]));
         self.store_limit.set(gauge(s.store[1]));
         self.commands.set(gauge(s.commands as u64));
+        self.leader.set(s.leads.into());
         for (direction, now) in [("received", s.traffic.received), ("sent", s.traffic.sent)] {
             raise(&self.bytes.get_or_create(&[("direction", direction)]), now);
         }

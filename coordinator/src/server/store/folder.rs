@@ -6,6 +6,7 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use obelysk_node::identity::{Id, private_folder};
 use obelysk_protocol::wire::BlobRef;
@@ -36,6 +37,24 @@ impl Folder {
             }
         }
         Ok(Self { path: path.to_owned(), count: AtomicU64::new(0) })
+    }
+
+    /// Forgets all but these and what is younger than this.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn collect_older(&self, live: &BTreeSet<BlobRef>, age: Duration) -> io::Result<()> {
+        let names: BTreeSet<PathBuf> = live.iter().map(|blob| self.file(*blob)).collect();
+        for entry in fs::read_dir(&self.path)? {
+            let path = entry?.path();
+            let keep = names.contains(&path) || is_fresh(&path) || !path.is_file();
+            // A clock that was set back makes a file look young; it is removed later.
+            let young = || fs::metadata(&path).and_then(|f| f.modified()).is_ok_and(|at| at.elapsed().is_ok_and(|e| e < age));
+            if !keep && (age.is_zero() || !young()) {
+                fs::remove_file(&path)?;
+            }
+        }
+        Ok(())
     }
 
     fn file(&self, blob: BlobRef) -> PathBuf {
@@ -81,14 +100,7 @@ impl Backing for Folder {
     }
 
     fn collect(&self, live: &BTreeSet<BlobRef>) -> io::Result<()> {
-        let names: BTreeSet<PathBuf> = live.iter().map(|blob| self.file(*blob)).collect();
-        for entry in fs::read_dir(&self.path)? {
-            let path = entry?.path();
-            if !names.contains(&path) && !is_fresh(&path) && path.is_file() {
-                fs::remove_file(&path)?;
-            }
-        }
-        Ok(())
+        self.collect_older(live, Duration::ZERO)
     }
 }
 
@@ -106,6 +118,10 @@ mod tests {
         fs::write(folder.path.join(format!("{FRESH}9")), b"half").expect("written");
         folder.collect(&BTreeSet::from([blob])).expect("collects");
         assert_eq!(fs::read_dir(&folder.path).expect("lists").count(), 2, "somebody may still be writing");
+        folder.put(other, b"old").expect("written again");
+        folder.collect_older(&BTreeSet::new(), Duration::from_secs(60)).expect("collects");
+        assert!(folder.has(blob) && folder.has(other), "both are young");
+        folder.remove(other);
         let again = Folder::open(&place.path().join("a/b")).expect("opens again");
         assert_eq!(fs::read_dir(&folder.path).expect("lists").count(), 1);
         assert_eq!(again.get(blob).expect("reads").as_deref(), Some(&b"kept"[..]));

@@ -1,0 +1,146 @@
+//! What this coordinator says of the others: who leads, where all are, and orders about them.
+
+use std::sync::Arc;
+
+use obelysk_node::identity::unix_now;
+use obelysk_protocol::wire::{
+    AdminDone, Coordinators, MAX_ADDRESSES, MAX_TEXT_BYTES, Message, PeerAdd, PeerAdded, PeerEntry, PeerState, Peers, Refused,
+};
+use tokio::sync::watch;
+
+use super::{LEAD_PATIENCE, Shared, clip};
+use crate::consensus::Role;
+use crate::consensus::raft::member::{ChangeError, Member};
+use crate::consensus::raft::{Electorate, RaftConsensus};
+use crate::identity::{AdmissionError, Authority};
+
+/// Whether a message is an order or question about coordinators.
+pub(super) const fn is_about(message: &Message) -> bool {
+    matches!(message, Message::PeersGet(_) | Message::PeerAdd(_) | Message::PeerRemove(_) | Message::PeerLead(_))
+}
+
+/// Whether every coordinator answers it, whoever leads.
+pub(super) const fn is_for_all(message: &Message) -> bool {
+    matches!(message, Message::PeersGet(_))
+}
+
+impl Shared {
+    /// Where nodes and clients reach the coordinators.
+    pub(super) fn places(&self) -> Vec<String> {
+        let all = self.members.as_ref().map(|raft| services(&raft.electorate().borrow())).unwrap_or_default();
+        if all.is_empty() { self.addresses.clone() } else { all }
+    }
+
+    /// Who leads, as far as is known here.
+    pub(super) fn coordinators(&self) -> Coordinators {
+        let all = self.places();
+        let (leads, leader) = match &*self.role.borrow() {
+            Role::Leader { .. } => (true, self.own_place()),
+            Role::Follower { leader } => (false, leader.clone().unwrap_or_default()),
+            Role::Stopped { .. } => (false, String::new()),
+        };
+        // A leader may have been removed a moment ago.
+        let leader = if all.contains(&leader) { leader } else { String::new() };
+        Coordinators { leads, leader, all }
+    }
+
+    fn own_place(&self) -> String {
+        let alone = || self.addresses.first().cloned().unwrap_or_default();
+        self.members.as_ref().map_or_else(alone, |raft| raft.me().service.clone())
+    }
+
+    /// Where to go instead, if another leads, or nobody does yet. An election that is under way is waited for.
+    pub(super) async fn elsewhere(&self) -> Option<Coordinators> {
+        self.members.as_ref()?;
+        let mut role = self.role.clone();
+        let decided = |role: &Role| !matches!(role, Role::Follower { leader: None });
+        let _ = tokio::time::timeout(LEAD_PATIENCE, role.wait_for(decided)).await;
+        let known = self.coordinators();
+        (!known.leads).then_some(known)
+    }
+
+    /// Changes of the coordinators, for whoever stays connected.
+    pub(super) fn changes(&self) -> Option<watch::Receiver<Electorate>> {
+        let mut changes = self.members.as_ref()?.electorate();
+        changes.mark_changed();
+        Some(changes)
+    }
+}
+
+/// Completes at the next change; never where a coordinator is alone, or stops.
+pub(super) async fn changed(changes: &mut Option<watch::Receiver<Electorate>>) {
+    let Some(changes) = changes else { return std::future::pending().await };
+    if changes.changed().await.is_err() {
+        std::future::pending().await
+    }
+}
+
+fn services(electorate: &Electorate) -> Vec<String> {
+    electorate.all().map(|member| member.service.clone()).take(MAX_ADDRESSES).collect()
+}
+
+/// Carries out an order about coordinators, or answers a question about them.
+pub(super) async fn answer(shared: &Arc<Shared>, order: Message) -> Result<Message, AdmissionError> {
+    let raft = shared.members.clone().ok_or_else(|| {
+        let text = "coordinator beside this one, which runs alone: start it with --peer-listen to have several";
+        AdmissionError::NoSuch(text.to_owned())
+    })?;
+    match order {
+        Message::PeersGet(_) => peers(&raft).await,
+        Message::PeerAdd(order) => add(shared, raft, order),
+        Message::PeerRemove(which) => Ok(told(raft.remove(which.id).await, || {
+            tracing::warn!(id = format!("{:016x}", which.id), "a coordinator is removed");
+            format!("coordinator {:016x} is out; its folder can be deleted", which.id)
+        })),
+        Message::PeerLead(which) => Ok(told(raft.transfer(which.id).await, || {
+            format!("coordinator {:016x} is to lead; `obelysk coordinator members` shows whether it does", which.id)
+        })),
+        _ => Err(AdmissionError::NoSuch("order of this kind".to_owned())),
+    }
+}
+
+fn told(outcome: Result<(), ChangeError>, done: impl FnOnce() -> String) -> Message {
+    match outcome {
+        Ok(()) => Message::AdminDone(AdminDone { text: done() }),
+        Err(error) => {
+            let retry = matches!(error, ChangeError::Busy | ChangeError::NotLeader { .. } | ChangeError::Behind { .. });
+            Message::Refused(Refused { retry, reason: clip(error.to_string(), MAX_TEXT_BYTES) })
+        }
+    }
+}
+
+async fn peers(raft: &RaftConsensus) -> Result<Message, AdmissionError> {
+    let stopped = || AdmissionError::Authority("this coordinator takes part no more; see its log".to_owned());
+    let view = raft.view().await.ok_or_else(stopped)?;
+    let members = view.members.iter().map(|m| PeerState { id: m.id, entry: entry(&m.member), votes: m.votes, live: m.live });
+    Ok(Message::Peers(Peers { own: view.own, leader: view.leader, applied: view.applied, members: members.collect() }))
+}
+
+fn entry(member: &Member) -> PeerEntry {
+    PeerEntry { key: member.key, peer: member.peer.clone(), service: member.service.clone() }
+}
+
+/// Certifies the key and takes it in beside the answer: it catches up only when it has the answer.
+fn add(shared: &Shared, raft: Arc<RaftConsensus>, order: PeerAdd) -> Result<Message, AdmissionError> {
+    let (key, _) = Authority::read_request(&order.csr)?;
+    let member = Member { key: key.0, peer: order.peer, service: order.service };
+    member.check().map_err(|rule| AdmissionError::Request(rule.to_owned()))?;
+    let authority = shared.admissions.authority();
+    let certificate = authority.certify_coordinator(&order.csr, unix_now())?;
+    let members = raft.electorate().borrow().all().filter(|m| m.key != member.key).map(entry).collect();
+    tracing::info!(
+        id = format!("{:016x}", member.id()),
+        peer = member.peer,
+        service = member.service,
+        "a coordinator is to join"
+    );
+    tokio::spawn(async move {
+        let id = format!("{:016x}", member.id());
+        match raft.add(member).await {
+            Ok(()) => tracing::info!(id, "a coordinator has joined, and votes"),
+            Err(error) => tracing::warn!(id, %error, "a coordinator has not joined"),
+        }
+    });
+    let authority = authority.certificate().to_vec();
+    Ok(Message::PeerAdded(PeerAdded { certificate: certificate.to_vec(), authority, members }))
+}
