@@ -56,7 +56,7 @@ pub fn join(out: &Out, home: &Home, args: CoordinatorJoinArgs) -> Result<(), Fai
                 out.note("this folder is a coordinator's already; it goes on");
                 replica
             }
-            Some(Err(error)) if !matches!(error, ReplicaError::NoLog(_)) => return Err(error.into()),
+            Some(Err(error)) if !matches!(error, ReplicaError::NotJoined(_)) => return Err(error.into()),
             _ => added(out, home, (&admin, &state), &place).await?,
         };
         self::serve(out, home, (config, state, args.model), Part::among_others(replica)).await

@@ -15,6 +15,8 @@ const PEER: &str = "peer.toml";
 const KEY: &str = "peer.key";
 /// The replicated log.
 const LOG: &str = "raft";
+/// Beside the log since before it was begun: a log that is lost must not be taken for one that never was.
+const BEGUN: &str = "raft.begun";
 /// The log of a coordinator that is alone.
 const ALONE: &str = "ledger";
 /// Where it is put when another log has taken its place; it holds the authority's key, and may be removed.
@@ -37,9 +39,18 @@ pub(super) fn has_log(state: &Path) -> bool {
     fs::read_dir(state.join(LOG)).is_ok_and(|mut files| files.next().is_some())
 }
 
+/// Whether there ever was a log. Without it this key has promised nothing to anybody.
+pub(super) fn had_log(state: &Path) -> bool {
+    state.join(BEGUN).exists()
+}
+
+/// The folder of the log; from now on there was one.
 pub(super) fn log_folder(state: &Path) -> Result<PathBuf, ReplicaError> {
     let path = state.join(LOG);
     private_folder(&path)?;
+    if !had_log(state) {
+        write_private(&state.join(BEGUN), b"")?;
+    }
     Ok(path)
 }
 

@@ -59,12 +59,15 @@ pub enum ReplicaError {
         /// What the system says.
         cause: String,
     },
-    /// It never finished joining, or lost its log.
+    /// It never finished joining.
+    #[error("{0} holds a coordinator's key and no log: joining was not finished; run `obelysk coordinator join` again")]
+    NotJoined(String),
+    /// What it promised the others is forgotten.
     #[error(
-        "{0} holds a coordinator's key and no log: joining was not finished, or the log is lost; run `obelysk coordinator join` again, and \
-         if the others know this coordinator with a log, remove it there and this folder here first"
+        "{0} holds a coordinator's key, and its log is lost: with another one it would break what it promised; remove this coordinator \
+         (`obelysk coordinator remove` at another one) and this folder, then join anew"
     )]
-    NoLog(String),
+    LogLost(String),
     /// It takes part no more.
     #[error("{0}")]
     Stopped(String),
@@ -103,12 +106,13 @@ impl Replica {
             (Some(credential), false) if files::has_log(state) => {
                 Self::start(state, place, credential, (Begin::Join(Vec::new()), SharedLedger::default()))
             }
-            (Some(_), false) => Err(ReplicaError::NoLog(state.display().to_string())),
+            (Some(_), false) if files::had_log(state) => Err(ReplicaError::LogLost(state.display().to_string())),
+            (Some(_), false) => Err(ReplicaError::NotJoined(state.display().to_string())),
             (known, _) => Self::found(state, place, known),
         }
     }
 
-    /// Waits to be added by those who answered [`files::request`]'s request.
+    /// Waits to be added by those who answered the [`request`].
     ///
     /// # Errors
     /// [`ReplicaError`].

@@ -125,6 +125,11 @@ fn add(shared: &Shared, raft: Arc<RaftConsensus>, order: PeerAdd) -> Result<Mess
     let (key, _) = Authority::read_request(&order.csr)?;
     let member = Member { key: key.0, peer: order.peer, service: order.service };
     member.check().map_err(|rule| AdmissionError::Request(rule.to_owned()))?;
+    if raft.electorate().borrow().voters.iter().any(|voter| voter.key == member.key) {
+        // It has a log, or had one: without it, it must not come back.
+        let known = ChangeError::Known(member.id());
+        return Ok(told(Err(known), String::new));
+    }
     let authority = shared.admissions.authority();
     let certificate = authority.certify_coordinator(&order.csr, unix_now())?;
     let members = raft.electorate().borrow().all().filter(|m| m.key != member.key).map(entry).collect();

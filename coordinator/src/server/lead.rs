@@ -109,7 +109,7 @@ async fn lead(
 impl Parts {
     /// Takes over the blobs that the facts name, and forgets all others and all leases.
     fn adopt_blobs(&self) {
-        self.store.end_leases();
+        self.store.begin_term();
         let needed: BTreeMap<_, _> = {
             let ledger = self.facts.ledger.lock();
             let all = ledger.open_jobs().map(|(id, _)| id).chain(ledger.ended_jobs().map(|(id, _)| id));

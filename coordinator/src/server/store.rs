@@ -243,9 +243,17 @@ impl Store {
         self.inner().leases.remove(&epoch);
     }
 
-    /// Ends all leases: their leader has.
-    pub(super) fn end_leases(&self) {
-        self.inner().leases.clear();
+    /// Ends all leases, as their leader has, and forgets whose the blobs are, where something else keeps them: another leader may have
+    /// ended those jobs.
+    pub(super) fn begin_term(&self) {
+        let mut inner = self.inner();
+        inner.leases.clear();
+        if self.backing.is_some() {
+            let held: u64 = inner.blobs.iter().filter(|(_, slot)| slot.bytes.is_some()).map(|(blob, _)| blob.length).sum();
+            inner.held -= held;
+            inner.blobs.clear();
+            inner.lost.clear();
+        }
     }
 
     /// The job of this node's lease, without counting.
@@ -296,6 +304,11 @@ mod tests {
         let store = open();
         assert_eq!(store.get(blob), None, "nobody owns it yet");
         assert!(store.adopt(job, blob) && !store.adopt(job, BlobRef::of(&[9])));
+        // A term of another leader lies in between: nothing is anybody's until it is adopted again.
+        assert!(store.get(blob).is_some() && store.inner().held == 8);
+        store.begin_term();
+        assert!(!store.has(blob) && store.inner().held == 0 && store.take_lost().is_empty());
+        assert!(store.adopt(job, blob));
         store.collect();
         assert_eq!(store.get(blob).expect("there").as_slice(), [7; 8]);
         assert!(!store.adopt(job, piece), "collected");

@@ -195,5 +195,8 @@ fn folders_of_one_kind_are_not_taken_for_the_other() {
     // Its log is lost: it must not begin a second cluster under the same key.
     std::fs::remove_dir_all(place.path("one/raft")).expect("removed");
     let lost = place.run(&["coordinator", "serve", "--state", "one", "--listen", &site.listen, "--peer-listen", &site.peers]);
-    assert!(lost.expect(2).stderr.contains("no log"));
+    assert!(lost.expect(2).stderr.contains("log is lost"));
+    let join = ["coordinator", "join", "--state", "one", "--admin", "one/admin.toml", "--listen", &site.listen];
+    let again = place.run(&[&join[..], &["--peer-listen", &site.peers]].concat());
+    assert!(again.expect(2).stderr.contains("log is lost"), "nor come back with a log that forgot what it voted");
 }

@@ -15,10 +15,10 @@ use tempfile::TempDir;
 pub const COORDINATOR: Machine = Machine(1);
 /// Longer than any scenario takes on a slow machine.
 pub const PATIENCE: Duration = Duration::from_secs(240);
-const PROGRAM: &str = env!("CARGO_BIN_EXE_obelysk");
-const IDS: &str = "3,1,4,1,5,9,2,6";
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_obelysk");
+pub const IDS: &str = "3,1,4,1,5,9,2,6";
 /// Short times, so that a fault is noticed within a test; a node is lost after `idle_timeout_ms` and `away_grace_ms`.
-const SETTINGS: &str = "lease_ms = 5000\naway_grace_ms = 1500\nidle_timeout_ms = 2000\nretry_pause_ms = 50\n";
+pub const SETTINGS: &str = "lease_ms = 5000\naway_grace_ms = 1500\nidle_timeout_ms = 2000\nretry_pause_ms = 50\n";
 /// Enough segments for every node to have several.
 const LAYERS: usize = 8;
 const SHAPE: Shape =
@@ -85,18 +85,11 @@ impl Fleet {
     #[track_caller]
     pub fn start(nodes: usize) -> Option<Self> {
         let lab = Lab::open(nodes as u32 + 1)?;
-        let folder = tempfile::tempdir().expect("a folder");
-        let place = folder.path().join("home/models/toy");
-        let model = model_of(5, SHAPE);
-        model.save(&place, None).expect("saved");
-        let registered =
-            register::<NodeSuite, _>(&NodeBackend::default(), &model, SecurityParams::standard(2), [7; 32], &place, &|_| ());
-        std::fs::write(place.join("registered.obr"), registered.expect("registers").write()).expect("written");
-        std::fs::write(folder.path().join("coordinator.toml"), SETTINGS).expect("written");
+        let folder = prepare(SETTINGS);
         let host = Lab::address(COORDINATOR);
         let listen = format!("{host}:7450");
         let serve = ["coordinator", "serve", "--config", "coordinator.toml", "--json", "--listen", &listen, "--advertise", &host];
-        let mut coordinator = spawn(&lab, COORDINATOR, &folder, "coordinator", &serve, None);
+        let mut coordinator = spawn_at(&lab, COORDINATOR, &folder, "coordinator", &serve, None);
         coordinator.wait_for(&["\"address\""]);
         let line = coordinator.log().lines().find(|line| line.contains("\"address\"")).expect("a line").to_owned();
         let shown: serde_json::Value = serde_json::from_str(&line).expect("JSON");
@@ -106,7 +99,7 @@ impl Fleet {
         for node in 0..nodes {
             let name = format!("node-{node}");
             let args = ["node", "join", "--threads", "1", "--name", &name];
-            fleet.nodes.push(spawn(&fleet.lab, machine(node), &fleet.folder, &name, &args, Some(&token)));
+            fleet.nodes.push(spawn_at(&fleet.lab, machine(node), &fleet.folder, &name, &args, Some(&token)));
             fleet.coordinator.wait_for(&["joined", &name]);
         }
         Some(fleet)
@@ -178,7 +171,21 @@ impl Fleet {
     }
 }
 
-fn spawn(lab: &Lab, machine: Machine, folder: &TempDir, name: &str, args: &[&str], token: Option<&str>) -> Process {
+/// A folder with a registered model and settings.
+pub fn prepare(settings: &str) -> TempDir {
+    let folder = tempfile::tempdir().expect("a folder");
+    let place = folder.path().join("home/models/toy");
+    let model = model_of(5, SHAPE);
+    model.save(&place, None).expect("saved");
+    let registered =
+        register::<NodeSuite, _>(&NodeBackend::default(), &model, SecurityParams::standard(2), [7; 32], &place, &|_| ());
+    std::fs::write(place.join("registered.obr"), registered.expect("registers").write()).expect("written");
+    std::fs::write(folder.path().join("coordinator.toml"), settings).expect("written");
+    folder
+}
+
+/// Starts the program on a machine, with its output in a log.
+pub fn spawn_at(lab: &Lab, machine: Machine, folder: &TempDir, name: &str, args: &[&str], token: Option<&str>) -> Process {
     let log = folder.path().join(format!("{name}.log"));
     let file = File::create(&log).expect("a log");
     let mut command = lab.command(machine, PROGRAM);

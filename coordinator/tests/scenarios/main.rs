@@ -4,6 +4,8 @@
 //! Needs root and iproute2; without them each scenario says that it was skipped.
 
 mod cable_pulled;
+mod coordinators;
+mod council;
 mod flapping;
 mod fleet;
 mod lab;
