@@ -94,6 +94,10 @@ impl Watcher {
                 self.enter("finish", 0, 1);
                 (None, String::new())
             }
+            JobEvent::Joining { number } => {
+                self.enter("joint", *number, *number + 1);
+                (None, String::new())
+            }
             JobEvent::Redo { work, reason } => (None, format!("{work} is done again: {reason}")),
             JobEvent::Disputed { work, node, reason } => (Some(*node), format!("{work} is disputed: {reason}")),
             JobEvent::Lost { work, node, reason } => (Some(*node), format!("{work} goes to another node: {reason}")),
