@@ -174,13 +174,7 @@ impl<'a, S: HashSuite, B: Backend> Item<'a, S, B> {
 
 impl<S: HashSuite, B: Backend> ProverEngine<S, B> {
     /// Mode 1: the segment's opening.
-    fn open(
-        &self,
-        item: &Item<'_, S, B>,
-        challenge: &[u8],
-        blob: &[u8],
-        progress: &dyn Fn(u32),
-    ) -> Result<Vec<u8>, EngineError> {
+    fn open(&self, item: &Item<'_, S, B>, challenge: &[u8], blob: &[u8], progress: &dyn Fn(u32)) -> Result<Vec<u8>, EngineError> {
         let (job, committed) = self.challenged(item, challenge)?;
         progress(500);
         let claims = item.claims(&job, blob)?;

@@ -121,13 +121,7 @@ impl Store {
         self.put_in(job, blob, bytes, None)
     }
 
-    fn put_in(
-        &self,
-        job: JobId,
-        blob: BlobRef,
-        bytes: Vec<u8>,
-        backing: Option<&Arc<dyn Backing>>,
-    ) -> Result<(), StoreError> {
+    fn put_in(&self, job: JobId, blob: BlobRef, bytes: Vec<u8>, backing: Option<&Arc<dyn Backing>>) -> Result<(), StoreError> {
         {
             let mut inner = self.inner();
             if let Some(slot) = inner.blobs.get_mut(&blob) {

@@ -30,12 +30,7 @@ pub(super) fn value_at<B: CommitKernels>(backend: &B, share: &B::Ext, eq: &B::Ex
 
 /// Whether a segment's share of the combined row has, at the joint point, the values sent before; it must have `2^h` elements.
 #[must_use]
-pub fn share_agrees<B: CommitKernels>(
-    backend: &B,
-    zeta: &[QM31],
-    (theta, values): (&[QM31], &[QM31]),
-    share: &B::Ext,
-) -> bool {
+pub fn share_agrees<B: CommitKernels>(backend: &B, zeta: &[QM31], (theta, values): (&[QM31], &[QM31]), share: &B::Ext) -> bool {
     let (low, high) = zeta.split_at(zeta.len() / 2);
     value_at(backend, share, &backend.outer(&eq_vector(low), &eq_vector(high))) == inner(theta, values)
 }

@@ -313,7 +313,9 @@ impl<S: HashSuite, B: CommitKernels> JointFold<S, B> {
             return Err(AggregateError::Lengths { segment, step: "shares of the row" });
         }
         *seen += 1;
-        if value_at(backend, share, &self.eq) != inner(self.oracles.of(&self.theta, segment), self.oracles.of(&self.values, segment)) {
+        if value_at(backend, share, &self.eq)
+            != inner(self.oracles.of(&self.theta, segment), self.oracles.of(&self.values, segment))
+        {
             return Err(AggregateError::Share { segment });
         }
         self.sum = Some(match self.sum.take() {
