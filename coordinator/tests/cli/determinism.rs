@@ -41,8 +41,8 @@ fn a_node_killed_in_the_middle_does_not_change_the_bytes() {
     for (mode, delay_ms) in [("1", 100), ("1", 600), ("2", 300), ("2", 900)] {
         let alone = place.prove(&["--ids", IDS, "--mode", mode], "alone.obk");
         let mut victim = node(&place, &token(&place), &["--name", "victim"]);
+        let args = ["--ids", IDS, "--mode", mode, "--coordinator", &address];
         std::thread::scope(|s| {
-            let args = ["--ids", IDS, "--mode", mode, "--coordinator", &address];
             let job = s.spawn(|| place.prove(&args, "killed.obk"));
             std::thread::sleep(Duration::from_millis(delay_ms));
             victim.kill();

@@ -64,11 +64,7 @@ pub async fn prove(handle: &Handle, spec: Vec<u8>) -> (Result<JobResult, Coordin
     prove_on(handle, spec, MODEL).await
 }
 
-pub async fn prove_on(
-    handle: &Handle,
-    spec: Vec<u8>,
-    model: [u8; 32],
-) -> (Result<JobResult, CoordinatorError>, Vec<Progress>) {
+pub async fn prove_on(handle: &Handle, spec: Vec<u8>, model: [u8; 32]) -> (Result<JobResult, CoordinatorError>, Vec<Progress>) {
     let mut job = handle.submit(spec, model).await.expect("submitted");
     let collect = async {
         let mut events = Vec::new();
