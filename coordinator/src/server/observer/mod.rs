@@ -262,8 +262,8 @@ impl Observer {
             JobEvent::Challenged => "challenged",
             JobEvent::Finishing => "finishing",
             JobEvent::Joining { number } => {
-                about(&mut entry, None, None, &format!("joint step {number}"));
-                "joining"
+                about(&mut entry, None, None, &journal::joint_step(*number));
+                journal::JOINING
             }
             JobEvent::Disputed { work, node, reason } => {
                 count(work.kind, "disputed");
