@@ -2,6 +2,8 @@
 //!
 //! It needs registrations, no weights. Whatever it accepts is verified again as a whole before it is published.
 
+mod joint;
+
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::slice;
@@ -10,7 +12,7 @@ use std::sync::Arc;
 use obelysk_model::recent::Recent;
 use obelysk_model::validate::{DEFAULT_RATE, Needs, SegmentNeeds};
 use obelysk_node::calibration;
-use obelysk_node::engine::{CheckError, Checker, Pieces, Trial, Verdict, WorkKind};
+use obelysk_node::engine::{CheckError, Checker, Joined, Pieces, Trial, Verdict, WorkKind};
 use obelysk_node::job_bytes::{Boundaries, Challenge, CommitBlob, JobSpec, OpenJob, claims_from_bytes, hidden_from_bytes};
 use obelysk_protocol::circuit::descriptor::Descriptor;
 use obelysk_protocol::circuit::segment::Circuit;
@@ -18,12 +20,12 @@ use obelysk_protocol::circuit::{PublicInput, segment_count};
 use obelysk_protocol::field::QM31;
 use obelysk_protocol::transcript::{Digest, HashSuite};
 use obelysk_protocol::verifier::aggregate::{
-    MINIMUM_SECURITY_BITS, Outline, Stated as _, boundary_point, neighbours, segment_fork, segment_view, verify_bytes,
+    Closed, MINIMUM_SECURITY_BITS, Outline, Stated as _, boundary_point, neighbours, segment_fork, segment_view, verify_bytes,
     verify_claims, verify_segment,
 };
 use obelysk_protocol::verifier::bytes::Reader;
-use obelysk_protocol::verifier::opening::OpeningProof;
-use obelysk_protocol::verifier::proof::{Proof, SegmentProof, opening_shape};
+use obelysk_protocol::verifier::opening::{CombinedProof, OpeningProof};
+use obelysk_protocol::verifier::proof::{MODE_AGGREGATED, Proof, SegmentProof, opening_shape};
 use obelysk_protocol::verifier::registered::Registered;
 use obelysk_protocol::verifier::soundness;
 use obelysk_shard::hidden::{self, boundary_values};
@@ -34,6 +36,8 @@ use obelysk_shard::local::draw_seed;
 const MAX_SEGMENTS: usize = 1024;
 /// Statements kept: one per running job of a busy coordinator.
 const STATEMENTS: usize = 8;
+/// Memory of verified segments that wait for the opening of all: a thousand of a large model.
+const CLOSED_BYTES: usize = 1 << 28;
 
 /// Checks jobs for a set of registered models.
 pub struct ProofChecker<S: HashSuite, B: Backend> {
@@ -42,6 +46,7 @@ pub struct ProofChecker<S: HashSuite, B: Backend> {
     /// The model of calibration: for trials only.
     trial: Option<Digest>,
     statements: Recent<OpenJob>,
+    closed: Recent<Closed>,
     suite: std::marker::PhantomData<S>,
 }
 
@@ -88,7 +93,8 @@ impl<S: HashSuite, B: Backend> ProofChecker<S, B> {
     #[must_use]
     pub fn new(backend: B, models: impl IntoIterator<Item = Registered>) -> Self {
         let models = models.into_iter().map(|m| (m.model_id::<S>(), Arc::new(m))).collect();
-        Self { backend, models, trial: None, statements: Recent::new(STATEMENTS), suite: std::marker::PhantomData }
+        let (statements, closed) = (Recent::new(STATEMENTS), Recent::new(CLOSED_BYTES));
+        Self { backend, models, trial: None, statements, closed, suite: std::marker::PhantomData }
     }
 
     /// Calibrates new nodes by this model, see [`obelysk_node::calibration`].
@@ -158,8 +164,11 @@ impl<S: HashSuite, B: Backend> ProofChecker<S, B> {
 
     /// Inputs: hidden state before (but for segment 0), result of prove.
     fn check_open(&self, job: &Job, segment: usize, inputs: &[&[u8]], (extra, output): (&[u8], &[u8])) -> Result<(), Verdict> {
-        let open = self.open(job, extra).map_err(reject)?;
         let claims = inputs.last().copied().unwrap_or_default();
+        if job.spec.mode == MODE_AGGREGATED {
+            return self.closed(job, extra, segment, (claims, output)).map(|_| ()).map_err(reject);
+        }
+        let open = self.open(job, extra).map_err(reject)?;
         let circuit = &*open.statement.circuit(&job.model, segment).map_err(reject)?;
         let (around, proof) = segment_proof(job, (segment, circuit), claims, output).map_err(reject)?;
         let root = Challenge::decode(extra).map_err(reject)?.roots[segment];
@@ -167,6 +176,31 @@ impl<S: HashSuite, B: Backend> ProofChecker<S, B> {
         verify_segment::<S>(&job.model, &open.statement, &open.seed, (segment, circuit), about, &proof)
             .map(|_| ())
             .map_err(reject)
+    }
+
+    /// The whole proof, verified.
+    fn stitch(&self, job: &Job, p: Pieces<'_>, opening: Option<CombinedProof>) -> Result<Vec<u8>, CheckError> {
+        let challenge = Challenge::decode(p.challenge).map_err(pieces)?;
+        let open = self.open(job, p.challenge).map_err(pieces)?;
+        let n = job.segments();
+        if p.proves.len() != n || p.opens.len() != n {
+            return Err(pieces("a segment is missing"));
+        }
+        let (mut around, mut segments) = (Vec::new(), Vec::new());
+        for (l, (claims, opening)) in p.proves.iter().zip(p.opens).enumerate() {
+            let circuit = open.statement.circuit(&job.model, l).map_err(pieces)?;
+            let (boundaries, proof) = segment_proof(job, (l, &circuit), claims, opening).map_err(pieces)?;
+            around.push(boundaries);
+            segments.push(proof);
+        }
+        let boundaries: Vec<QM31> = around.iter().take(n - 1).flat_map(|b| b.1.iter().copied()).collect();
+        let limbs = job.model.descriptor.boundary_limbs();
+        if let Some(l) = (0..n).find(|&l| (&*around[l].0, &*around[l].1) != neighbours(&boundaries, limbs, l)) {
+            return Err(pieces(format!("segment {l} does not continue from the one before it")));
+        }
+        let bytes = Proof { header: challenge.header::<S>(&job.spec, boundaries), segments, opening }.write();
+        verify_bytes::<S>(&job.model, &bytes).map_err(pieces)?;
+        Ok(bytes)
     }
 }
 
@@ -208,7 +242,10 @@ fn segment_proof(
 ) -> Result<(Boundaries, SegmentProof), String> {
     let (boundaries, claims) = claims_from_bytes(claims, &job.model, (segment, circuit)).map_err(|e| e.to_string())?;
     let mut r = Reader::new(opening);
-    let opening = OpeningProof::read(&mut r, &opening_shape(circuit, &job.model.opening())).map_err(|e| e.to_string())?;
+    let shape = opening_shape(circuit, &job.model.opening());
+    let rows = job.spec.mode == MODE_AGGREGATED;
+    let opening = if rows { OpeningProof::read_rows(&mut r, &shape) } else { OpeningProof::read(&mut r, &shape) };
+    let opening = opening.map_err(|e| e.to_string())?;
     match r.remaining() {
         0 => Ok((boundaries, SegmentProof { claims, opening })),
         n => Err(format!("opening: {n} bytes too many")),
@@ -237,6 +274,8 @@ impl<S: HashSuite, B: Backend + 'static> Checker for ProofChecker<S, B> {
             WorkKind::Commit => Self::check_commit(&job, segment, inputs, output),
             WorkKind::Prove => self.check_prove(&job, segment, inputs, (extra, output)),
             WorkKind::Open => self.check_open(&job, segment, inputs, (extra, output)),
+            WorkKind::Joint if job.spec.mode != MODE_AGGREGATED => Err(reject("this job has no joint steps")),
+            WorkKind::Joint => self.check_joint(&job, segment, inputs, (extra, output)),
         };
         outcome.err().unwrap_or(Verdict::Accept)
     }
@@ -258,28 +297,17 @@ impl<S: HashSuite, B: Backend + 'static> Checker for ProofChecker<S, B> {
 
     fn finish(&self, spec: &[u8], p: Pieces<'_>) -> Result<Vec<u8>, CheckError> {
         let job = self.job(spec)?;
-        let challenge = Challenge::decode(p.challenge).map_err(pieces)?;
-        let open = self.open(&job, p.challenge).map_err(pieces)?;
-        let n = job.segments();
-        if p.proves.len() != n || p.opens.len() != n {
-            return Err(pieces("a segment is missing"));
+        if job.spec.mode == MODE_AGGREGATED {
+            return Err(pieces("the segments are not opened yet"));
         }
-        let (mut around, mut segments) = (Vec::new(), Vec::new());
-        for (l, (claims, opening)) in p.proves.iter().zip(p.opens).enumerate() {
-            let circuit = open.statement.circuit(&job.model, l).map_err(pieces)?;
-            let (boundaries, proof) = segment_proof(&job, (l, &circuit), claims, opening).map_err(pieces)?;
-            around.push(boundaries);
-            segments.push(proof);
-        }
-        let boundaries: Vec<QM31> = around.iter().take(n - 1).flat_map(|b| b.1.iter().copied()).collect();
-        let limbs = job.model.descriptor.boundary_limbs();
-        if let Some(l) = (0..n).find(|&l| (&*around[l].0, &*around[l].1) != neighbours(&boundaries, limbs, l)) {
-            return Err(pieces(format!("segment {l} does not continue from the one before it")));
-        }
-        let bytes = Proof { header: challenge.header::<S>(&job.spec, boundaries), segments, opening: None }.write();
-        verify_bytes::<S>(&job.model, &bytes).map_err(pieces)?;
-        Ok(bytes)
+        self.stitch(&job, p, None)
     }
+
+    fn join(&self, spec: &[u8], p: Pieces<'_>, step: &[u8], parts: &[&[u8]]) -> Result<Joined, CheckError> {
+        let job = self.job(spec)?;
+        if job.spec.mode == MODE_AGGREGATED { self.step(&job, p, step, parts) } else { self.finish(spec, p).map(Joined::Proof) }
+    }
+
     fn peak_bytes(&self, spec: &[u8]) -> Vec<u64> {
         let Ok(job) = self.job(spec) else { return Vec::new() };
         let d = &job.model.descriptor;

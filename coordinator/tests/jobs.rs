@@ -5,12 +5,15 @@ use obelysk_coordinator::ProofChecker;
 use obelysk_model::infer::decoder::generate;
 use obelysk_model::toy::{self, DecoderToy};
 use obelysk_model::{IntegerModel, infer};
-use obelysk_node::engine::{CheckError, Checker, Engine, EngineError, Pieces, Verdict, WorkKind, WorkRequest};
+use obelysk_node::engine::{CheckError, Checker, Engine, EngineError, Joined, Pieces, Verdict, WorkKind, WorkRequest};
 use obelysk_node::job_bytes::JobSpec;
+use obelysk_node::joint_bytes::{JointRecord, JointStep};
 use obelysk_node::{ModelFolder, NodeBackend, NodeSuite, ProverEngine};
 use obelysk_protocol::circuit::Sequence;
+use obelysk_protocol::field::{ONE, QM31};
 use obelysk_protocol::verifier::aggregate::verify_bytes;
-use obelysk_protocol::verifier::proof::MODE_FORKED;
+use obelysk_protocol::verifier::mode::Mode;
+use obelysk_protocol::verifier::proof::{MODE_AGGREGATED, MODE_FORKED};
 use obelysk_protocol::verifier::registered::SecurityParams;
 use obelysk_shard::local;
 use obelysk_shard::registration::register;
@@ -33,7 +36,7 @@ impl Site {
             register::<NodeSuite, _>(&NodeBackend::default(), model, security, [7; 32], dir.path(), &|_| ()).unwrap();
         std::fs::write(dir.path().join("registered.obr"), registered.write()).unwrap();
         let folder = ModelFolder::open::<NodeSuite>(dir.path()).unwrap();
-        let engine = ProverEngine::new(NodeBackend::default(), [folder.clone()]);
+        let engine = engine(&folder);
         let checker = ProofChecker::new(NodeBackend::default(), [registered]);
         Self { folder, engine, checker, _dir: dir }
     }
@@ -43,10 +46,26 @@ impl Site {
     }
 
     fn run(&self, spec: &JobSpec, kind: WorkKind, segment: u32, inputs: &[&[u8]], extra: &[u8]) -> Result<Vec<u8>, EngineError> {
-        let request = WorkRequest { job: [0; 32], model: spec.model, kind, segment, spec: spec.encode(), extra: extra.to_vec() };
-        let inputs: Vec<Vec<u8>> = inputs.iter().map(|b| b.to_vec()).collect();
-        self.engine.run(&request, &inputs, &|_| ()).map(|out| out.blob)
+        run(&self.engine, spec, (kind, segment), inputs, extra)
     }
+}
+
+type ProofEngine = ProverEngine<NodeSuite, NodeBackend>;
+
+fn engine(folder: &ModelFolder) -> ProofEngine {
+    ProverEngine::new(NodeBackend::default(), [folder.clone()])
+}
+
+fn run(
+    engine: &ProofEngine,
+    spec: &JobSpec,
+    (kind, segment): (WorkKind, u32),
+    inputs: &[&[u8]],
+    extra: &[u8],
+) -> Result<Vec<u8>, EngineError> {
+    let request = WorkRequest { job: [0; 32], model: spec.model, kind, segment, spec: spec.encode(), extra: extra.to_vec() };
+    let inputs: Vec<Vec<u8>> = inputs.iter().map(|b| b.to_vec()).collect();
+    engine.run(&request, &inputs, &|_| ()).map(|out| out.blob)
 }
 
 /// Everything nodes gave for a job.
@@ -103,10 +122,55 @@ impl Job {
         job
     }
 
-    fn finish(&self, site: &Site) -> Result<Vec<u8>, CheckError> {
+    fn with_pieces<T>(&self, f: impl FnOnce(Pieces<'_>) -> T) -> T {
         let [commits, proves, opens] = [&self.commits, &self.proves, &self.opens].map(|b| slices(b));
-        let pieces = Pieces { commits: &commits, challenge: &self.challenge, proves: &proves, opens: &opens };
-        site.checker.finish(&self.spec.encode(), pieces)
+        f(Pieces { commits: &commits, challenge: &self.challenge, proves: &proves, opens: &opens })
+    }
+
+    fn finish(&self, site: &Site) -> Result<Vec<u8>, CheckError> {
+        self.with_pieces(|pieces| site.checker.finish(&self.spec.encode(), pieces))
+    }
+
+    /// What a joint item of a segment takes.
+    fn joint_inputs(&self, s: usize) -> Vec<&[u8]> {
+        [self.before(s), vec![&self.proves[s], &self.opens[s], &self.challenge]].concat()
+    }
+
+    fn join(&self, site: &Site, step: &[u8], parts: &[Vec<u8>]) -> Result<Joined, CheckError> {
+        self.with_pieces(|pieces| site.checker.join(&self.spec.encode(), pieces, step, &slices(parts)))
+    }
+
+    fn check_joint(&self, site: &Site, s: usize, step: &[u8], (before, part): (&[u8], &[u8])) -> Verdict {
+        let inputs = [self.joint_inputs(s), vec![before]].concat();
+        site.checker.check(&self.spec.encode(), WorkKind::Joint, s as u32, &inputs, step, part)
+    }
+
+    /// All joint steps: `engine` says who does which segment's part in a step; `look` sees every step with the parts before it and in it.
+    fn aggregate<'a>(
+        &self,
+        site: &'a Site,
+        engine: impl Fn(usize, usize) -> &'a ProofEngine,
+        mut look: impl FnMut(&JointRecord, &[u8], &[Vec<u8>], &[Vec<u8>]),
+    ) -> Vec<u8> {
+        let mut before = self.opens.clone();
+        let mut answer = self.join(site, &[], &[]).unwrap();
+        for number in 0.. {
+            let step = match answer {
+                Joined::Proof(proof) => return proof,
+                Joined::Step(step) => step,
+            };
+            let part = |s: usize| {
+                let about = (WorkKind::Joint, s as u32);
+                let part = run(engine(number, s), &self.spec, about, &self.joint_inputs(s), &step).unwrap();
+                assert_eq!(self.check_joint(site, s, &step, (&before[s], &part)), Verdict::Accept, "step {number}, segment {s}");
+                part
+            };
+            let parts: Vec<Vec<u8>> = (0..self.proves.len()).map(part).collect();
+            look(&JointRecord::decode(&step).unwrap(), &step, &before, &parts);
+            answer = self.join(site, &step, &parts).unwrap();
+            before = parts;
+        }
+        unreachable!("steps end with a proof")
     }
 }
 
@@ -117,6 +181,11 @@ fn same_as_one_process(site: &Site, job: &Job) {
     let alone = local::prove(&NodeBackend::default(), &loaded, &job.spec.input()).unwrap().0.write();
     assert!(proof == alone, "a job's proof has other bytes than one process writes");
     assert_eq!(verify_bytes::<NodeSuite>(&site.folder.registered, &proof).unwrap().sequences, job.spec.sequences);
+}
+
+fn alone(site: &Site, spec: &JobSpec, mode: Mode) -> Vec<u8> {
+    let loaded = site.folder.load::<NodeSuite, NodeBackend>().unwrap();
+    local::prove_in(&NodeBackend::default(), &loaded, (&spec.input(), mode), &|_, _, _| ()).unwrap().0.write()
 }
 
 fn decoder_site() -> (Site, JobSpec) {
@@ -221,4 +290,151 @@ fn a_node_refuses_a_completion_that_is_not_the_model_s() {
     let outcome = site.run(&spec, WorkKind::Commit, 3, &[&before], &[]);
     let Err(EngineError::Malformed(reason)) = outcome else { panic!("{outcome:?}") };
     assert!(reason.contains("completion"), "{reason}");
+}
+
+#[test]
+fn a_job_in_mode_2_is_the_proof_of_one_process_whoever_does_which_step() {
+    for (site, spec) in [decoder_site(), encoder_site()] {
+        let job = Job::run(&site, JobSpec { mode: MODE_AGGREGATED, ..spec });
+        let alone = alone(&site, &job.spec, Mode::Aggregated);
+        let fresh: Vec<ProofEngine> = (0..3).map(|_| engine(&site.folder)).collect();
+        let mut steps = 0;
+        let proof = job.aggregate(&site, |_, _| &site.engine, |_, _, _, _| steps += 1);
+        assert!(proof == alone, "the engine that did all before");
+        let h = usize::from(site.folder.registered.descriptor.row_log());
+        assert_eq!(steps, h + 3);
+        // Every segment changes hands at every step: whoever takes it over has nothing of it, or the state of an earlier step.
+        let proof = job.aggregate(&site, |step, s| &fresh[(step + s) % 3], |_, _, _, _| ());
+        assert!(proof == alone, "other engines in turn");
+        // Once more from the first step, by those who have done all steps already.
+        assert!(job.aggregate(&site, |step, s| &fresh[(step * s) % 3], |_, _, _, _| ()) == alone);
+        verify_bytes::<NodeSuite>(&site.folder.registered, &proof).unwrap();
+        assert!(matches!(job.finish(&site), Err(CheckError::Pieces(_))));
+    }
+}
+
+fn encoder_site() -> (Site, JobSpec) {
+    let site = Site::new(&toy::model(5));
+    let spec = site.spec(vec![1, 2, 3], Vec::new());
+    (site, spec)
+}
+
+/// Adds 1 to one of a part's elements.
+fn bumped(part: &[u8], at: usize) -> Vec<u8> {
+    let (mut out, at) = (part.to_vec(), 32 + 16 * at);
+    let mut limbs: Vec<u32> = out[at..at + 16].chunks(4).map(|b| u32::from_le_bytes(b.try_into().unwrap())).collect();
+    limbs[0] = (limbs[0] + 1) % ((1 << 31) - 1);
+    out[at..at + 16].copy_from_slice(&limbs.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<_>>());
+    out
+}
+
+#[test]
+fn a_wrong_part_is_refused_at_its_step_and_a_false_history_is_a_dispute() {
+    let (site, spec) = decoder_site();
+    let job = Job::run(&site, JobSpec { mode: MODE_AGGREGATED, ..spec });
+    let (h, mut seen) = (usize::from(site.folder.registered.descriptor.row_log()), Vec::new());
+    job.aggregate(
+        &site,
+        |_, _| &site.engine,
+        |record, step, before, parts| {
+            for s in [0, parts.len() - 1] {
+                let refused = |part: &[u8]| match job.check_joint(&site, s, step, (&before[s], part)) {
+                    Verdict::Reject(reason) => reason,
+                    other => panic!("{:?} of segment {s}: {other:?}", record.step(h)),
+                };
+                let bad = match record.step(h) {
+                    JointStep::Answers => {
+                        let mut bad = parts[s].clone();
+                        let last = bad.len() - 1;
+                        bad[last] ^= 1;
+                        bad
+                    }
+                    _ => bumped(&parts[s], 0),
+                };
+                seen.push(refused(&bad));
+                refused(&parts[s][..parts[s].len() - 1]);
+                refused(&[&parts[s][..], &[0]].concat());
+                // Another history than the one accepted: one of two is wrong, and this cannot say which.
+                let mut other = parts[s].clone();
+                other[0] ^= 1;
+                assert!(matches!(job.check_joint(&site, s, step, (&before[s], &other)), Verdict::Dispute(_)));
+                assert!(matches!(job.check_joint(&site, s, step, (&job.proves[s], &parts[s])), Verdict::Dispute(_)));
+            }
+        },
+    );
+    for what in ["round contradicts the segment's claim", "values at the joint point", "combined row contradicts", "oracle"] {
+        assert!(seen.iter().any(|reason| reason.contains(what)), "{what}: {seen:?}");
+    }
+}
+
+#[test]
+fn a_false_share_that_has_the_right_value_is_found_by_the_answers() {
+    let (site, spec) = decoder_site();
+    let job = Job::run(&site, JobSpec { mode: MODE_AGGREGATED, ..spec });
+    let h = usize::from(site.folder.registered.descriptor.row_log());
+    let s = 1;
+    let mut forged = None;
+    job.aggregate(
+        &site,
+        |_, _| &site.engine,
+        |record, step, before, parts| match record.step(h) {
+            JointStep::Fold => {
+                // Moves along a direction that the value at the joint point does not see: eq(ζ, 0) and eq(ζ, 1) by ζ_0.
+                let z = record.zeta[0];
+                let mut row = felts(&parts[s][32..]);
+                row[0] += z;
+                row[1] += z - ONE;
+                let part = [&parts[s][..32], &bytes_of(&row)].concat();
+                assert_eq!(job.check_joint(&site, s, step, (&before[s], &part)), Verdict::Accept);
+                forged = Some(part);
+            }
+            JointStep::Answers => {
+                // Had it been accepted, its author's answers would give it away, under any challenges that followed.
+                let forged = forged.as_ref().unwrap();
+                let answers = [blake3::hash(forged).as_bytes(), &parts[s][32..]].concat();
+                let Verdict::Reject(reason) = job.check_joint(&site, s, step, (forged, &answers)) else { panic!("accepted") };
+                assert!(reason.contains("other data"), "{reason}");
+                // An honest successor does not vouch for it.
+                assert!(matches!(job.check_joint(&site, s, step, (forged, &parts[s])), Verdict::Dispute(_)));
+            }
+            _ => {}
+        },
+    );
+}
+
+fn felts(data: &[u8]) -> Vec<QM31> {
+    let mut r = obelysk_protocol::verifier::bytes::Reader::new(data);
+    (0..data.len() / 16).map(|_| r.felt().unwrap()).collect()
+}
+
+fn bytes_of(values: &[QM31]) -> Vec<u8> {
+    let mut out = Vec::new();
+    obelysk_protocol::verifier::bytes::put_felts(&mut out, values);
+    out
+}
+
+/// Claims that verify in their fork and are not those of the values: in mode 2 nothing before the opening of all refuses them, so
+/// whoever would go on from them must.
+#[test]
+fn a_node_does_not_go_on_from_claims_that_its_values_do_not_have() {
+    let (site, spec) = decoder_site();
+    let job = Job::run(&site, JobSpec { mode: MODE_AGGREGATED, ..spec });
+    let mut other = job.challenge.clone();
+    // Another root for segment 1, as a liar's commit would give: the seed is another, the fork with it.
+    let root = other.len() - 8 - 32 * (job.commits.len() - 1);
+    other[root] ^= 1;
+    let step = match job.join(&site, &[], &[]).unwrap() {
+        Joined::Step(step) => step,
+        Joined::Proof(_) => panic!("no step"),
+    };
+    for (kind, extra, mut inputs) in [
+        (WorkKind::Open, other.clone(), [job.before(1), vec![&job.proves[1]]].concat()),
+        (WorkKind::Joint, step, job.joint_inputs(1)),
+    ] {
+        if kind == WorkKind::Joint {
+            *inputs.last_mut().unwrap() = &other;
+        }
+        let outcome = run(&engine(&site.folder), &job.spec, (kind, 1), &inputs, &extra);
+        assert!(matches!(outcome, Err(EngineError::Disagrees(_) | EngineError::Malformed(_))), "{outcome:?}");
+    }
 }

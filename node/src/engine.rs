@@ -18,7 +18,7 @@ pub struct WorkRequest {
     pub segment: u32,
     /// The job's specification, opaque to the cluster.
     pub spec: Vec<u8>,
-    /// Public bytes: empty for forward and commit, [`Checker::challenge`]'s answer for prove and open.
+    /// Public bytes: empty for forward and commit, [`Checker::challenge`]'s answer for prove and open, that of [`Checker::join`] for joint.
     pub extra: Vec<u8>,
 }
 
@@ -64,7 +64,7 @@ pub trait Engine: Send + Sync + 'static {
     /// Runs one work item; blocking, called on a thread of its own, one call at a time.
     ///
     /// Inputs: forward takes the boundary before the segment (none for segment 0), commit and prove the same, open that boundary
-    /// (none for segment 0) and then the result of prove. `progress` takes a permille; a **rising** value renews the lease,
+    /// (none for segment 0) and then the result of prove; joint takes what open does, the result of open, and the challenge. `progress` takes a permille; a **rising** value renews the lease,
     /// so call it more often than the lease is long.
     ///
     /// # Errors
@@ -107,6 +107,15 @@ pub struct Pieces<'a> {
     pub opens: &'a [&'a [u8]],
 }
 
+/// What becomes of all pieces.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Joined {
+    /// The proof, verified as a whole.
+    Proof(Vec<u8>),
+    /// All segments have a step to do together: the public bytes of their joint items.
+    Step(Vec<u8>),
+}
+
 /// A small job that shows whether and how fast a machine computes, see [`Checker::trial`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trial {
@@ -127,7 +136,9 @@ pub trait Checker: Send + Sync + 'static {
     fn segments(&self, spec: &[u8]) -> Result<u32, CheckError>;
 
     /// Judges one result. `inputs` and `extra` are what the engine was given; for commit and prove the accepted boundary *after* the
-    /// segment follows as the last input; a commit that differs from it is a [`Verdict::Dispute`]. `output` comes from a peer: any bytes.
+    /// segment follows as the last input; a commit that differs from it is a [`Verdict::Dispute`]. For joint the segment's part in the step
+    /// before follows, in the first step the result of open; a part that is not of that history is a [`Verdict::Dispute`], any other fault
+    /// that of whoever delivers it. `output` comes from a peer: any bytes.
     fn check(&self, spec: &[u8], kind: WorkKind, segment: u32, inputs: &[&[u8]], extra: &[u8], output: &[u8]) -> Verdict;
 
     /// The public bytes for prove and open, from all commits in segment order.
@@ -141,6 +152,16 @@ pub trait Checker: Send + Sync + 'static {
     /// # Errors
     /// [`CheckError::Pieces`] when the whole does not verify; such a proof is never published.
     fn finish(&self, spec: &[u8], pieces: Pieces<'_>) -> Result<Vec<u8>, CheckError>;
+
+    /// Goes on from all pieces: at once to the proof, as [`Checker::finish`], or in steps that all segments do together. `step` is the
+    /// answer before (empty at first) and `parts` what the segments made of it, accepted, in order.
+    ///
+    /// # Errors
+    /// As [`Checker::finish`].
+    fn join(&self, spec: &[u8], pieces: Pieces<'_>, step: &[u8], parts: &[&[u8]]) -> Result<Joined, CheckError> {
+        let _ = (step, parts);
+        self.finish(spec, pieces).map(Joined::Proof)
+    }
 
     /// About how much memory each segment needs, in bytes, in order; empty when that is not known. A node with less is given none of it.
     fn peak_bytes(&self, spec: &[u8]) -> Vec<u64> {

@@ -5,7 +5,8 @@
 //! | forward | the hidden state after the segment, 2 bytes per value of an encoder, 3 of a decoder; empty for the head |
 //! | commit | value root, BLAKE3 of the forward blob, and for an encoder's head the pooled output as `i64` |
 //! | prove | boundary values before and after, as many as limbs, then the claims as in `proof.obk` |
-//! | open | the opening as in `proof.obk` |
+//! | open | the opening as in `proof.obk`; in mode 2 its rows |
+//! | joint | see [`crate::joint_bytes`] |
 
 use obelysk_protocol::PROTOCOL_VERSION;
 use obelysk_protocol::circuit::descriptor::{Descriptor, MAX_TOKENS};
@@ -16,7 +17,7 @@ use obelysk_protocol::transcript::{Digest, HashSuite, Seed};
 use obelysk_protocol::verifier::VerifyError;
 use obelysk_protocol::verifier::aggregate::{Outline, open_statement};
 use obelysk_protocol::verifier::bytes::{BytesError, Reader, put_felts};
-use obelysk_protocol::verifier::proof::{Header, MODE_FORKED, read_claims, write_claims};
+use obelysk_protocol::verifier::proof::{Header, MODE_AGGREGATED, MODE_FORKED, read_claims, write_claims};
 use obelysk_protocol::verifier::registered::Registered;
 use obelysk_protocol::verifier::segment::ClaimsProof;
 
@@ -47,11 +48,11 @@ pub enum JobBytesError {
     },
 }
 
-fn bytes(what: &'static str) -> impl Fn(BytesError) -> JobBytesError {
+pub(crate) fn bytes(what: &'static str) -> impl Fn(BytesError) -> JobBytesError {
     move |source| JobBytesError::Bytes { what, source }
 }
 
-fn end(what: &'static str, r: &Reader<'_>) -> Result<(), JobBytesError> {
+pub(crate) fn end(what: &'static str, r: &Reader<'_>) -> Result<(), JobBytesError> {
     match r.remaining() {
         0 => Ok(()),
         n => Err(JobBytesError::Content { what, cause: format!("{n} bytes too many") }),
@@ -111,9 +112,10 @@ impl JobSpec {
             return Err(JobBytesError::Content { what, cause });
         }
         let (mode, model) = (r.u8().map_err(&err)?, r.digest().map_err(&err)?);
-        if mode != MODE_FORKED {
-            let cause =
-                format!("weight-binding mode {mode}; a cluster proves in mode {MODE_FORKED}, other modes need one process");
+        if ![MODE_FORKED, MODE_AGGREGATED].contains(&mode) {
+            let cause = format!(
+                "weight-binding mode {mode}; a cluster proves in modes {MODE_FORKED} and {MODE_AGGREGATED}, other modes need one process"
+            );
             return Err(JobBytesError::Content { what, cause });
         }
         let n = r.count(MAX_IDS).map_err(&err)?;
@@ -309,10 +311,12 @@ mod tests {
         let commit = CommitBlob { root: [4; 32], after: [5; 32], output: vec![i64::MIN, 1] };
         let all = [spec.encode(), challenge.encode(), commit.encode()];
         assert_eq!(JobSpec::decode(&all[0]).as_ref(), Ok(&spec));
-        for mode in [0, 2, 3] {
+        for mode in [0, 3] {
             let refused = JobSpec::decode(&JobSpec { mode, ..spec.clone() }.encode());
             assert!(matches!(refused, Err(JobBytesError::Content { cause, .. }) if cause.contains("mode")));
         }
+        let aggregated = JobSpec { mode: 2, ..spec.clone() };
+        assert_eq!(JobSpec::decode(&aggregated.encode()).as_ref(), Ok(&aggregated));
         assert_eq!(Challenge::decode(&all[1]).as_ref(), Ok(&challenge));
         assert_eq!(CommitBlob::decode(&all[2], 2).as_ref(), Ok(&commit));
         let decoders: [fn(&[u8]) -> bool; 3] = [

@@ -11,6 +11,8 @@ pub mod engine;
 pub mod error;
 pub mod identity;
 pub mod job_bytes;
+mod joint;
+pub mod joint_bytes;
 pub mod machine;
 pub mod metrics;
 pub mod model_folder;
@@ -26,7 +28,7 @@ pub mod worker;
 
 pub use address::CoordinatorAddress;
 pub use config::NodeConfig;
-pub use engine::{CheckError, Checker, Engine, EngineError, Pieces, Trial, Verdict, WorkKind, WorkOutput, WorkRequest};
+pub use engine::{CheckError, Checker, Engine, EngineError, Joined, Pieces, Trial, Verdict, WorkKind, WorkOutput, WorkRequest};
 pub use error::NodeError;
 pub use identity::{IdentityStore, Token};
 

@@ -8,6 +8,8 @@ use crate::job_bytes::{
     Challenge, CommitBlob, JobBytesError, JobSpec, OpenJob, claims_from_bytes, claims_to_bytes, hidden_from_bytes,
     hidden_to_bytes,
 };
+use crate::joint::{Joining, Joinings};
+use crate::joint_bytes::JointRecord;
 use crate::model_folder::ModelFolder;
 use crate::usage;
 use obelysk_model::recent::{Key, Recent};
@@ -15,13 +17,17 @@ use obelysk_model::source::WEIGHT_BYTES;
 use obelysk_protocol::circuit::{PublicInput, segment_count};
 use obelysk_protocol::transcript::{Digest, HashSuite};
 use obelysk_protocol::verifier::aggregate::{Stated as _, check_input};
+use obelysk_protocol::verifier::proof::MODE_AGGREGATED;
 use obelysk_shard::hidden;
 use obelysk_shard::job::{self, Backend, Committed, JobError, LoadedModel, SegmentClaims};
+use obelysk_shard::prover::commitment::RegisteredWords;
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 /// Memory of committed values kept: a short text through a small model, or one long segment.
 const COMMITTED_BYTES: usize = 1 << 30;
+/// Memory of segments kept between joint steps: a large model's share of a small fleet.
+const JOINING_BYTES: usize = 1 << 30;
 /// Models in memory at once: a node serves one, and one more while a cluster changes over.
 const MODELS: usize = 2;
 /// Statements kept: one per running job.
@@ -35,6 +41,7 @@ pub struct ProverEngine<S: HashSuite, B: Backend> {
     loaded: Recent<LoadedModel<S, B>>,
     committed: Recent<Committed<B>>,
     statements: Recent<OpenJob>,
+    joinings: Joinings<B>,
 }
 
 impl<S: HashSuite, B: Backend> ProverEngine<S, B> {
@@ -44,7 +51,8 @@ impl<S: HashSuite, B: Backend> ProverEngine<S, B> {
         let folders = folders.into_iter().map(|folder| (folder.id, folder)).collect();
         let (loaded, statements) = (Recent::new(MODELS), Recent::new(STATEMENTS));
         let committed = Recent::new(COMMITTED_BYTES);
-        Self { backend, folders: RwLock::new(folders), weight_bytes: WEIGHT_BYTES, loaded, committed, statements }
+        let (folders, joinings) = (RwLock::new(folders), Joinings::new(JOINING_BYTES));
+        Self { backend, folders, weight_bytes: WEIGHT_BYTES, loaded, committed, statements, joinings }
     }
 
     /// Keeps at most `bytes` of a model's weights in memory, see [`ModelFolder::load_within`].
@@ -107,20 +115,16 @@ impl<S: HashSuite, B: Backend + 'static> Engine for ProverEngine<S, B> {
                 claims_to_bytes(&claims.boundaries, &claims.proof)
             }
             WorkKind::Open => {
-                let (job, committed) = self.challenged(&item, &request.extra)?;
-                progress(500);
                 let blob = inputs.last().map_or(&[][..], Vec::as_slice);
-                let (s, seed) = (&job.statement, &job.seed);
-                let circuit = s.circuit(&model.registered, item.segment).map_err(|e| EngineError::Malformed(e.to_string()))?;
-                let of = (item.segment, &*circuit);
-                let (boundaries, proof) = claims_from_bytes(blob, &model.registered, of).map_err(malformed)?;
-                let claims = SegmentClaims { boundaries, proof };
-                let opening =
-                    job::open(&self.backend, &model, s, seed, item.segment, (&committed, &claims)).map_err(job_error)?;
-                let mut out = Vec::new();
-                opening.write(&mut out);
-                out
+                if item.spec.mode == MODE_AGGREGATED {
+                    let (joining, opened) = self.reduce(&item, &request.extra, blob, progress)?;
+                    self.joinings.keep(item.joint_key(&request.extra, blob), joining);
+                    opened
+                } else {
+                    self.open(&item, &request.extra, blob, progress)?
+                }
             }
+            WorkKind::Joint => self.joint(&item, &request.extra, inputs, progress)?,
         };
         let core_us = usage::cpu_time().saturating_sub(started).as_micros();
         let core_us = u64::try_from(core_us).unwrap_or(u64::MAX);
@@ -129,6 +133,23 @@ impl<S: HashSuite, B: Backend + 'static> Engine for ProverEngine<S, B> {
 }
 
 impl<'a, S: HashSuite, B: Backend> Item<'a, S, B> {
+    fn segments(&self) -> usize {
+        segment_count(&self.model.registered.descriptor)
+    }
+
+    /// Names all that a segment's part in the opening of all depends on.
+    fn joint_key(&self, challenge: &[u8], claims: &[u8]) -> Key {
+        let lengths = [challenge.len(), claims.len()].map(|n| (n as u64).to_le_bytes()).concat();
+        blake3::Hasher::new().update(&self.key).update(&lengths).update(challenge).update(claims).finalize().into()
+    }
+
+    fn claims(&self, job: &OpenJob, blob: &[u8]) -> Result<SegmentClaims, EngineError> {
+        let model = &self.model.registered;
+        let circuit = job.statement.circuit(model, self.segment).map_err(|e| EngineError::Malformed(e.to_string()))?;
+        let (boundaries, proof) = claims_from_bytes(blob, model, (self.segment, &*circuit)).map_err(malformed)?;
+        Ok(SegmentClaims { boundaries, proof })
+    }
+
     fn read(model: &'a LoadedModel<S, B>, request: &WorkRequest, inputs: &[Vec<u8>]) -> Result<Self, EngineError> {
         let spec = JobSpec::decode(&request.spec).map_err(malformed)?;
         let d = &model.registered.descriptor;
@@ -152,6 +173,71 @@ impl<'a, S: HashSuite, B: Backend> Item<'a, S, B> {
 }
 
 impl<S: HashSuite, B: Backend> ProverEngine<S, B> {
+    /// Mode 1: the segment's opening.
+    fn open(&self, item: &Item<'_, S, B>, challenge: &[u8], blob: &[u8], progress: &dyn Fn(u32)) -> Result<Vec<u8>, EngineError> {
+        let (job, committed) = self.challenged(item, challenge)?;
+        progress(500);
+        let claims = item.claims(&job, blob)?;
+        let about = (&*committed, &claims);
+        let opening = job::open(&self.backend, item.model, &job.statement, &job.seed, item.segment, about).map_err(job_error)?;
+        let mut out = Vec::new();
+        opening.write(&mut out);
+        Ok(out)
+    }
+
+    /// Mode 2: the segment before the first joint step, and the sumchecks of its rows.
+    fn reduce(
+        &self,
+        item: &Item<'_, S, B>,
+        challenge: &[u8],
+        blob: &[u8],
+        progress: &dyn Fn(u32),
+    ) -> Result<(Joining<B>, Vec<u8>), EngineError> {
+        let (job, committed) = self.challenged(item, challenge)?;
+        progress(500);
+        let claims = item.claims(&job, blob)?;
+        let about = (&*committed, &claims);
+        let made = job::reduce(&self.backend, item.model, &job.statement, &job.seed, item.segment, about).map_err(job_error)?;
+        // Nothing that was checked so far binds the claims to the values; whoever goes on from here answers for both.
+        if !made.segment.part.holds(&self.backend) {
+            return Err(EngineError::Disagrees("the claims are not those of the committed values".to_owned()));
+        }
+        let mut opened = Vec::new();
+        made.rows.write(&mut opened);
+        let h = item.model.registered.opening().h as usize;
+        Ok((Joining::new(&self.backend, made, opened.clone(), h), opened))
+    }
+
+    /// Mode 2: the segment's part in a joint step. Inputs end with the results of prove and open, and the challenge.
+    fn joint(
+        &self,
+        item: &Item<'_, S, B>,
+        extra: &[u8],
+        inputs: &[Vec<u8>],
+        progress: &dyn Fn(u32),
+    ) -> Result<Vec<u8>, EngineError> {
+        let record = JointRecord::decode(extra).map_err(malformed)?;
+        if item.spec.mode != MODE_AGGREGATED || !record.fits(item.segments(), &item.model.registered.opening()) {
+            return Err(EngineError::Malformed("this job has no such joint step".to_owned()));
+        }
+        let Some(([.., blob, _], challenge)) = inputs.split_last().map(|(challenge, rest)| (rest, challenge)) else {
+            return Err(EngineError::Malformed("a joint step takes claims, rows and challenge".to_owned()));
+        };
+        let key = item.joint_key(challenge, blob);
+        let mut joining = match self.joinings.take(&key, &record, item.segment) {
+            Some(joining) => joining,
+            None => self.reduce(item, challenge, blob, progress)?.0,
+        };
+        progress(700);
+        let answer = |words: Option<&RegisteredWords>, positions: &[usize]| {
+            let (_, committed) = self.challenged(item, challenge)?;
+            job::answer(&self.backend, item.model, item.segment, (&*committed, words), positions).map_err(job_error)
+        };
+        let part = joining.part(&self.backend, &record, item.segment, &answer)?;
+        self.joinings.keep(key, joining);
+        Ok(part)
+    }
+
     fn committed(&self, item: &Item<'_, S, B>) -> Result<Arc<Committed<B>>, EngineError> {
         self.committed.get_or(item.key, || {
             let made = job::commit(&self.backend, item.model, &item.input, item.segment, &item.before).map_err(job_error)?;

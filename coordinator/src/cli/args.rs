@@ -94,7 +94,7 @@ pub struct DemoArgs {
     /// Most tokens to generate.
     #[arg(long, default_value_t = 16)]
     pub max_tokens: usize,
-    /// Node processes [default: 3]. Other modes than 1 use none.
+    /// Node processes [default: 3]. Mode 0 uses none.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub nodes: Option<u32>,
     /// Where weights are bound, see `prove --help`.
@@ -354,7 +354,7 @@ pub struct ProveArgs {
     /// Submit to a running coordinator: the address it printed.
     #[arg(long, value_name = "ADDRESS", conflicts_with = "nodes")]
     pub coordinator: Option<String>,
-    /// Where weights are bound: 1 every segment opens alone, 2 one opening of all (smaller; in this process only),
+    /// Where weights are bound: 1 every segment opens alone, 2 one opening of all (smaller),
     /// 0 as 1, one segment after the other (compatibility; in this process only).
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=2))]
     pub mode: u8,

@@ -83,7 +83,7 @@ fn prove_and_verify(
     (model, spec): (&ModelFolder, &JobSpec),
     args: &DemoArgs,
 ) -> Result<(Proved, Accepted, f64), Failure> {
-    let proved = if spec.mode == Mode::Forked as u8 {
+    let proved = if spec.mode != Mode::Sequential as u8 {
         prove::on_nodes(out, home, model, spec, args.nodes.unwrap_or(NODES))?
     } else {
         out.note(&format!("mode {} is proved in this process, without nodes", spec.mode));

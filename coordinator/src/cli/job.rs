@@ -139,6 +139,8 @@ fn standing(log: &[LogEntry]) -> Vec<&LogEntry> {
         match entry.event.as_str() {
             "accepted" => made.push(entry),
             "redo" => made.retain(|e| e.work != entry.work),
+            // An opening of all segments that begins anew leaves nothing of the one before.
+            "joining" if entry.text == "joint step 0" => made.retain(|e| !e.work.starts_with("joint/")),
             _ => {}
         }
     }

@@ -88,11 +88,12 @@ pub fn run(out: &Out, home: &Home, args: &ProveArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The mode with this number; a cluster has work for one mode only, and proving in another one here instead would be a surprise.
+/// The mode with this number; a cluster has no work in mode 0, where each segment waits for the one before, and proving here instead
+/// would be a surprise.
 pub fn mode(number: u8, cluster: bool) -> Result<Mode, Failure> {
     let mode = Mode::of(number).ok_or_else(|| Failure::input(format!("there is no mode {number}: give 0, 1 or 2")))?;
-    if cluster && mode != Mode::Forked {
-        let text = "a cluster proves in mode 1 only: leave --nodes and --coordinator away, or give --mode 1";
+    if cluster && mode == Mode::Sequential {
+        let text = "a cluster proves in modes 1 and 2: leave --nodes and --coordinator away, or give one of those";
         return Err(Failure::input(format!("mode {number} is proved in one process; {text}")));
     }
     Ok(mode)

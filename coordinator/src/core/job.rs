@@ -67,6 +67,28 @@ pub(super) struct Challenge {
     pub(super) extra: BlobRef,
 }
 
+/// What an opening of all segments opens: the challenge, and all proofs and openings by segment.
+pub(super) type Basis = (BlobRef, Vec<BlobRef>, Vec<BlobRef>);
+
+/// The opening of all segments, at one of its steps. No fact: a new leader begins it anew, from results that are.
+#[derive(Debug, Clone)]
+pub(super) struct Joint {
+    pub(super) basis: Basis,
+    /// Public bytes of this step.
+    pub(super) step: BlobRef,
+    /// How many steps came before.
+    pub(super) number: u32,
+    /// Each segment's part in the step before; before the first, its opening.
+    before: Vec<Record>,
+}
+
+/// All pieces, as they went to the checker to be joined: with the step that they are parts of, if they are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Asked {
+    pub(super) basis: Basis,
+    pub(super) joint: Option<(BlobRef, Vec<BlobRef>)>,
+}
+
 #[derive(Debug, Clone, Copy, Default)]
 struct Phase {
     first_ms: Option<u64>,
@@ -83,7 +105,9 @@ pub(super) struct Job {
     pub(super) challenge: Option<Challenge>,
     /// Commits of a challenge being derived.
     pub(super) deriving: Option<Vec<BlobRef>>,
-    pub(super) finishing: bool,
+    /// What the checker joins at this moment.
+    pub(super) asked: Option<Asked>,
+    pub(super) joint: Option<Joint>,
     /// Preferred node of each segment.
     pub(super) home: BTreeMap<u32, NodeId>,
     /// Nodes set aside for this job after a contradiction nobody could settle.
@@ -104,7 +128,8 @@ impl Job {
             items: all.map(|work| (work, Item::default())).collect(),
             challenge: None,
             deriving: None,
-            finishing: false,
+            asked: None,
+            joint: None,
             home: BTreeMap::new(),
             benched: BTreeSet::new(),
             ties: 0,
@@ -143,8 +168,7 @@ impl Job {
 
     /// What an item needs; `None` while that is not there yet.
     pub(super) fn needs(&self, work: Work) -> Option<Needs> {
-        let later = matches!(work.kind, WorkKind::Prove | WorkKind::Open);
-        self.needs_under(work, if later { self.current_challenge() } else { None })
+        self.needs_under(work, if challenged(work) { self.current_challenge() } else { None })
     }
 
     /// As [`Job::needs`], under the challenge that holds now: for many items at once.
@@ -163,18 +187,87 @@ impl Job {
                 extra = challenge?;
                 inputs.push(self.output(WorkKind::Prove, work.segment)?);
             }
+            WorkKind::Joint => {
+                let joint = self.joint.as_ref()?;
+                let [proof, opening] = [WorkKind::Prove, WorkKind::Open].map(|kind| self.output(kind, work.segment));
+                inputs.extend([proof?, opening?, challenge?]);
+                against = Some(joint.before.get(work.segment as usize)?.output);
+                extra = joint.step;
+            }
         }
         Some(Needs { inputs, against, extra })
     }
 
-    /// The earlier result of the same segment that could be the true cause when an item is rejected.
-    pub(super) const fn parent(work: Work) -> Option<Work> {
-        match work.kind {
-            WorkKind::Forward => None,
-            WorkKind::Commit => Some(Work::new(WorkKind::Forward, work.segment)),
-            WorkKind::Prove => Some(Work::new(WorkKind::Commit, work.segment)),
-            WorkKind::Open => Some(Work::new(WorkKind::Prove, work.segment)),
+    /// The earlier result of the same segment that could be the true cause when an item is rejected, and who made it. Whoever does a
+    /// joint step answers for all steps of the segment before it.
+    pub(super) fn cause(&self, work: Work) -> Option<(Work, NodeId)> {
+        let of = |kind| Work::new(kind, work.segment);
+        let parent = match work.kind {
+            WorkKind::Forward => return None,
+            WorkKind::Commit => of(WorkKind::Forward),
+            WorkKind::Prove => of(WorkKind::Commit),
+            WorkKind::Open => of(WorkKind::Prove),
+            WorkKind::Joint => {
+                let joint = self.joint.as_ref()?;
+                let author = joint.before.get(work.segment as usize)?.node;
+                return Some((if joint.number == 0 { of(WorkKind::Open) } else { work }, author));
+            }
+        };
+        Some((parent, self.accepted(parent.kind, parent.segment)?.node))
+    }
+
+    /// Takes back what [`Job::cause`] names.
+    pub(super) fn retract_cause(&mut self, cause: Work, reason: &str) -> Vec<JobEvent> {
+        let mut events = match cause.kind {
+            WorkKind::Joint | WorkKind::Open => self.unjoin(reason),
+            _ => Vec::new(),
+        };
+        events.extend(self.retract(cause, reason));
+        events
+    }
+
+    /// What an opening of all segments would open now.
+    pub(super) fn basis(&self) -> Option<Basis> {
+        Some((self.current_challenge()?, self.outputs(WorkKind::Prove)?, self.outputs(WorkKind::Open)?))
+    }
+
+    /// What can go to the checker to be joined now.
+    pub(super) fn joinable(&self) -> Option<Asked> {
+        let basis = self.basis()?;
+        let joint = match &self.joint {
+            None => None,
+            Some(joint) => Some((joint.step, self.outputs(WorkKind::Joint)?)),
+        };
+        Some(Asked { basis, joint })
+    }
+
+    /// Goes on to the step with these public bytes; what was asked must still be so. Gives its number.
+    pub(super) fn join(&mut self, step: BlobRef) -> Option<u32> {
+        let asked = self.asked.take()?;
+        if self.joinable().as_ref() != Some(&asked) {
+            return None;
         }
+        let kind = if self.joint.is_some() { WorkKind::Joint } else { WorkKind::Open };
+        let before: Option<Vec<Record>> = (0..self.segments).map(|l| self.accepted(kind, l).cloned()).collect();
+        let number = self.joint.as_ref().map_or(0, |joint| joint.number + 1);
+        self.joint = Some(Joint { basis: asked.basis, step, number, before: before? });
+        for l in 0..self.segments {
+            self.items.entry(Work::new(WorkKind::Joint, l)).or_default().accepted = None;
+        }
+        Some(number)
+    }
+
+    /// Gives the opening of all up; it begins again when all pieces are in.
+    pub(super) fn unjoin(&mut self, reason: &str) -> Vec<JobEvent> {
+        if self.joint.take().is_none() {
+            return Vec::new();
+        }
+        (0..self.segments).filter_map(|l| self.retract(Work::new(WorkKind::Joint, l), reason)).collect()
+    }
+
+    /// Whether the opening of all stands on this blob.
+    pub(super) fn joins_with(&self, blob: BlobRef) -> bool {
+        self.joint.as_ref().is_some_and(|joint| joint.step == blob || joint.before.iter().any(|record| record.output == blob))
     }
 
     /// Whether a later result confirms this accepted one although its author lied elsewhere.
@@ -185,7 +278,9 @@ impl Job {
             WorkKind::Forward => self.accepted(WorkKind::Commit, l).is_some_and(|r| r.node != author),
             WorkKind::Commit => self.accepted(WorkKind::Prove, l).is_some(),
             WorkKind::Prove => self.accepted(WorkKind::Open, l).is_some(),
+            // In mode 2 it may still prove false: then whoever does the first joint step says so, and its author is known.
             WorkKind::Open => true,
+            WorkKind::Joint => false,
         }
     }
 
@@ -210,8 +305,7 @@ impl Job {
         // Known when the first item that needs it is reached: nothing taken back from there on changes it.
         let mut challenge = None;
         for work in works {
-            let later = matches!(work.kind, WorkKind::Prove | WorkKind::Open);
-            let now = if later { *challenge.get_or_insert_with(|| self.current_challenge()) } else { None };
+            let now = if challenged(work) { *challenge.get_or_insert_with(|| self.current_challenge()) } else { None };
             let Some(needs) = self.needs_under(work, now) else { continue };
             let stale = self.items.get(&work).and_then(|i| i.accepted.as_ref()).is_some_and(|r| r.needs != needs);
             if let Some(item) = self.items.get_mut(&work) {
@@ -260,4 +354,9 @@ impl Job {
             nodes: self.items.values().filter_map(|i| i.accepted.as_ref()).map(|r| r.node).collect(),
         }
     }
+}
+
+/// Whether an item needs the challenge.
+const fn challenged(work: Work) -> bool {
+    matches!(work.kind, WorkKind::Prove | WorkKind::Open | WorkKind::Joint)
 }

@@ -7,7 +7,7 @@
 
 use obelysk_node::engine::{Verdict, WorkKind};
 
-use super::job::{Candidate, Doubt, Job};
+use super::job::{Candidate, Doubt};
 use super::outcome::{JobEvent, JobFailure};
 use super::types::{Effect, JobId, NodeId, Work};
 use super::{Fact, MAX_TIES, Member, Presence, State, tell};
@@ -37,8 +37,9 @@ impl State {
         match verdict {
             Verdict::Accept => self.accept(id, work, candidate, out),
             Verdict::Reject(reason) => {
-                // A boundary of wrong shape, or a commit wrong in itself, has nobody else to blame.
-                let alone = matches!(work.kind, WorkKind::Forward | WorkKind::Commit);
+                // A boundary of wrong shape, a commit wrong in itself, or a joint part whose author answers for all before it, has
+                // nobody else to blame.
+                let alone = matches!(work.kind, WorkKind::Forward | WorkKind::Commit | WorkKind::Joint);
                 if alone {
                     self.quarantine(node, format!("{work} of job {id}: {reason}"), out);
                 } else {
@@ -59,7 +60,10 @@ impl State {
         item.accepted = Some(record);
         let (slower, doubt) = (item.lease.take(), item.doubt.take());
         let (done, total) = (job.count(work.kind), job.segments);
-        out.push(Effect::Record(Fact::Accepted { job: id, work, node, needs, output, core_us, peak_bytes }));
+        // A joint step costs no sync: after a restart the opening of all begins anew.
+        if work.kind != WorkKind::Joint {
+            out.push(Effect::Record(Fact::Accepted { job: id, work, node, needs, output, core_us, peak_bytes }));
+        }
         tell(id, JobEvent::Accepted { work, node, done, total }, out);
         job.drop_stale().into_iter().for_each(|event| tell(id, event, out));
         if let Some(lease) = slower.and_then(|epoch| self.leases.remove(&epoch).map(|lease| (epoch, lease.node))) {
@@ -78,7 +82,7 @@ impl State {
         if self.referee(job).is_some() {
             return node == NodeId::REFEREE;
         }
-        let author = Job::parent(work).and_then(|parent| job.accepted(parent.kind, parent.segment)).map(|r| r.node);
+        let author = job.cause(work).map(|(_, author)| author);
         node != doubt.reporter && Some(node) != author
     }
 
@@ -86,9 +90,7 @@ impl State {
     pub(super) fn contradicted(&mut self, id: JobId, work: Work, node: NodeId, reason: String, out: &mut Vec<Effect>) {
         let Some(job) = self.jobs.get_mut(&id) else { return };
         let needs = job.needs(work);
-        let Some((parent, author)) =
-            Job::parent(work).and_then(|parent| job.accepted(parent.kind, parent.segment).map(|r| (parent, r.node)))
-        else {
+        let Some((parent, author)) = job.cause(work) else {
             self.quarantine(node, format!("{work} of job {id}: {reason}"), out);
             return;
         };
@@ -99,12 +101,12 @@ impl State {
             self.quarantine(node, format!("{work} of job {id}: {reason}"), out);
         } else if known_liar {
             item.doubt = None;
-            let event = job.retract(parent, "its author was quarantined");
-            event.into_iter().for_each(|event| tell(id, event, out));
+            let events = job.retract_cause(parent, "its author was quarantined");
+            events.into_iter().for_each(|event| tell(id, event, out));
         } else if node == NodeId::REFEREE || second {
             item.doubt = None;
-            let event = job.retract(parent, "two others contradict it");
-            event.into_iter().for_each(|event| tell(id, event, out));
+            let events = job.retract_cause(parent, "two others contradict it");
+            events.into_iter().for_each(|event| tell(id, event, out));
             self.quarantine(author, format!("{parent} of job {id}: {node} finds at {work}: {reason}"), out);
         } else {
             item.doubt = needs.map(|needs| Doubt { reporter: node, reason: reason.clone(), needs });
@@ -120,8 +122,7 @@ impl State {
             self.fail(id, JobFailure::Undecidable { work }, out);
             return;
         }
-        let parent = Job::parent(work);
-        let author = parent.and_then(|p| job.accepted(p.kind, p.segment)).map(|r| r.node);
+        let (parent, author) = job.cause(work).unzip();
         let Some(Doubt { reporter, .. }) = job.items.get_mut(&work).and_then(|item| item.doubt.take()) else { return };
         let here = |node: &NodeId| self.members.get(node).is_some_and(|m| m.presence == Presence::Here);
         match author.filter(here) {
@@ -132,8 +133,8 @@ impl State {
             _ => {
                 job.benched.extend(author);
                 let reason = "it was contradicted and nobody else could decide";
-                let event = parent.and_then(|parent| job.retract(parent, reason));
-                event.into_iter().for_each(|event| tell(id, event, out));
+                let events = parent.map(|parent| job.retract_cause(parent, reason)).unwrap_or_default();
+                events.into_iter().for_each(|event| tell(id, event, out));
             }
         }
     }

@@ -27,7 +27,7 @@ use obelysk_protocol::wire::{BlobRef, PERMILLE};
 pub use fact::Fact;
 use fleet::Fleet;
 pub use fleet::{FAULT_WINDOW_MS, MAX_FAULTS};
-use job::{Candidate, Job, Record};
+use job::{Asked, Candidate, Job, Record};
 pub use outbox::Outbox;
 pub use outcome::{JobEvent, JobFailure, Report};
 pub use restore::MAX_TERM;
@@ -151,6 +151,7 @@ impl State {
             Input::CheckerFailed { job, reason } => self.fail(job, JobFailure::Pieces(reason), &mut out),
             Input::ChallengeDerived { job, commits, result } => self.challenged(job, commits, result, &mut out),
             Input::Finished { job, result } => self.finished(job, result, &mut out),
+            Input::Joined { job, after, step } => self.joined_up(job, after, step, &mut out),
             Input::NodeHolds { node, epoch, job, work, inputs, extra } => {
                 self.held(node, epoch, (job, work, &inputs, extra), &mut out);
             }
@@ -346,8 +347,7 @@ impl State {
         if job.needs(lease.work).as_ref() != Some(&lease.needs) {
             return;
         }
-        let blames_other =
-            disagrees && Job::parent(lease.work).and_then(|p| job.accepted(p.kind, p.segment)).is_some_and(|r| r.node != node);
+        let blames_other = disagrees && job.cause(lease.work).is_some_and(|(_, author)| author != node);
         if blames_other {
             if !self.may_settle(lease.job, lease.work, node) {
                 return;
@@ -387,7 +387,7 @@ impl State {
     }
 
     fn finished(&mut self, id: JobId, result: Result<BlobRef, String>, out: &mut Vec<Effect>) {
-        let Some(job) = self.jobs.get(&id).filter(|job| job.finishing) else { return };
+        let Some(job) = self.jobs.get(&id).filter(|job| job.asked.is_some()) else { return };
         match result {
             Ok(proof) => {
                 let report = job.report();
@@ -396,6 +396,17 @@ impl State {
                 out.push(Effect::Publish { job: id, proof, report });
             }
             Err(reason) => self.fail(id, JobFailure::Pieces(reason), out),
+        }
+    }
+
+    /// All segments have a step to do together, the one after `after`.
+    fn joined_up(&mut self, id: JobId, after: Option<BlobRef>, step: BlobRef, out: &mut Vec<Effect>) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        if job.asked.as_ref().is_none_or(|asked| asked.joint.as_ref().map(|(step, _)| *step) != after) {
+            return;
+        }
+        if let Some(number) = job.join(step) {
+            tell(id, JobEvent::Joining { number }, out);
         }
     }
 
@@ -431,21 +442,26 @@ impl State {
                 }
                 continue;
             };
-            let all = job.items.values().all(|item| item.accepted.is_some());
-            if let (true, false, Some(proves), Some(opens)) =
-                (all, job.finishing, job.outputs(WorkKind::Prove), job.outputs(WorkKind::Open))
-            {
-                job.finishing = true;
-                out.push(Effect::Notify { job: *id, event: JobEvent::Finishing });
-                out.push(Effect::Finish { job: *id, spec, commits, challenge, proves, opens });
+            let Some(basis) = job.basis().filter(|_| job.asked.is_none()) else { continue };
+            if job.joint.as_ref().is_some_and(|joint| joint.basis != basis) {
+                job.unjoin("what it opens has changed").into_iter().for_each(|event| tell(*id, event, out));
             }
+            let Some(asked) = job.joinable() else { continue };
+            let Asked { basis: (_, proves, opens), joint } = asked.clone();
+            job.asked = Some(asked);
+            if joint.is_none() {
+                out.push(Effect::Notify { job: *id, event: JobEvent::Finishing });
+            }
+            out.push(Effect::Finish { job: *id, spec, commits, challenge, proves, opens, joint });
         }
     }
 }
 
 /// Tells of an event, and records it where it changes a fact.
 fn tell(job: JobId, event: JobEvent, out: &mut Vec<Effect>) {
-    if let JobEvent::Redo { work, .. } = &event {
+    if let JobEvent::Redo { work, .. } = &event
+        && work.kind != WorkKind::Joint
+    {
         out.push(Effect::Record(Fact::Retracted { job, work: *work }));
     }
     out.push(Effect::Notify { job, event });

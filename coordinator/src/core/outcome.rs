@@ -29,6 +29,11 @@ pub enum JobEvent {
     Challenged,
     /// All pieces are in; the whole is being verified.
     Finishing,
+    /// A step that all segments do together begins; steps before it are done.
+    Joining {
+        /// How many those are.
+        number: u32,
+    },
     /// A result contradicts an earlier one; a third party decides.
     Disputed {
         /// The item.

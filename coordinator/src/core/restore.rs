@@ -69,12 +69,16 @@ impl State {
             }
             let mine = |work: &&Work| job.accepted(work.kind, work.segment).is_some_and(|record| record.output == blob);
             let lost: Vec<Work> = job.items.keys().filter(mine).copied().collect();
-            let events: Vec<_> = lost.into_iter().filter_map(|work| job.retract(work, "its bytes were lost")).collect();
+            let mut events: Vec<_> = lost.into_iter().filter_map(|work| job.retract(work, "its bytes were lost")).collect();
             let challenge = job.challenge.take_if(|challenge| challenge.extra == blob).is_some();
-            if challenge || !events.is_empty() {
+            let joint = job.joins_with(blob);
+            if challenge || joint || !events.is_empty() {
                 // Whatever was being made of it comes to nothing, and says nothing.
                 job.deriving = None;
-                job.finishing = false;
+                job.asked = None;
+            }
+            if joint {
+                events.extend(job.unjoin("bytes of it were lost"));
             }
             events.into_iter().for_each(|event| tell(*id, event, out));
             for item in job.items.values_mut() {

@@ -74,7 +74,7 @@ impl State {
     fn course(&mut self, id: JobId, nobody_idle: bool) -> Option<Course> {
         let job = self.jobs.get(&id)?;
         let at_work = |item: &Item| item.checking.is_some() || item.lease.is_some();
-        let mut busy = job.deriving.is_some() || job.finishing || job.items.values().any(at_work);
+        let mut busy = job.deriving.is_some() || job.asked.is_some() || job.items.values().any(at_work);
         let able = self.usable(job);
         self.plan(id, &able);
         let job = self.jobs.get(&id)?;
@@ -208,7 +208,7 @@ impl State {
                 return if referee.running.is_none() { Choice::Node(NodeId::REFEREE) } else { Choice::Later };
             }
             involved.insert(doubt.reporter);
-            involved.extend(Job::parent(work).and_then(|p| job.accepted(p.kind, p.segment)).map(|record| record.node));
+            involved.extend(job.cause(work).map(|(_, author)| author));
             if course.able.is_subset(&involved) {
                 return Choice::Tie;
             }
@@ -225,8 +225,9 @@ impl State {
             if idle.contains(home) {
                 return Choice::Node(*home);
             }
-            // The forward pass is a chain: its next link gains nothing from a second node.
-            if work.kind == WorkKind::Forward {
+            // The forward pass is a chain: its next link gains nothing from a second node. A joint step takes long where the segment's
+            // rows are not in memory.
+            if matches!(work.kind, WorkKind::Forward | WorkKind::Joint) {
                 return Choice::Later;
             }
             if course.settled.is_some_and(|kind| kind <= work.kind) {

@@ -69,7 +69,7 @@ impl fmt::Display for Work {
 pub struct Needs {
     /// The engine's inputs.
     pub inputs: Vec<BlobRef>,
-    /// For commit and prove: the boundary after the segment, which the checker compares.
+    /// What the checker compares with: for commit and prove the boundary after the segment, for joint the segment's part before.
     pub against: Option<BlobRef>,
     /// Public bytes.
     pub extra: BlobRef,
@@ -202,6 +202,15 @@ pub enum Input {
         /// The proof, or why there is none.
         result: Result<BlobRef, String>,
     },
+    /// Answer to [`Effect::Finish`]: all segments have a step to do together.
+    Joined {
+        /// The job.
+        job: JobId,
+        /// The step that was done, if one was.
+        after: Option<BlobRef>,
+        /// Public bytes of the step to do.
+        step: BlobRef,
+    },
     /// A job to do, or one submitted before: a job is opened once.
     JobSubmitted {
         /// The job.
@@ -333,7 +342,7 @@ pub enum Effect {
         /// All commits, by segment.
         commits: Vec<BlobRef>,
     },
-    /// Stitch and verify the whole.
+    /// Join all pieces: to the whole, verified, or to a step that all segments do together.
     Finish {
         /// The job.
         job: JobId,
@@ -347,6 +356,8 @@ pub enum Effect {
         proves: Vec<BlobRef>,
         /// All openings, by segment.
         opens: Vec<BlobRef>,
+        /// A step that all segments did together, and their parts in it.
+        joint: Option<(BlobRef, Vec<BlobRef>)>,
     },
     /// Send this node away for good.
     Quarantine {

@@ -75,7 +75,7 @@ pub struct JobView {
     pub finishing: bool,
     /// Since when no node can work on it.
     pub waiting_since_ms: Option<u64>,
-    /// Core-microseconds of accepted results, in the order of [`WorkKind::ALL`].
+    /// Core-microseconds of accepted results, in the order of [`WorkKind::ALL`]; joint steps count as openings.
     pub core_us: [u64; WorkKind::ALL.len()],
 }
 
@@ -166,9 +166,12 @@ impl State {
             segments: job.segments,
             items: items.collect(),
             challenged: job.current_challenge().is_some(),
-            finishing: job.finishing,
+            finishing: job.asked.as_ref().is_some_and(|asked| asked.joint.is_none()),
             waiting_since_ms: job.waiting_since_ms,
-            core_us: WorkKind::ALL.map(|kind| job.core_us(kind)),
+            core_us: WorkKind::ALL.map(|kind| {
+                let steps = if kind == WorkKind::Open { job.core_us(WorkKind::Joint) } else { 0 };
+                job.core_us(kind).saturating_add(steps)
+            }),
         }
     }
 

@@ -30,7 +30,7 @@ impl Entry {
 
 impl Took {
     fn of(report: &Report, roster: &Roster) -> Self {
-        let kind = |name: &str| WorkKind::ALL.into_iter().find(|kind| kind.name() == name);
+        let kind = |name: &str| WorkKind::EVERY.into_iter().find(|kind| kind.name() == name);
         let phases = report.phases.iter().filter_map(|(name, wall, core)| Some((kind(name)?, *wall, *core))).collect();
         let nodes = report.nodes.iter().filter_map(|node| roster.key(*node)).take(MAX_TOOK_NODES).collect();
         Self { phases, peak_bytes: report.peak_bytes, nodes }

@@ -63,18 +63,20 @@ pub(super) async fn offered(
         (Err(error), _) => return Err(error),
         (Ok(_), None) => return Err(TransportError::Truncated("before a lease")),
     };
-    match keep(shared, job, blob, whole).await {
+    match keep(shared, (job, epoch), blob, whole).await {
         Ok(()) => stored(&mut send, blob).await,
         Err(reason) => refuse(&mut send, true, &reason).await,
     }
 }
 
 /// Puts a result where the job finds it. Waits for the disk.
-async fn keep(shared: &Arc<Shared>, job: JobId, blob: BlobRef, whole: Whole) -> Result<(), String> {
+async fn keep(shared: &Arc<Shared>, (job, epoch): (JobId, u64), blob: BlobRef, whole: Whole) -> Result<(), String> {
     let store = shared.store.clone();
+    let brief = store.is_brief(epoch);
     let put = move || {
         let bytes = whole.into_bytes().map_err(|e| e.to_string())?;
-        store.put(job, blob, bytes).map_err(|e| e.to_string())
+        let put = if brief { store.put_briefly(job, blob, bytes) } else { store.put(job, blob, bytes) };
+        put.map_err(|e| e.to_string())
     };
     tokio::task::spawn_blocking(put).await.unwrap_or_else(|_| Err("the coordinator failed; see its log".to_owned()))
 }

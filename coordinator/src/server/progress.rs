@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use obelysk_node::engine::WorkKind;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::core::{JobEvent, JobId, NodeId, Report};
@@ -68,6 +69,8 @@ pub(super) struct Watcher {
     result: oneshot::Sender<Result<JobResult, String>>,
     started: Instant,
     phase: (&'static str, Instant, u32, u32),
+    /// When it was last told something.
+    told: Instant,
 }
 
 pub(super) type WatcherEnds = (mpsc::Receiver<Progress>, oneshot::Receiver<Result<JobResult, String>>);
@@ -77,13 +80,17 @@ impl Watcher {
         let (events, event_end) = mpsc::channel(MAX_EVENTS);
         let (result, result_end) = oneshot::channel();
         let now = Instant::now();
-        (Self { events, result, started: now, phase: ("forward", now, 0, 0) }, (event_end, result_end))
+        (Self { events, result, started: now, phase: ("forward", now, 0, 0), told: now }, (event_end, result_end))
     }
 
     pub(super) fn notify(&mut self, event: &JobEvent, name: &dyn Fn(NodeId) -> String) {
+        self.told = Instant::now();
         let (node, text) = match event {
             JobEvent::Accepted { work, node, done, total } => {
-                self.enter(work.kind.name(), *done, *total);
+                // Joint steps are counted, not their parts.
+                if work.kind != WorkKind::Joint {
+                    self.enter(work.kind.name(), *done, *total);
+                }
                 (Some(*node), String::new())
             }
             JobEvent::Challenged => {
@@ -92,6 +99,10 @@ impl Watcher {
             }
             JobEvent::Finishing => {
                 self.enter("finish", 0, 1);
+                (None, String::new())
+            }
+            JobEvent::Joining { number } => {
+                self.enter("joint", *number, *number + 1);
                 (None, String::new())
             }
             JobEvent::Redo { work, reason } => (None, format!("{work} is done again: {reason}")),
@@ -122,7 +133,8 @@ impl Watcher {
     }
 
     pub(super) fn end(self, job: JobId, outcome: Result<JobEnd, String>) {
-        let finish_s = self.phase.1.elapsed().as_secs_f64();
+        let joining = self.phase.0 == WorkKind::Joint.name();
+        let finish_s = if joining { self.told.elapsed() } else { self.phase.1.elapsed() }.as_secs_f64();
         let total_s = self.started.elapsed().as_secs_f64();
         let result = outcome.map(|JobEnd { proof, report, nodes }| {
             let mut phases: Vec<Phase> = report

@@ -74,6 +74,8 @@ struct Grant {
     node: NodeId,
     job: JobId,
     deliveries: u32,
+    /// What is delivered is kept in memory only.
+    brief: bool,
 }
 
 /// Deliveries under one lease: one, and one more for each reconnect in between; without a bound one node could fill the store.
@@ -111,6 +113,15 @@ impl Store {
 
     /// Keeps bytes for a job; when it returns they are as safe as the backing makes them. Waits for the disk.
     pub(super) fn put(&self, job: JobId, blob: BlobRef, bytes: Vec<u8>) -> Result<(), StoreError> {
+        self.put_in(job, blob, bytes, self.backing.as_ref())
+    }
+
+    /// Keeps bytes for a job until it or the process ends, in memory: for what a new leader makes again.
+    pub(super) fn put_briefly(&self, job: JobId, blob: BlobRef, bytes: Vec<u8>) -> Result<(), StoreError> {
+        self.put_in(job, blob, bytes, None)
+    }
+
+    fn put_in(&self, job: JobId, blob: BlobRef, bytes: Vec<u8>, backing: Option<&Arc<dyn Backing>>) -> Result<(), StoreError> {
         {
             let mut inner = self.inner();
             if let Some(slot) = inner.blobs.get_mut(&blob) {
@@ -123,7 +134,7 @@ impl Store {
             inner.held += blob.length;
             inner.writing.push(blob);
         }
-        let written = self.backing.as_ref().map_or(Ok(()), |backing| backing.put(blob, &bytes));
+        let written = backing.map_or(Ok(()), |backing| backing.put(blob, &bytes));
         let mut inner = self.inner();
         if let Some(at) = inner.writing.iter().position(|other| *other == blob) {
             inner.writing.swap_remove(at);
@@ -236,7 +247,19 @@ impl Store {
     }
 
     pub(super) fn lease(&self, epoch: u64, node: NodeId, job: JobId) {
-        self.inner().leases.insert(epoch, Grant { node, job, deliveries: MAX_DELIVERIES });
+        self.inner().leases.insert(epoch, Grant { node, job, deliveries: MAX_DELIVERIES, brief: false });
+    }
+
+    /// What is delivered under this lease outlives no leader: [`Store::put_briefly`] is enough for it.
+    pub(super) fn lease_is_brief(&self, epoch: u64) {
+        if let Some(grant) = self.inner().leases.get_mut(&epoch) {
+            grant.brief = true;
+        }
+    }
+
+    /// Whether that was said of this lease.
+    pub(super) fn is_brief(&self, epoch: u64) -> bool {
+        self.inner().leases.get(&epoch).is_some_and(|grant| grant.brief)
     }
 
     pub(super) fn end_lease(&self, epoch: u64) {
@@ -312,8 +335,25 @@ mod tests {
         store.collect();
         assert_eq!(store.get(blob).expect("there").as_slice(), [7; 8]);
         assert!(!store.adopt(job, piece), "collected");
-        assert_eq!(store.take_lost(), BTreeSet::from([BlobRef::of(&[9]), piece]));
+        assert_eq!(store.take_lost(), BTreeSet::from([piece]), "of this term");
         assert!(store.take_lost().is_empty());
+    }
+
+    #[test]
+    fn what_is_kept_briefly_costs_no_file() {
+        let place = tempfile::tempdir().expect("folder");
+        let store = Store::new(8, Some(Arc::new(Folder::open(place.path()).expect("opens"))));
+        let (job, part, piece) = (JobId([1; 32]), BlobRef::of(&[7; 4]), BlobRef::of(&[1]));
+        store.put_briefly(job, part, vec![7; 4]).expect("fits");
+        store.put(job, piece, vec![1]).expect("fits");
+        let files = || std::fs::read_dir(place.path()).expect("lists").count();
+        assert_eq!((store.get(part).expect("here").as_slice(), files()), (&[7; 4][..], 1));
+        store.release(job, None);
+        assert_eq!((store.get(part), store.inner().held, files()), (None, 0, 0));
+        store.lease(5, NodeId(1), job);
+        assert!(!store.is_brief(5));
+        store.lease_is_brief(5);
+        assert!(store.is_brief(5) && !store.is_brief(6));
     }
 
     #[test]

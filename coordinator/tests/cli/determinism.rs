@@ -9,38 +9,44 @@ const IDS: &str = "2,7,1,8,2";
 #[test]
 fn nodes_do_not_change_the_bytes() {
     let place = Place::with_toy();
-    let alone = place.prove(&["--ids", IDS], "alone.obk");
-    for nodes in ["1", "3", "5"] {
-        place.prove(&["--ids", IDS, "--nodes", nodes], "nodes.obk");
-        assert!(place.read("nodes.obk") == alone, "{nodes} nodes");
+    for (mode, counts) in [("1", &["1", "3", "5"][..]), ("2", &["1", "2", "3"][..])] {
+        let alone = place.prove(&["--ids", IDS, "--mode", mode], "alone.obk");
+        for nodes in counts {
+            place.prove(&["--ids", IDS, "--mode", mode, "--nodes", nodes], "nodes.obk");
+            assert!(place.read("nodes.obk") == alone, "mode {mode}, {nodes} nodes");
+        }
     }
 }
 
 #[test]
 fn threads_do_not_change_the_bytes() {
     let place = Place::with_toy();
-    let alone = place.prove(&["--ids", IDS], "alone.obk");
-    for threads in ["1", "2"] {
-        let args = ["prove", "--model", "toy", "--ids", IDS, "--out", "threads.obk"];
-        let status = place.command(&args).env("RAYON_NUM_THREADS", threads).output().expect("runs").status;
-        assert!(status.success());
-        assert!(place.read("threads.obk") == alone, "{threads} threads");
+    for mode in ["1", "2"] {
+        let alone = place.prove(&["--ids", IDS, "--mode", mode], "alone.obk");
+        for (threads, nodes) in [("1", "0"), ("2", "0"), ("1", "2"), ("2", "2")] {
+            let head = ["prove", "--model", "toy", "--ids", IDS, "--out", "threads.obk"];
+            let args = [&head[..], &["--mode", mode, "--nodes", nodes]].concat();
+            let status = place.command(&args).env("RAYON_NUM_THREADS", threads).output().expect("runs").status;
+            assert!(status.success());
+            assert!(place.read("threads.obk") == alone, "mode {mode}, {threads} threads, {nodes} nodes");
+        }
     }
 }
 
 #[test]
 fn a_node_killed_in_the_middle_does_not_change_the_bytes() {
     let place = Place::with_toy();
-    let alone = place.prove(&["--ids", IDS], "alone.obk");
     let (_coordinator, address) = coordinator(&place);
     let _survivor = node(&place, &token(&place), &["--name", "survivor"]);
-    for delay_ms in [100, 600] {
+    for (mode, delay_ms) in [("1", 100), ("1", 600), ("2", 300), ("2", 900)] {
+        let alone = place.prove(&["--ids", IDS, "--mode", mode], "alone.obk");
         let mut victim = node(&place, &token(&place), &["--name", "victim"]);
+        let args = ["--ids", IDS, "--mode", mode, "--coordinator", &address];
         std::thread::scope(|s| {
-            let job = s.spawn(|| place.prove(&["--ids", IDS, "--coordinator", &address], "killed.obk"));
+            let job = s.spawn(|| place.prove(&args, "killed.obk"));
             std::thread::sleep(Duration::from_millis(delay_ms));
             victim.kill();
-            assert!(job.join().expect("the job ends") == alone, "killed after {delay_ms} ms");
+            assert!(job.join().expect("the job ends") == alone, "mode {mode}, killed after {delay_ms} ms");
         });
     }
 }

@@ -46,12 +46,12 @@ pub async fn start(checker: Arc<Toy>, referee: Option<Arc<dyn Engine>>) -> Handl
     Coordinator::start(config(), admissions(), checker, referee).await.expect("starts")
 }
 
-struct Running {
+pub struct Running {
     stop: Option<oneshot::Sender<()>>,
-    task: JoinHandle<Result<ExitReason, NodeError>>,
+    pub task: JoinHandle<Result<ExitReason, NodeError>>,
 }
 
-fn node(handle: &Handle, name: &str, engine: Arc<dyn Engine>) -> Running {
+pub fn node(handle: &Handle, name: &str, engine: Arc<dyn Engine>) -> Running {
     let (stop, stopped) = oneshot::channel::<()>();
     let config = NodeConfig { threads: 1, ..NodeConfig::new(name) };
     let stopped = async {
@@ -61,7 +61,11 @@ fn node(handle: &Handle, name: &str, engine: Arc<dyn Engine>) -> Running {
 }
 
 pub async fn prove(handle: &Handle, spec: Vec<u8>) -> (Result<JobResult, CoordinatorError>, Vec<Progress>) {
-    let mut job = handle.submit(spec, MODEL).await.expect("submitted");
+    prove_on(handle, spec, MODEL).await
+}
+
+pub async fn prove_on(handle: &Handle, spec: Vec<u8>, model: [u8; 32]) -> (Result<JobResult, CoordinatorError>, Vec<Progress>) {
+    let mut job = handle.submit(spec, model).await.expect("submitted");
     let collect = async {
         let mut events = Vec::new();
         while let Some(event) = job.next().await {

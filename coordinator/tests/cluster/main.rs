@@ -1,5 +1,6 @@
 //! The cluster as a whole, with a toy engine in place of the prover: in virtual time against the brain, and over real sockets.
 
+mod aggregated;
 mod fleet;
 mod joining;
 mod leading;

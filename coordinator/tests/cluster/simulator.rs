@@ -6,9 +6,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::toy::{MODEL, Toy, compute, expected_proof, spec};
+use crate::toy::{MODEL, Toy, compute, expected_proof, joined, joint_spec, shameless, spec};
 use obelysk_coordinator::core::{Effect, Input, JobEvent, JobId, Needs, NodeId, Policy, State, Work};
-use obelysk_node::engine::{Checker, EngineError, Pieces, WorkKind};
+use obelysk_node::engine::{Checker, EngineError, WorkKind};
 use obelysk_protocol::wire::BlobRef;
 
 const POLICY: Policy = Policy { lease_ms: 1000, away_grace_ms: 500, wait_deadline_ms: 20_000, retry_pause_ms: 100 };
@@ -56,6 +56,9 @@ struct Life {
     accepted: BTreeSet<Work>,
     quarantined: BTreeSet<NodeId>,
     disturbances: u64,
+    /// The joint step at hand, and the one in which who does segment 0 dies.
+    step: Option<u32>,
+    deadly: Option<u32>,
     log: Vec<String>,
     end: Option<Result<Vec<u8>, String>>,
 }
@@ -85,6 +88,8 @@ impl Life {
             accepted: BTreeSet::new(),
             quarantined: BTreeSet::new(),
             disturbances,
+            step: None,
+            deadly: None,
             log: Vec::new(),
             end: None,
         }
@@ -151,14 +156,16 @@ impl Life {
                 let extra = self.keep(crate::toy::challenge(&parts.iter().map(Vec::as_slice).collect::<Vec<_>>()));
                 self.later(5, Input::ChallengeDerived { job, commits, result: Ok(extra) });
             }
-            Effect::Finish { job, spec, commits, challenge, proves, opens } => {
-                let lists = [commits, proves, opens].map(|l| l.iter().map(|b| self.bytes(*b)).collect::<Vec<_>>());
-                let [commits, proves, opens] = lists.each_ref().map(|l| l.iter().map(Vec::as_slice).collect::<Vec<_>>());
-                let challenge = self.bytes(challenge);
-                let pieces = Pieces { commits: &commits, challenge: &challenge, proves: &proves, opens: &opens };
-                let result = Toy { size: SIZE }.finish(&self.bytes(spec), pieces).map_err(|e| e.to_string());
-                let result = result.map(|proof| self.keep(proof));
-                self.later(5, Input::Finished { job, result });
+            Effect::Finish { job, spec, commits, challenge, proves, opens, joint } => {
+                let all = |list: Vec<BlobRef>| list.iter().map(|b| self.bytes(*b)).collect::<Vec<_>>();
+                let joint = joint.map(|(step, parts)| (step, self.bytes(step), all(parts)));
+                let (lists, challenge, spec) = ([commits, proves, opens].map(all), self.bytes(challenge), self.bytes(spec));
+                let input = joined(job, &spec, (lists, &challenge), joint, |bytes| self.keep(bytes));
+                self.later(5, input);
+            }
+            Effect::Notify { event: JobEvent::Joining { number }, .. } => {
+                self.accepted.retain(|work| work.kind != WorkKind::Joint);
+                self.step = Some(number);
             }
             Effect::Quarantine { node, .. } => {
                 self.quarantined.insert(node);
@@ -189,6 +196,11 @@ impl Life {
             return;
         }
         let took = 10 + self.random.below(200);
+        let joint = Work::new(WorkKind::Joint, 0) == work;
+        if joint && node.0 > 1 && self.deadly.is_some() && self.step == self.deadly {
+            self.deadly = None;
+            return self.die(node, took);
+        }
         if !machine.immortal && self.disturbances > 0 && self.random.percent(15) {
             self.disturbances -= 1;
             match self.random.below(5) {
@@ -233,7 +245,7 @@ impl Life {
         let (spec, extra) = (self.bytes(spec), self.bytes(needs.extra));
         let truth = compute(work.kind, &spec, work.segment, &inputs, &extra, SIZE);
         let lie = self.random.percent(self.machines[&node].lies);
-        let result = if lie { self.lie(work, truth, &inputs) } else { truth };
+        let result = if lie { self.lie(work, truth, &inputs, &extra) } else { truth };
         let input = match result {
             Ok(blob) => Input::WorkDone { node, epoch, output: self.keep(blob), core_us: 1, peak_bytes: 1 },
             Err(e) => {
@@ -244,8 +256,20 @@ impl Life {
         self.later(delay, input);
     }
 
-    fn lie(&mut self, work: Work, truth: Result<Vec<u8>, EngineError>, inputs: &[&[u8]]) -> Result<Vec<u8>, EngineError> {
-        let mut blob = truth.unwrap_or_else(|_| vec![0; 64]);
+    fn lie(
+        &mut self,
+        work: Work,
+        truth: Result<Vec<u8>, EngineError>,
+        inputs: &[&[u8]],
+        extra: &[u8],
+    ) -> Result<Vec<u8>, EngineError> {
+        let unseen =
+            shameless(work.kind, work.segment, inputs, extra).filter(|lie| truth.as_ref().is_ok_and(|t| t.len() == lie.len()));
+        let mut blob =
+            truth.or_else(|_| shameless(work.kind, work.segment, inputs, extra).ok_or(())).unwrap_or_else(|()| vec![0; 64]);
+        if let Some(lie) = unseen.filter(|_| self.random.percent(50)) {
+            return Ok(lie);
+        }
         match (work.kind, self.random.below(4)) {
             // A root that is wrong while the boundary it reports is right: only the proof shows it.
             (WorkKind::Commit, 0) => blob[0] ^= 1,
@@ -267,10 +291,11 @@ impl Life {
     }
 }
 
-fn one_life(seed: u64) -> Result<(bool, bool), String> {
+/// A life of a job with so many joint steps.
+fn one_life(seed: u64, steps: u8) -> Result<(bool, bool), String> {
     let mut shape = Random(!seed);
     let segments = 1 + shape.below(6) as u32;
-    let spec = spec(segments, seed);
+    let spec = if steps == 0 { spec(segments, seed) } else { joint_spec(segments, seed, steps) };
     let mut life = Life::new(seed);
     let (calm, start) = (life.disturbances == 0, life.machines.clone());
     life.live(&spec, segments);
@@ -304,7 +329,7 @@ const ONCE_FAILED: [u64; 4] = [36, 2956, 3208, 50_621];
 #[test]
 fn lives_that_once_failed_end_well() {
     for seed in ONCE_FAILED {
-        if let Err(what) = one_life(seed) {
+        if let Err(what) = one_life(seed, 0) {
             panic!("life {seed}: {what}");
         }
     }
@@ -317,18 +342,39 @@ fn many_lives_end_with_the_same_bytes_or_a_clear_error() {
         Some(seed) => seed..seed + 1,
         None => 0..number("OBELYSK_SIM_LIVES").unwrap_or(3000),
     };
-    let total = seeds.end - seeds.start;
+    // Every life once without joint steps, as in mode 1, and once with some.
+    let total = 2 * (seeds.end - seeds.start);
     let (mut proved, mut promised) = (0, 0);
-    for seed in seeds {
-        let outcome = std::panic::catch_unwind(|| one_life(seed)).unwrap_or_else(|_| Err("panicked".to_owned()));
+    for (seed, steps) in seeds.flat_map(|seed| [(seed, 0), (seed, 1 + (seed % 5) as u8)]) {
+        let outcome = std::panic::catch_unwind(|| one_life(seed, steps)).unwrap_or_else(|_| Err("panicked".to_owned()));
         match outcome {
             Ok((success, due)) => {
                 proved += u64::from(success);
                 promised += u64::from(due);
             }
-            Err(what) => panic!("life {seed} (replay with OBELYSK_SIM_SEED={seed}): {what}"),
+            Err(what) => panic!("life {seed} with {steps} joint steps (replay with OBELYSK_SIM_SEED={seed}): {what}"),
         }
     }
     println!("{proved} of {total} lives proved, {promised} were promised to");
     assert!(total < 100 || proved * 10 >= total * 8, "only {proved} of {total} lives ended with a proof");
+}
+
+#[test]
+fn a_node_lost_in_any_joint_step_costs_neither_the_job_nor_its_bytes() {
+    const STEPS: u8 = 8;
+    let mut died = 0;
+    for (seed, step) in (0..40_u64).flat_map(|seed| (0..u32::from(STEPS)).map(move |step| (seed, step))) {
+        let (segments, spec) = (1 + (seed % 5) as u32, joint_spec(1 + (seed % 5) as u32, seed, STEPS));
+        let mut life = Life::new(seed);
+        life.disturbances = 0;
+        life.machines = (1..=3).map(|n| (NodeId(n), Machine { up: true, lies: 0, immortal: false })).collect();
+        life.deadly = Some(step);
+        life.live(&spec, segments);
+        died += u32::from(life.deadly.is_none());
+        let tail = || life.log[life.log.len().saturating_sub(200)..].join("\n");
+        assert_eq!(life.end, Some(Ok(expected_proof(&spec, SIZE))), "life {seed}, step {step}\n{}", tail());
+        let forwards = life.log.iter().filter(|line| line.contains("Redo")).count();
+        assert_eq!(forwards, 0, "nothing was done again but the step: life {seed}, step {step}\n{}", tail());
+    }
+    assert!(died > 100, "only {died} lives lost a node");
 }

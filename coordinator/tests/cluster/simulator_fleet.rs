@@ -171,7 +171,7 @@ impl World {
                 let extra = self.keep(challenge(&parts.iter().map(Vec::as_slice).collect::<Vec<_>>()));
                 self.later(1, Input::ChallengeDerived { job, commits, result: Ok(extra) });
             }
-            Effect::Finish { job, spec, commits, challenge, proves, opens } => {
+            Effect::Finish { job, spec, commits, challenge, proves, opens, joint: _ } => {
                 let lists = [commits, proves, opens].map(|l| self.all(&l));
                 let [commits, proves, opens] = lists.each_ref().map(|l| l.iter().map(Vec::as_slice).collect::<Vec<_>>());
                 let challenge = self.bytes(challenge);

@@ -29,7 +29,7 @@ impl BlobRef {
     }
 }
 
-/// The four kinds of work on a segment.
+/// The kinds of work on a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum WorkKind {
@@ -39,13 +39,17 @@ pub enum WorkKind {
     Commit = 1,
     /// Prove the segment under the challenge: proof and sub-claims.
     Prove = 2,
-    /// Open the remaining sub-claims.
+    /// Open the remaining sub-claims; in mode 2 only reduce them to one row per oracle.
     Open = 3,
+    /// Mode 2: one step of the opening of all segments, the same item once for each step.
+    Joint = 4,
 }
 
 impl WorkKind {
-    /// All kinds, in the order a job goes through them.
+    /// The kinds that every job goes through, in this order.
     pub const ALL: [Self; 4] = [Self::Forward, Self::Commit, Self::Prove, Self::Open];
+    /// Those and the ones that only some modes need.
+    pub const EVERY: [Self; 5] = [Self::Forward, Self::Commit, Self::Prove, Self::Open, Self::Joint];
 
     /// The kind as sent.
     #[must_use]
@@ -56,7 +60,7 @@ impl WorkKind {
     /// The kind with this code.
     #[must_use]
     pub fn from_code(code: u8) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| kind.code() == code)
+        Self::EVERY.into_iter().find(|kind| kind.code() == code)
     }
 
     /// Name for people and for work ids (`job/kind/segment`).
@@ -67,6 +71,7 @@ impl WorkKind {
             Self::Commit => "commit",
             Self::Prove => "prove",
             Self::Open => "open",
+            Self::Joint => "joint",
         }
     }
 }

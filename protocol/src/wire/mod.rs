@@ -85,7 +85,7 @@ pub const MAX_HELD_EPOCHS: usize = 64;
 /// Most phases in a job report.
 pub const MAX_PHASES: usize = 64;
 /// Most items in one answer: all kinds of one page of segments.
-pub const MAX_ITEMS: usize = MAX_PAGE * WorkKind::ALL.len();
+pub const MAX_ITEMS: usize = MAX_PAGE * WorkKind::EVERY.len();
 /// Highest priority of a job.
 pub const MAX_PRIORITY: u8 = 9;
 /// Longest version of a program: semantic versions with a build name have under 64 bytes.

@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use obelysk_node::engine::{Checker, Pieces, Verdict, WorkKind, WorkRequest};
+use obelysk_node::engine::{Checker, Joined, Pieces, Verdict, WorkKind, WorkRequest};
 use obelysk_protocol::wire::{Assign, BlobRef, Message};
 
 use super::{Brain, Command};
@@ -77,15 +77,28 @@ impl Brain {
         });
     }
 
-    pub(super) fn finish(&self, job: JobId, spec: BlobRef, pieces: (Vec<BlobRef>, BlobRef, Vec<BlobRef>, Vec<BlobRef>)) {
-        self.judge(job, "finish", move |store, checker| {
+    pub(super) fn finish(
+        &self,
+        job: JobId,
+        spec: BlobRef,
+        pieces: (Vec<BlobRef>, BlobRef, Vec<BlobRef>, Vec<BlobRef>),
+        joint: Option<(BlobRef, Vec<BlobRef>)>,
+    ) {
+        self.judge(job, if joint.is_some() { "join" } else { "finish" }, move |store, checker| {
             let (commits, challenge, proves, opens) = pieces;
             let blobs = [load(store, commits.iter())?, load(store, proves.iter())?, load(store, opens.iter())?];
             let [commits, proves, opens] = blobs.each_ref().map(|list| list.iter().map(|b| b.as_slice()).collect::<Vec<_>>());
             let challenge = load_one(store, challenge)?;
             let pieces = Pieces { commits: &commits, challenge: &challenge, proves: &proves, opens: &opens };
-            let result = checker.finish(&load_one(store, spec)?, pieces).map_err(|e| e.to_string());
-            Ok(Input::Finished { job, result: result.and_then(|bytes| keep(store, job, bytes)) })
+            let after = joint.as_ref().map(|(step, _)| *step);
+            let (step, parts) = joint.map_or((BlobRef::of(&[]), Vec::new()), |joint| joint);
+            let (step, parts) = (load_one(store, step)?, load(store, parts.iter())?);
+            let parts: Vec<&[u8]> = parts.iter().map(|b| b.as_slice()).collect();
+            Ok(match checker.join(&load_one(store, spec)?, pieces, &step, &parts) {
+                Ok(Joined::Proof(bytes)) => Input::Finished { job, result: keep(store, job, bytes) },
+                Ok(Joined::Step(bytes)) => Input::Joined { job, after, step: keep_briefly(store, job, bytes)? },
+                Err(e) => Input::Finished { job, result: Err(e.to_string()) },
+            })
         });
     }
 
@@ -106,7 +119,8 @@ impl Brain {
                 let request = WorkRequest { job: job.0, model, kind: work.kind, segment: work.segment, spec, extra };
                 Ok(match engine.run(&request, &inputs, &progress) {
                     Ok(done) => {
-                        let output = keep(&store, job, done.blob)?;
+                        let brief = work.kind == WorkKind::Joint;
+                        let output = if brief { keep_briefly(&store, job, done.blob) } else { keep(&store, job, done.blob) }?;
                         Input::WorkDone { node, epoch, output, core_us: done.core_us, peak_bytes: done.peak_bytes }
                     }
                     Err(e) => failed(matches!(e, obelysk_node::EngineError::Disagrees(_)), e.to_string()),
@@ -150,6 +164,12 @@ fn load_one(store: &Store, blob: BlobRef) -> Result<Arc<Vec<u8>>, Trouble> {
 
 fn load<'a>(store: &Store, blobs: impl Iterator<Item = &'a BlobRef>) -> Result<Vec<Arc<Vec<u8>>>, Trouble> {
     blobs.map(|blob| load_one(store, *blob)).collect()
+}
+
+/// For bytes that a new leader makes again: no disk is waited for.
+fn keep_briefly(store: &Store, job: JobId, bytes: Vec<u8>) -> Result<BlobRef, String> {
+    let blob = BlobRef::of(&bytes);
+    store.put_briefly(job, blob, bytes).map(|()| blob).map_err(|e| e.to_string())
 }
 
 fn keep(store: &Store, job: JobId, bytes: Vec<u8>) -> Result<BlobRef, String> {

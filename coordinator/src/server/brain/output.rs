@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::task::Poll;
 
+use obelysk_node::engine::WorkKind;
 use obelysk_node::identity::unix_now;
 use obelysk_protocol::wire::{Cancel, Message, ResultAck, Resume};
 
@@ -75,6 +76,9 @@ impl Brain {
             Effect::Record(_) => {}
             Effect::Assign { node, epoch, job, model, work, spec, needs } => {
                 self.store.lease(epoch, node, job);
+                if work.kind == WorkKind::Joint {
+                    self.store.lease_is_brief(epoch);
+                }
                 let assignment = Assignment { epoch, job, model, work, spec, needs };
                 if node == NodeId::REFEREE { self.ask_referee(assignment) } else { self.send(node, assignment.message()) }
             }
@@ -92,8 +96,8 @@ impl Brain {
             }
             Effect::Check { job, work, epoch, spec, needs, output } => self.check(job, work, epoch, (spec, needs, output)),
             Effect::DeriveChallenge { job, spec, commits } => self.derive(job, spec, commits),
-            Effect::Finish { job, spec, commits, challenge, proves, opens } => {
-                self.finish(job, spec, (commits, challenge, proves, opens));
+            Effect::Finish { job, spec, commits, challenge, proves, opens, joint } => {
+                self.finish(job, spec, (commits, challenge, proves, opens), joint);
             }
             Effect::Quarantine { node, reason } => self.quarantine(node, &reason),
             Effect::Notify { job, event } => {

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 
+use obelysk_node::engine::WorkKind;
 use obelysk_node::trace::hex;
 use obelysk_protocol::wire::BlobRef;
 use serde::{Deserialize, Serialize};
@@ -135,6 +136,21 @@ pub const DONE: &str = "done";
 /// The event of a job that was not.
 pub const FAILED: &str = "failed";
 
+/// The event of a joint step that begins. At the first one, parts of an earlier attempt do not stand any more.
+pub const JOINING: &str = "joining";
+
+/// The text of [`JOINING`].
+#[must_use]
+pub fn joint_step(number: u32) -> String {
+    format!("joint step {number}")
+}
+
+/// Whether an item's name is that of a joint step.
+#[must_use]
+pub fn is_joint(work: &str) -> bool {
+    work.strip_prefix(WorkKind::Joint.name()).is_some_and(|rest| rest.starts_with('/'))
+}
+
 /// What the lines of a job say of its end.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Replay {
@@ -151,6 +167,7 @@ pub fn replay<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> Replay {
         match entry.event.as_str() {
             "accepted" => replay.pieces.push((entry.work.clone(), entry.node.clone(), entry.digest.clone())),
             "redo" => replay.pieces.retain(|(work, ..)| *work != entry.work),
+            JOINING if entry.text == joint_step(0) => replay.pieces.retain(|(work, ..)| !is_joint(work)),
             DONE | FAILED => replay.end = Some(entry.clone()),
             _ => {}
         }
@@ -328,6 +345,17 @@ mod tests {
 
     fn reader(folder: &Path) -> Journal {
         Journal::open(folder).expect("opens").0
+    }
+
+    #[test]
+    fn parts_stand_from_the_last_time_that_the_opening_of_all_began() {
+        let step = |number, at| Entry { text: joint_step(at), ..entry(number, JOINING, "") };
+        let accepted = |number, work| entry(number, "accepted", work);
+        let log = [accepted(1, "open/0"), step(2, 0), accepted(3, "joint/0"), step(4, 1), accepted(5, "joint/0")];
+        let works = |log: &[Entry]| replay(log).pieces.iter().map(|(work, ..)| work.clone()).collect::<Vec<_>>();
+        assert_eq!(works(&log), ["open/0", "joint/0", "joint/0"], "a part of each step");
+        let again = [&log[..], &[step(6, 0), accepted(7, "joint/0")]].concat();
+        assert_eq!(works(&again), ["open/0", "joint/0"]);
     }
 
     #[test]

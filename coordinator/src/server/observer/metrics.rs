@@ -59,7 +59,7 @@ pub struct Metrics {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Sample {
     pub(in crate::server) jobs: [u32; JobState::ALL.len()],
-    pub(in crate::server) items: [[u32; ItemPhase::ALL.len()]; WorkKind::ALL.len()],
+    pub(in crate::server) items: [[u32; ItemPhase::ALL.len()]; WorkKind::EVERY.len()],
     pub(in crate::server) nodes: [u32; NodeState::ALL.len()],
     pub(in crate::server) cores: u32,
     pub(in crate::server) desired: u32,
@@ -141,7 +141,7 @@ impl Default for Metrics {
             registry: Registry::default(),
         };
         // A series that appears with its first event looks like one that never had a 0.
-        for kind in WorkKind::ALL {
+        for kind in WorkKind::EVERY {
             for event in EVENTS {
                 let _ = metrics.event(kind, event);
             }
@@ -167,7 +167,7 @@ impl Metrics {
 
     /// What happened to items of all kinds so far.
     pub(in crate::server) fn events_total(&self, event: &'static str) -> u64 {
-        WorkKind::ALL.into_iter().map(|kind| self.event(kind, event).get()).sum()
+        WorkKind::EVERY.into_iter().map(|kind| self.event(kind, event).get()).sum()
     }
 
     /// Takes a moment's readings over.
@@ -176,7 +176,7 @@ impl Metrics {
         for state in in_progress {
             self.jobs.get_or_create(&[("state", state.name())]).set(s.jobs[state as usize].into());
         }
-        for (kind, phases) in WorkKind::ALL.into_iter().zip(s.items) {
+        for (kind, phases) in WorkKind::EVERY.into_iter().zip(s.items) {
             for (phase, count) in ItemPhase::ALL.into_iter().zip(phases) {
                 self.items.get_or_create(&[("kind", kind.name()), ("phase", phase.name())]).set(count.into());
             }

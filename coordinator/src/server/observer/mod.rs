@@ -237,10 +237,13 @@ impl Observer {
                 if let Some((epoch, output)) = inner.results.remove(&(job, *work)) {
                     (entry.epoch, entry.digest, entry.bytes) = (epoch, hex(&output.digest), output.length);
                 }
-                remembered.facts.accepted[usize::from(work.kind.code())] += 1;
+                if let Some(done) = remembered.facts.accepted.get_mut(usize::from(work.kind.code())) {
+                    *done += 1;
+                }
                 if let Some(lease) = inner.leases.remove(&entry.epoch) {
                     self.metrics.core_seconds.get_or_create(&metrics::of(work.kind)).inc_by(lease.core_us as f64 / 1e6);
-                    remembered.facts.core_us[usize::from(work.kind.code())] += lease.core_us;
+                    // Joint steps belong to the openings.
+                    remembered.facts.core_us[usize::from(work.kind.min(WorkKind::Open).code())] += lease.core_us;
                     let wall_ms = u64::try_from(lease.wall.as_millis()).unwrap_or(u64::MAX);
                     inner.costs.add(lease.model, work.kind, lease.core_us, wall_ms);
                     let tally = inner.tallies.entry(*node).or_default();
@@ -250,13 +253,18 @@ impl Observer {
             }
             JobEvent::Redo { work, reason } => {
                 count(work.kind, "redone");
-                let done = &mut remembered.facts.accepted[usize::from(work.kind.code())];
-                *done = done.saturating_sub(1);
+                if let Some(done) = remembered.facts.accepted.get_mut(usize::from(work.kind.code())) {
+                    *done = done.saturating_sub(1);
+                }
                 about(&mut entry, Some(work), None, reason);
                 "redo"
             }
             JobEvent::Challenged => "challenged",
             JobEvent::Finishing => "finishing",
+            JobEvent::Joining { number } => {
+                about(&mut entry, None, None, &journal::joint_step(*number));
+                journal::JOINING
+            }
             JobEvent::Disputed { work, node, reason } => {
                 count(work.kind, "disputed");
                 about(&mut entry, Some(work), Some(node), reason);

@@ -1,10 +1,10 @@
 //! What a leader does beside leading in these lives: checks, the challenge, the whole, and the client's answer.
 
 use super::{Event, JOB, Life, SIZE};
-use crate::toy::{Toy, challenge};
+use crate::toy::{Toy, challenge, joined};
 use obelysk_coordinator::core::{Effect, Input};
 use obelysk_coordinator::ledger::End;
-use obelysk_node::engine::{Checker, Pieces};
+use obelysk_node::engine::Checker;
 use obelysk_protocol::wire::BlobRef;
 
 impl Life {
@@ -48,14 +48,18 @@ impl Life {
                 let extra = self.keep(challenge(&parts.iter().map(Vec::as_slice).collect::<Vec<_>>()));
                 self.later(delay, Event::Own(term, Input::ChallengeDerived { job, commits, result: Ok(extra) }));
             }
-            Effect::Finish { job, spec, commits, challenge, proves, opens } => {
+            Effect::Finish { job, spec, commits, challenge, proves, opens, joint } => {
                 let [Some(c), Some(p), Some(o)] = [&commits, &proves, &opens].map(|list| self.load(term, list)) else { return };
-                let [c, p, o] = [&c, &p, &o].map(|list| list.iter().map(Vec::as_slice).collect::<Vec<_>>());
                 let Some(rest) = self.load(term, &[spec, challenge]) else { return };
-                let pieces = Pieces { commits: &c, challenge: &rest[1], proves: &p, opens: &o };
-                let result = Toy { size: SIZE }.finish(&rest[0], pieces).map_err(|e| e.to_string());
-                let result = result.map(|proof| self.keep(proof));
-                self.later(delay, Event::Own(term, Input::Finished { job, result }));
+                let joint = match joint {
+                    None => None,
+                    Some((step, parts)) => {
+                        let (Some(mut bytes), Some(parts)) = (self.load(term, &[step]), self.load(term, &parts)) else { return };
+                        Some((step, bytes.remove(0), parts))
+                    }
+                };
+                let input = joined(job, &rest[0], ([c, p, o], &rest[1]), joint, |bytes| self.keep(bytes));
+                self.later(delay, Event::Own(term, input));
             }
             _ => {}
         }

@@ -2,7 +2,7 @@
 
 use super::{Bug, Life, SIZE, key_of};
 use crate::simulator::Random;
-use crate::toy::{expected_proof, spec};
+use crate::toy::{expected_proof, joint_spec, spec};
 
 /// Lives in a normal run: some seconds.
 const LIVES: u64 = 2000;
@@ -13,7 +13,8 @@ const ONCE_FAILED: [u64; 0] = [];
 
 fn one_life(seed: u64, bug: Bug) -> Result<bool, String> {
     let segments = 1 + Random(!seed).below(5) as u32;
-    let spec = spec(segments, seed);
+    // Every other life has joint steps, as in mode 2.
+    let spec = if seed.is_multiple_of(2) { spec(segments, seed) } else { joint_spec(segments, seed, 1 + (seed % 7) as u8) };
     let mut life = Life::new(seed, &spec, segments, bug);
     let liars: Vec<u8> = life.machines.iter().filter(|(_, m)| m.lies > 0).map(|(key, _)| *key).collect();
     let lived = life.live();

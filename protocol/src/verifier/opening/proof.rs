@@ -143,11 +143,7 @@ impl CombinedProof {
         }
         put_felts(out, &self.message);
         out.extend_from_slice(&self.query_nonce.to_le_bytes());
-        for o in &self.oracles {
-            put_count(out, o.symbols.len());
-            put_base(out, &o.symbols);
-            write_nodes(out, &o.nodes);
-        }
+        self.oracles.iter().for_each(|o| o.write(out));
         for l in &self.layers {
             put_count(out, l.symbols.len());
             put_felts(out, &l.symbols);
@@ -170,13 +166,30 @@ impl CombinedProof {
         let query_nonce = r.u64()?;
         let mut oracles = Vec::new();
         for &rows in rows {
-            oracles.push(read_tree(r, queries.saturating_mul(rows), p.log_n(), queries, Reader::base)?);
+            oracles.push(TreeOpening::read(r, p, rows)?);
         }
         let mut layers = Vec::new();
         for layer in 0..p.layers() {
             layers.push(read_tree(r, queries << STEP, p.layer_depth(layer), queries, Reader::felt)?);
         }
         Ok(Self { joint, values, theta_nonces, roots, folds, message, query_nonce, oracles, layers })
+    }
+}
+
+impl TreeOpening<M31> {
+    /// Appends the canonical encoding.
+    pub fn write(&self, out: &mut Vec<u8>) {
+        put_count(out, self.symbols.len());
+        put_base(out, &self.symbols);
+        write_nodes(out, &self.nodes);
+    }
+
+    /// Reads what [`Self::write`] wrote for an oracle of so many rows.
+    ///
+    /// # Errors
+    /// [`BytesError`]; memory use stays proportional to the bytes given.
+    pub fn read(r: &mut Reader<'_>, p: &OpeningParams, rows: usize) -> Result<Self, BytesError> {
+        read_tree(r, p.queries.saturating_mul(rows), p.log_n(), p.queries, Reader::base)
     }
 }
 

@@ -3,13 +3,14 @@
 //!
 //! It needs no weights and no values. States are types; within a state, segments may deliver in any order.
 
+use super::checks::{continues, value_at, weighted_symbols, weighted_values};
 use super::part::RoundPart;
 use crate::kernels::CommitKernels;
 use crate::prover::opening::{Folds, draw_queries, fold_phase, ground_draw, open_layers};
 use obelysk_protocol::field::{M31, ONE, QM31, RoundPoly, ZERO, eq_vector, inner};
 use obelysk_protocol::transcript::{HashSuite, Transcript};
 use obelysk_protocol::verifier::code::CodeDomain;
-use obelysk_protocol::verifier::merkle::{self, MerkleError};
+use obelysk_protocol::verifier::merkle::MerkleError;
 use obelysk_protocol::verifier::opening::{
     CombinedProof, MAX_ORACLES, OpeningError, OpeningParams, Reduced, STEP, TreeOpening, absorb_all, label, row_vars,
 };
@@ -141,10 +142,62 @@ impl<S: HashSuite> JointRounds<S> {
         Ok(Self { t, params, oracles, delta, claims, polys: Vec::new(), zeta: Vec::new() })
     }
 
+    /// As [`Self::new`], after the rounds of these polynomials, which left every segment with these claims: as said by
+    /// [`Self::polys`] and [`Self::claims`].
+    ///
+    /// # Errors
+    /// [`AggregateError::Opening`], [`AggregateError::Lengths`].
+    pub fn resume(
+        t: Transcript<S>,
+        params: OpeningParams,
+        segments: Vec<Vec<Reduced>>,
+        (polys, claims): (&[RoundPoly<2>], Vec<QM31>),
+    ) -> Result<Self, AggregateError> {
+        let mut joint = Self::new(t, params, segments)?;
+        one_each(claims.len(), joint.claims.len(), "claims")?;
+        for poly in polys {
+            joint.absorb(*poly);
+        }
+        joint.claims = claims;
+        Ok(joint)
+    }
+
     /// Weights of a segment's oracles.
     #[must_use]
     pub fn delta(&self, segment: usize) -> &[QM31] {
         self.oracles.of(&self.delta, segment)
+    }
+
+    /// Weights of all oracles.
+    #[must_use]
+    pub fn deltas(&self) -> &[QM31] {
+        &self.delta
+    }
+
+    /// Running claim of every segment.
+    #[must_use]
+    pub fn claims(&self) -> &[QM31] {
+        &self.claims
+    }
+
+    /// The polynomials so far.
+    #[must_use]
+    pub fn polys(&self) -> &[RoundPoly<2>] {
+        &self.polys
+    }
+
+    /// The challenges so far.
+    #[must_use]
+    pub fn zeta(&self) -> &[QM31] {
+        &self.zeta
+    }
+
+    fn absorb(&mut self, poly: RoundPoly<2>) -> QM31 {
+        self.t.absorb_felts(label::JOINT_POLY, &poly.0);
+        let z = self.t.draw(label::ZETA);
+        self.polys.push(poly);
+        self.zeta.push(z);
+        z
     }
 
     /// Takes one round's share of every segment, in order; gives the challenge.
@@ -154,17 +207,13 @@ impl<S: HashSuite> JointRounds<S> {
     pub fn round(&mut self, shares: &[RoundPart]) -> Result<QM31, AggregateError> {
         one_each(shares.len(), self.claims.len(), "shares of a joint round")?;
         let round = self.polys.len();
-        if let Some(segment) = shares.iter().zip(&self.claims).position(|(s, claim)| s[0] + s[1] != *claim) {
+        if let Some(segment) = shares.iter().zip(&self.claims).position(|(s, claim)| !continues(s, *claim)) {
             return Err(AggregateError::Round { segment, round });
         }
-        let poly = RoundPoly(shares.iter().fold([ZERO; 2], |sum, s| [sum[0] + s[0], sum[1] + s[2]]));
-        self.t.absorb_felts(label::JOINT_POLY, &poly.0);
-        let z = self.t.draw(label::ZETA);
+        let z = self.absorb(RoundPoly(shares.iter().fold([ZERO; 2], |sum, s| [sum[0] + s[0], sum[1] + s[2]])));
         for (claim, share) in self.claims.iter_mut().zip(shares) {
             *claim = RoundPoly::<2>::from_values(share).eval(*claim, z);
         }
-        self.polys.push(poly);
-        self.zeta.push(z);
         Ok(z)
     }
 
@@ -172,22 +221,45 @@ impl<S: HashSuite> JointRounds<S> {
     ///
     /// # Errors
     /// [`AggregateError::Values`] for the first segment whose values contradict its claim, [`AggregateError::Lengths`].
-    pub fn values<B: CommitKernels>(mut self, backend: &B, values: &[Vec<QM31>]) -> Result<JointFold<S, B>, AggregateError> {
+    pub fn values<B: CommitKernels>(self, backend: &B, values: &[Vec<QM31>]) -> Result<JointFold<S, B>, AggregateError> {
+        self.values_ground(backend, values, None)
+    }
+
+    /// As [`Self::values`], with the nonces that grinding found before ([`JointFold::theta_nonces`]).
+    ///
+    /// # Errors
+    /// As [`Self::values`]; [`AggregateError::Opening`] for nonces that are not those.
+    pub fn values_ground<B: CommitKernels>(
+        mut self,
+        backend: &B,
+        values: &[Vec<QM31>],
+        nonces: Option<&[u64]>,
+    ) -> Result<JointFold<S, B>, AggregateError> {
         one_each(values.len(), self.claims.len(), "values")?;
         one_each(self.polys.len(), self.params.h as usize, "joint rounds")?;
         for (segment, (own, values)) in self.oracles.segments.iter().zip(values).enumerate() {
             if own.len() != values.len() {
                 return Err(AggregateError::Lengths { segment, step: "values" });
             }
-            let weighted = own.iter().zip(self.oracles.of(&self.delta, segment)).zip(values);
-            if weighted.fold(ZERO, |acc, ((o, &d), &f)| acc + d * o.residual.kernel_at(&self.zeta) * f) != self.claims[segment] {
+            if weighted_values(own, self.oracles.of(&self.delta, segment), &self.zeta, values) != self.claims[segment] {
                 return Err(AggregateError::Values { segment });
             }
         }
         let values = values.concat();
         self.t.absorb_felts(label::VALUES, &values);
-        let draw = |_| ground_draw(backend, &mut self.t, self.params.g_fold, label::THETA);
-        let (theta_nonces, theta): (Vec<u64>, Vec<QM31>) = (0..row_vars(values.len())).map(draw).unzip();
+        let vars = row_vars(values.len());
+        let drawn: Result<Vec<(u64, QM31)>, OpeningError> = match nonces {
+            None => Ok((0..vars).map(|_| ground_draw(backend, &mut self.t, self.params.g_fold, label::THETA)).collect()),
+            Some(nonces) if nonces.len() == vars as usize => nonces
+                .iter()
+                .map(|&nonce| {
+                    let found = self.t.accept_pow(self.params.g_fold, nonce);
+                    found.then(|| (nonce, self.t.draw(label::THETA))).ok_or(OpeningError::Pow { step: label::THETA })
+                })
+                .collect(),
+            Some(_) => Err(OpeningError::Pow { step: label::THETA }),
+        };
+        let (theta_nonces, theta): (Vec<u64>, Vec<QM31>) = drawn?.into_iter().unzip();
         let Self { t, params, oracles, polys, zeta, .. } = self;
         let (low, high) = zeta.split_at(zeta.len() / 2);
         let (eq, seen) = (backend.outer(&eq_vector(low), &eq_vector(high)), vec![0; oracles.segments.len()]);
@@ -212,6 +284,18 @@ pub struct JointFold<S: HashSuite, B: CommitKernels> {
 }
 
 impl<S: HashSuite, B: CommitKernels> JointFold<S, B> {
+    /// Weights of all oracles.
+    #[must_use]
+    pub fn thetas(&self) -> &[QM31] {
+        &self.theta
+    }
+
+    /// What grinding for them found.
+    #[must_use]
+    pub fn theta_nonces(&self) -> &[u64] {
+        &self.theta_nonces
+    }
+
     /// Weights of a segment's oracles.
     #[must_use]
     pub fn theta(&self, segment: usize) -> &[QM31] {
@@ -229,8 +313,9 @@ impl<S: HashSuite, B: CommitKernels> JointFold<S, B> {
             return Err(AggregateError::Lengths { segment, step: "shares of the row" });
         }
         *seen += 1;
-        let [at_0, at_1, _] = backend.product_round_full(share, &self.eq);
-        if at_0 + at_1 != inner(self.oracles.of(&self.theta, segment), self.oracles.of(&self.values, segment)) {
+        if value_at(backend, share, &self.eq)
+            != inner(self.oracles.of(&self.theta, segment), self.oracles.of(&self.values, segment))
+        {
             return Err(AggregateError::Share { segment });
         }
         self.sum = Some(match self.sum.take() {
@@ -308,28 +393,13 @@ impl<B: CommitKernels> JointQueries<B> {
     pub fn answer<S: HashSuite>(&mut self, segment: usize, trees: Vec<TreeOpening<M31>>) -> Result<(), AggregateError> {
         let own = self.oracles.segments.get(segment).filter(|own| own.len() == trees.len());
         let own = own.ok_or(AggregateError::Lengths { segment, step: "opened trees" })?;
-        let mut symbols = vec![ZERO; self.positions.len()];
-        for (oracle, ((o, &weight), tree)) in own.iter().zip(self.oracles.of(&self.theta, segment)).zip(&trees).enumerate() {
-            self.open::<S>(o, weight, tree, &mut symbols).map_err(|source| AggregateError::Answer { segment, oracle, source })?;
-        }
+        let about = (own.as_slice(), self.oracles.of(&self.theta, segment));
+        let symbols = weighted_symbols::<S>(&self.params, about, &self.positions, &trees)
+            .map_err(|(oracle, source)| AggregateError::Answer { segment, oracle, source })?;
         self.seen[segment] += 1;
         self.trees[segment] = trees;
         self.symbols[segment] = symbols;
         Ok(())
-    }
-
-    /// Checks one tree and adds its weighted symbols.
-    fn open<S: HashSuite>(&self, o: &Reduced, w: QM31, tree: &TreeOpening<M31>, sums: &mut [QM31]) -> Result<(), MerkleError> {
-        let coefficients = &o.residual.coefficients;
-        if tree.symbols.len() != self.positions.len() * coefficients.len() {
-            return Err(MerkleError::Indices);
-        }
-        let leaves: Vec<&[M31]> = tree.symbols.chunks(coefficients.len().max(1)).collect();
-        let digests: Vec<_> = self.positions.iter().copied().zip(S::leaves(&leaves)).collect();
-        for (leaf, sum) in leaves.into_iter().zip(sums) {
-            *sum += w * leaf.iter().zip(coefficients).fold(ZERO, |acc, (&x, &c)| acc + c * x);
-        }
-        merkle::verify::<S>(&o.root, self.params.log_n(), &digests, &tree.nodes)
     }
 
     /// The segments, in order, whose share of the combined row was of other data than their trees: `shares` gives again what a
@@ -353,7 +423,16 @@ impl<B: CommitKernels> JointQueries<B> {
         if let Some(at) = (0..self.positions.len()).find(|&at| word.get(at) != Some(&sum(at))) {
             return Err(AggregateError::Word { position: self.positions[at] });
         }
-        Ok(CombinedProof {
+        Ok(CombinedProof { layers, oracles: std::mem::take(&mut self.trees).into_iter().flatten().collect(), ..self.rest() })
+    }
+
+    /// All of the proof that is known without the segments' trees: for whoever takes those from elsewhere, and checks each.
+    pub fn without_trees(&self, backend: &B) -> CombinedProof {
+        CombinedProof { layers: open_layers(backend, &self.params, &self.folds.words, &self.positions), ..self.rest() }
+    }
+
+    fn rest(&self) -> CombinedProof {
+        CombinedProof {
             joint: self.drawn.polys.clone(),
             values: self.drawn.values.clone(),
             theta_nonces: self.drawn.theta_nonces.clone(),
@@ -361,9 +440,9 @@ impl<B: CommitKernels> JointQueries<B> {
             folds: self.folds.rounds.clone(),
             message: self.folds.message.clone(),
             query_nonce: self.drawn.query_nonce,
-            oracles: std::mem::take(&mut self.trees).into_iter().flatten().collect(),
-            layers,
-        })
+            oracles: Vec::new(),
+            layers: Vec::new(),
+        }
     }
 
     /// The committed word at the positions; of a row so short that it is sent in clear, the encoded row.

@@ -4,6 +4,7 @@
 //! Segments compute ([`part`]); one place sums, checks each segment against its own claim and runs the transcript
 //! ([`join`]). Sums are exact, so bytes depend neither on the order of parts nor on who computed them.
 
+pub mod checks;
 pub mod join;
 pub mod part;
 

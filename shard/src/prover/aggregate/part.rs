@@ -7,7 +7,7 @@
 use crate::kernels::CommitKernels;
 use crate::prover::commitment::Oracle;
 use crate::prover::opening::{OpeningInput, kernel, open_oracle};
-use obelysk_protocol::field::{M31, QM31, ZERO};
+use obelysk_protocol::field::{M31, ONE, QM31, ZERO};
 use obelysk_protocol::verifier::opening::{OpeningParams, Residual, TreeOpening};
 
 /// A segment's share of a round polynomial: its values at 0, 1 and 2, weighted. The first two sum to the segment's claim.
@@ -24,6 +24,21 @@ impl<B: CommitKernels> JointPart<B> {
     pub fn new(backend: &B, inputs: &[OpeningInput<'_, B>], residuals: Vec<Residual>) -> Self {
         let folded = inputs.iter().zip(&residuals).map(|(i, r)| i.oracle.combine(backend, &r.coefficients)).collect();
         Self { residuals, folded }
+    }
+
+    /// Whether every residual claim is true of these rows. Where another party made the claims this is not given: what they rest on
+    /// is first opened after the joint sumcheck.
+    pub fn holds(&self, backend: &B) -> bool {
+        self.residuals.iter().zip(&self.folded).all(|(r, f)| {
+            let [at_0, at_1, _] = backend.product_round_full(f, &kernel(backend, r, ONE));
+            at_0 + at_1 == r.value
+        })
+    }
+
+    /// Memory it takes through the whole opening, about: rows and kernels of every oracle, and what is bound of them.
+    #[must_use]
+    pub fn bytes(&self, backend: &B) -> usize {
+        self.folded.iter().map(|f| 4 * size_of::<QM31>() * backend.ext_len(f)).sum()
     }
 
     /// Starts the joint sumcheck, given the weight of each of the segment's oracles.
