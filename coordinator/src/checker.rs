@@ -20,8 +20,8 @@ use obelysk_protocol::circuit::{PublicInput, segment_count};
 use obelysk_protocol::field::QM31;
 use obelysk_protocol::transcript::{Digest, HashSuite};
 use obelysk_protocol::verifier::aggregate::{
-    Closed, MINIMUM_SECURITY_BITS, Outline, Stated as _, boundary_point, neighbours, segment_fork, segment_view, verify_bytes,
-    verify_claims, verify_segment,
+    Closed, Outline, Stated as _, boundary_point, neighbours, segment_fork, segment_view, verify_bytes, verify_claims,
+    verify_segment,
 };
 use obelysk_protocol::verifier::bytes::Reader;
 use obelysk_protocol::verifier::opening::{CombinedProof, OpeningProof};
@@ -219,12 +219,13 @@ pub fn admit<S: HashSuite>(model: &Registered, spec: &JobSpec) -> Result<(), Che
     let mut bits = f64::INFINITY;
     for segment in 0..segment_count(&model.descriptor) {
         let circuit = &*statement.circuit(model, segment).or_else(refuse)?;
-        bits = bits.min(soundness::minimum(&soundness::budget(model, statement.mode, slice::from_ref(circuit))));
+        let budget = soundness::budget(model, statement.mode, slice::from_ref(circuit));
+        bits = soundness::weaker(bits, soundness::minimum(&budget));
     }
     if !statement.mode.opens_each() {
-        bits = bits.min(soundness::minimum(&soundness::joint_budget(model)));
+        bits = soundness::weaker(bits, soundness::minimum(&soundness::joint_budget(model)));
     }
-    if bits < MINIMUM_SECURITY_BITS {
+    if !soundness::enough(bits) {
         return refuse(format!("the model was registered for {bits:.0} bits of security only: register it again"));
     }
     Ok(())

@@ -128,7 +128,17 @@ fn wire() {
 }
 
 fn proofs() {
-    write("proof", "refused-header", &targets::honest_header(3));
+    for (k, mode) in (0u8..).zip(targets::MODES) {
+        write("proof", &format!("refused-header-{mode:?}").to_lowercase(), &targets::honest_header(mode, 3));
+        // Behind a header of this mode: as many zeros as the claims of a segment have bytes, and more.
+        write("proof", &format!("refused-zeros-{mode:?}").to_lowercase(), &[&[8 * k + 2][..], &[0; 12 << 10]].concat());
+        for (toy, name) in [(0, "encoder"), (1, "decoder")] {
+            let right = [2 * k + toy, 0, 0];
+            write("proof", &format!("{name}-{mode:?}").to_lowercase(), &right);
+            // Far into the proof, where forks are joined.
+            write("proof", &format!("refused-{name}-{mode:?}").to_lowercase(), &[&right[..1], &[0, 0x40, 1, 2, 3, 4]].concat());
+        }
+    }
     write("registered", "encoder", &ENCODER.registered.write());
     write("registered", "descriptor", &encode(&ENCODER.registered.descriptor));
 }

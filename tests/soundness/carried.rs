@@ -107,12 +107,12 @@ impl Steps for FalseRoot {
         &self,
         t: &mut Transcript<Blake2s>,
         input: &SegmentInput<'_>,
-        plan: (&Points, &Plan),
+        plan: &Plan,
         columns: &Columns,
     ) -> (FinalProof, Vec<QM31>) {
         let fix = |proof: &mut FinalProof, c: &Circuit, gap: QM31, r: &[QM31]| {
             let col = crate::equations::id(c, "mult.exp");
-            proof.columns[col] += gap * weight(plan.1, c, col, r).inverse();
+            proof.columns[col] += gap * weight(plan, c, col, r).inverse();
         };
         last(
             t,
@@ -139,14 +139,15 @@ fn weight(plan: &Plan, c: &Circuit, col: usize, r: &[QM31]) -> QM31 {
 }
 
 /// The last equation's right side, from the columns' values.
-fn right_side(c: &Circuit, points: &Points, plan: &Plan, r: &[QM31], columns: &[QM31]) -> QM31 {
+fn right_side(c: &Circuit, plan: &Plan, r: &[QM31], columns: &[QM31]) -> QM31 {
     let linear = (0..c.columns.len()).fold(ZERO, |a, col| a + weight(plan, c, col, r) * columns[col]);
     plan.chips.iter().fold(linear, |a, g| {
         let n = g.log_size;
-        let value =
-            |w: QM31, f: &[obelysk_protocol::circuit::expr::Source]| f.iter().fold(w, |p, &s| p * source_eval(c, r, s, columns));
+        let value = |w: QM31, f: &[obelysk_protocol::circuit::expr::Source]| {
+            f.iter().fold(w, |p, &s| p * source_eval(c, r, s, columns).unwrap())
+        };
         let sum = g.terms.iter().fold(ZERO, |a, (w, f)| a + value(*w, f));
-        a + sum * eq_eval(points.rho_range(0, n), &r[..n]) * low_corner(&r[n..c.max_log()])
+        a + sum * eq_eval(&g.point, &r[..n]) * low_corner(&r[n..c.max_log()])
     })
 }
 
@@ -158,12 +159,12 @@ type Fix<'a> = &'a dyn Fn(&mut FinalProof, &Circuit, QM31, &[QM31]);
 fn last(
     t: &mut Transcript<Blake2s>,
     input: &SegmentInput<'_>,
-    (points, plan): (&Points, &Plan),
+    plan: &Plan,
     columns: &Columns,
     (lie, fix): (Option<&str>, Fix<'_>),
 ) -> (FinalProof, Vec<QM31>) {
     let (c, shape) = (input.circuit, input.shape);
-    let honest = final_sumcheck::prove(&mut t.clone(), &Reference, c, (points, plan), columns, shape, &Honest);
+    let honest = final_sumcheck::prove(&mut t.clone(), &Reference, c, plan, columns, shape, &Honest);
     let (mut proof, top) = (FinalProof { nonces: Vec::new(), ..honest.0 }, c.max_log());
     let (mut claim, mut r) = (plan.claim, Vec::new());
     if let Some(name) = lie {
@@ -175,7 +176,7 @@ fn last(
             for (i, _) in c.columns.iter().enumerate().filter(|(_, col)| col.log_size == top) {
                 proof.columns[i] = mle_eval_base(&columns[i], &r);
             }
-            let gap = claim - right_side(c, points, plan, &r, &proof.columns);
+            let gap = claim - right_side(c, plan, &r, &proof.columns);
             fix(&mut proof, c, gap, &r);
         }
         absorb_round(t, c, j, proof.rounds.get(j), &proof.columns);
@@ -222,13 +223,13 @@ impl Steps for TwoColumns {
         &self,
         t: &mut Transcript<Blake2s>,
         input: &SegmentInput<'_>,
-        plan: (&Points, &Plan),
+        plan: &Plan,
         columns: &Columns,
     ) -> (FinalProof, Vec<QM31>) {
         let fix = |p: &mut FinalProof, c: &Circuit, gap: QM31, r: &[QM31]| {
             assert_ne!(gap, ZERO);
             let col = crate::equations::id(c, "mult.exp");
-            p.columns[col] += gap * weight(plan.1, c, col, r).inverse();
+            p.columns[col] += gap * weight(plan, c, col, r).inverse();
         };
         last(t, input, plan, columns, (Some("mult.r16"), &fix))
     }
@@ -268,7 +269,7 @@ impl Steps for Compensated {
         columns: &Columns,
         w: &[&[i8]],
     ) -> ProductProof {
-        let mut proof = product::prove(&mut t.clone(), &Reference, c, points, columns, w).0;
+        let mut proof = product::prove(&mut t.clone(), &Reference, c, points, columns, w).unwrap().0;
         let lambda = powers(absorb_accumulators(t, &proof.accumulators), proof.accumulators.len());
         proof.rounds.iter().for_each(|p| {
             sumcheck::round(t, "product.round", p);
@@ -293,7 +294,7 @@ impl Steps for Compensated {
         &self,
         t: &mut Transcript<Blake2s>,
         input: &SegmentInput<'_>,
-        plan: (&Points, &Plan),
+        plan: &Plan,
         columns: &Columns,
     ) -> (FinalProof, Vec<QM31>) {
         let carry = if self.0 == Swap::ClaimsAndColumn { Depth::Columns } else { Depth::Root };

@@ -99,7 +99,7 @@ pub fn failures(
     for r in &c.relations {
         let mut sum = r.terms.iter().fold(ZERO, |a, (k, e)| a + signed_ext(*k) * value(e, points, columns));
         if let Some((k, blocks, hi)) = &r.constant {
-            let hi = points.resolve(hi);
+            let hi = points.resolve(hi).unwrap();
             sum += signed_ext(*k) * (0..*blocks).fold(ZERO, |a, b| a + eq_at_index(b, &hi));
         }
         for (k, v) in &r.values {
@@ -119,7 +119,7 @@ pub fn failures(
 }
 
 fn value(e: &Eval, points: &Points, columns: &Columns) -> QM31 {
-    let (lo, hi) = (points.resolve(&e.lo), points.resolve(&e.hi));
+    let (lo, hi) = (points.resolve(&e.lo).unwrap(), points.resolve(&e.hi).unwrap());
     let block = |(b, &id): (usize, &u32)| eq_at_index(b, &hi) * mle_eval_base(&columns[id as usize], &lo);
     e.blocks.iter().enumerate().map(block).fold(ZERO, |a, v| a + v)
 }

@@ -101,14 +101,14 @@ pub trait Steps {
         columns: &Columns,
         w: &[&[i8]],
     ) -> ProductProof {
-        product::prove(t, &Reference, c, points, columns, w).0
+        product::prove(t, &Reference, c, points, columns, w).unwrap().0
     }
 
     fn last(
         &self,
         t: &mut Transcript<Blake2s>,
         input: &SegmentInput<'_>,
-        plan: (&Points, &Plan),
+        plan: &Plan,
         columns: &Columns,
     ) -> (FinalProof, Vec<QM31>) {
         final_sumcheck::prove(t, &Reference, input.circuit, plan, columns, input.shape, &Honest)
@@ -337,9 +337,9 @@ pub fn claims(
     let product = steps.product(t, c, &mut points, columns, &matrices);
     let lambda = t.draw("final.lambda");
     let plan = plan(c, &points, &plan_input((at.0, at.1, lambda), &leaf, input, &product)).unwrap();
-    let (last, r) = steps.last(t, input, (&points, &plan), columns);
-    let value = stack_value(c, &r, &last.columns);
-    let weights = join_tiles(t, c, &points, input.shape.h, &product.weights);
+    let (last, r) = steps.last(t, input, &plan, columns);
+    let value = stack_value(c, &r, &last.columns).unwrap();
+    let weights = join_tiles(t, c, &points, input.shape.h, &product.weights).unwrap();
     let broken = equations::broken(input, &points, &product, columns).into_iter().map(|e| format!("{l} {e}")).collect();
     let open = steps.claims(OpeningClaims { values: (r, value), weights });
     (ClaimsProof { logup, product, last }, open, broken)

@@ -6,6 +6,8 @@ use obelysk_model::check::{CheckError, check};
 use obelysk_model::toy::encoder_mut;
 use obelysk_model::{IntegerModel, bounds};
 use obelysk_protocol::circuit::descriptor::Encoder;
+use obelysk_protocol::circuit::segment::log2_ceil;
+use obelysk_protocol::field::P;
 use obelysk_protocol::transcript::Blake2s;
 use obelysk_protocol::verifier::aggregate::verify;
 use obelysk_protocol::verifier::mode::Mode;
@@ -78,6 +80,17 @@ fn the_toy_s_security_is_what_its_parameters_say() {
     let mut standard = toy().registered.clone();
     standard.security = obelysk_protocol::verifier::registered::SecurityParams::standard(2);
     assert!(soundness::minimum(&soundness::budget(&standard, Mode::Forked, &crate::harness::honest().circuits)) >= 100.0);
+}
+
+#[test]
+fn the_budget_counts_the_variables_of_the_boundary_point_itself() {
+    let (model, circuits) = (&toy().registered, &crate::harness::honest().circuits);
+    let vars = circuits[0].token_log + log2_ceil(model.descriptor.width() as usize);
+    assert!(circuits.iter().all(|c| c.boundaries().iter().all(|side| [(0, 0), (vars, 1)].contains(side))));
+    let bits = 4.0 * f64::from(P).log2() - (vars as f64).log2();
+    let budget = soundness::budget(model, Mode::Forked, circuits);
+    let boundary: Vec<f64> = budget.iter().filter(|e| e.challenge.starts_with("boundary point")).map(|e| e.bits).collect();
+    assert_eq!(boundary, vec![bits; circuits.len()]);
 }
 
 type Change = fn(&mut Encoder);

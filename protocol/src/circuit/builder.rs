@@ -9,7 +9,8 @@ use super::segment::{
     Circuit, Column, Constraint, Coord, Eval, Factor, Lookup, MatrixShape, Param, Product, PublicColumn, Relation, Selection,
     Value, tag_leaves,
 };
-use super::table::{RowIndex, Table, TableColumn};
+use super::table::{MAX_TUPLE, RowIndex, Table, TableColumn};
+use super::wiring;
 use crate::field::P;
 use std::collections::BTreeMap;
 
@@ -61,6 +62,28 @@ pub enum BuildError {
         column: String,
         /// The equation.
         equation: String,
+    },
+    /// Tuples of other lengths than their table's, or of more entries than the budget counts.
+    #[error("{segment}: tuples of {found} entries meet table `{table}` of {columns}: these must agree, {MAX_TUPLE} at most")]
+    Arity {
+        /// The segment.
+        segment: String,
+        /// The table.
+        table: String,
+        /// Its entries per row.
+        columns: usize,
+        /// Entries of the tuple.
+        found: usize,
+    },
+    /// Something names what the circuit does not have, or does not have in that size.
+    #[error("{segment}: `{place}` refers to {what}: it would be read as something that nobody proves")]
+    Dangling {
+        /// The segment.
+        segment: String,
+        /// Relation, product or table.
+        place: String,
+        /// What it refers to.
+        what: &'static str,
     },
     /// The descriptor's numbers do not fit together.
     #[error("{segment}: {reason}")]
@@ -122,7 +145,8 @@ impl Builder {
     /// Adds multiplicity columns and returns the circuit.
     ///
     /// # Errors
-    /// The first equation that failed its check, or a table with p or more lookups: p copies of a bad value cancel.
+    /// The first equation that failed its check; a table with p or more lookups: p copies of a bad value cancel; tuples that do
+    /// not fit their tables, and references to what is not there.
     pub fn finish(mut self) -> Result<Circuit, BuildError> {
         for t in 0..self.circuit.tables.len() {
             let leaves = tag_leaves(&self.circuit, t);
@@ -138,7 +162,11 @@ impl Builder {
             let id = self.column(&format!("mult.{name}"), log);
             self.circuit.tables[i].multiplicity = id;
         }
-        self.error.map_or(Ok(self.circuit), Err)
+        if let Some(error) = self.error {
+            return Err(error);
+        }
+        wiring::check(&self.circuit)?;
+        Ok(self.circuit)
     }
 
     /// Adds a column that nothing binds yet.

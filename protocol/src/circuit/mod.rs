@@ -19,6 +19,7 @@ pub mod segment;
 pub mod shape;
 pub mod table;
 pub mod wide;
+mod wiring;
 
 pub use builder::BuildError;
 pub use encoder::embed_rows;

@@ -315,6 +315,37 @@ impl Circuit {
         (offsets, total)
     }
 
+    /// Coordinates and limbs that relations name of the boundary before the segment and of the one after it.
+    #[must_use]
+    pub fn boundaries(&self) -> [(usize, usize); 2] {
+        let mut sides = [(0, 0); 2];
+        for relation in &self.relations {
+            let evals = relation.terms.iter().flat_map(|(_, e)| e.lo.iter().chain(&e.hi));
+            for coord in evals.chain(relation.constant.iter().flat_map(|c| &c.2)) {
+                match coord {
+                    Coord::BoundaryIn(k) => sides[0].0 = sides[0].0.max(k + 1),
+                    Coord::BoundaryOut(k) => sides[1].0 = sides[1].0.max(k + 1),
+                    _ => {}
+                }
+            }
+            for (_, value) in &relation.values {
+                match value {
+                    Value::BoundaryIn(i) => sides[0].1 = sides[0].1.max(i + 1),
+                    Value::BoundaryOut(i) => sides[1].1 = sides[1].1.max(i + 1),
+                    _ => {}
+                }
+            }
+        }
+        sides
+    }
+
+    /// Most entries of a tuple, in tables and in lookups.
+    #[must_use]
+    pub fn tuple_len(&self) -> usize {
+        let tables = self.tables.iter().map(|t| t.columns.len());
+        tables.chain(self.lookups.iter().map(|l| l.inputs.len())).max().unwrap_or(0)
+    }
+
     /// Rounds of the product sumcheck.
     #[must_use]
     pub fn product_vars(&self) -> usize {

@@ -5,6 +5,9 @@
 use crate::field::{M31, ONE, QM31, eq_at_index, identity_mle, mle_eval_ints, signed, signed_ext};
 use std::sync::Arc;
 
+/// Most entries of a table's tuple: a fingerprint is a polynomial of this degree in alpha, which the budget counts.
+pub const MAX_TUPLE: usize = 5;
+
 /// One column of a table of `2^log_size` rows.
 #[derive(Clone, Debug)]
 pub enum TableColumn {

@@ -358,13 +358,14 @@ fn verify_with<'a, S: HashSuite>(
         absorb_closing(&mut t, &closed.digest);
         start = chained(mode, start, closed.digest);
         reduced.extend(closed.reduced);
-        security_bits = security_bits.min(soundness::minimum(&soundness::budget(model, mode, std::slice::from_ref(&*circuit))));
+        let budget = soundness::budget(model, mode, std::slice::from_ref(&*circuit));
+        security_bits = soundness::weaker(security_bits, soundness::minimum(&budget));
     }
     let rows: Vec<usize> = reduced.iter().map(|o| o.residual.coefficients.len()).collect();
     match parts.joint(&rows, mode)? {
         Some(opening) if mode == Mode::Aggregated => {
             verify_joint(&mut t, model, &reduced, &opening)?;
-            security_bits = security_bits.min(soundness::minimum(&soundness::joint_budget(model)));
+            security_bits = soundness::weaker(security_bits, soundness::minimum(&soundness::joint_budget(model)));
         }
         None if mode.opens_each() => {}
         found => {
@@ -383,7 +384,7 @@ fn verify_with<'a, S: HashSuite>(
 /// parameters below [`MINIMUM_SECURITY_BITS`], else as [`verify`].
 pub fn verify_bytes<S: HashSuite>(model: &Registered, bytes: &[u8]) -> Result<Accepted, VerifyError> {
     let accepted = verify_reduced::<S>(model, bytes)?;
-    if accepted.security_bits < MINIMUM_SECURITY_BITS {
+    if !soundness::enough(accepted.security_bits) {
         return Err(VerifyError::Security { found: accepted.security_bits.floor() as i32 });
     }
     Ok(accepted)

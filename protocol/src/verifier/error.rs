@@ -31,6 +31,24 @@ pub enum VerifyError {
         /// Prescribed.
         expected: usize,
     },
+    /// The circuit names coordinates that a point does not have.
+    #[error("the circuit reads {needed} coordinates of {point}, which has {found}: circuit and proof are of other shapes")]
+    Point {
+        /// Which point.
+        point: &'static str,
+        /// Coordinates that are read.
+        needed: usize,
+        /// Coordinates there are.
+        found: usize,
+    },
+    /// The circuit refers to something that it does not have.
+    #[error("the circuit refers to {what} with index {index}, which is not there: it cannot be what the builder made")]
+    Dangling {
+        /// What.
+        what: &'static str,
+        /// Its index.
+        index: usize,
+    },
     /// A grinding nonce does not have the required zero bits.
     #[error("grinding before {0} does not hold")]
     Grinding(&'static str),

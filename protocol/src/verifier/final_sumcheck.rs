@@ -5,7 +5,8 @@
 
 use super::error::VerifyError;
 use super::plan::{Plan, source_eval};
-use super::points::{Points, low_corner};
+use super::points::{coordinates, low_corner};
+use crate::circuit::expr::Source;
 use crate::circuit::segment::{Circuit, log2_ceil};
 use crate::field::{QM31, RoundPoly, ZERO, eq_at_index, eq_eval};
 use crate::transcript::{HashSuite, Transcript};
@@ -46,14 +47,14 @@ pub fn point_len(c: &Circuit, h: usize) -> usize {
 /// Verifies the rounds; returns r and the value of the stack at r.
 ///
 /// # Errors
-/// [`VerifyError::FinalClaim`] and [`VerifyError::Grinding`].
+/// [`VerifyError::FinalClaim`] and [`VerifyError::Grinding`]; [`VerifyError::Point`], [`VerifyError::Count`] and
+/// [`VerifyError::Dangling`] when the proof is not as long as the circuit.
 ///
 /// # Soundness
 /// `4 / q` per round. The returned claim must be opened on the value oracle.
 pub fn verify<S: HashSuite>(
     t: &mut Transcript<S>,
     c: &Circuit,
-    points: &Points,
     plan: &Plan,
     shape: RowShape,
     proof: &FinalProof,
@@ -65,8 +66,8 @@ pub fn verify<S: HashSuite>(
         let poly = proof.rounds.get(j);
         absorb_round(t, c, j, poly, &proof.columns);
         if j >= shape.h {
-            let nonce = nonces.next().copied().unwrap_or(0);
-            if !t.accept_pow(shape.g_fold, nonce) {
+            let accepted = nonces.next().is_some_and(|&nonce| t.accept_pow(shape.g_fold, nonce));
+            if !accepted {
                 return Err(VerifyError::Grinding("a coordinate of r"));
             }
         }
@@ -74,10 +75,10 @@ pub fn verify<S: HashSuite>(
         claim = poly.map_or(claim, |p| p.eval(claim, x));
         r.push(x);
     }
-    if claim != expected(c, points, plan, &r, &proof.columns) {
+    if claim != expected(c, plan, &r, &proof.columns)? {
         return Err(VerifyError::FinalClaim("constraints, lookups and relations"));
     }
-    let value = stack_value(c, &r, &proof.columns);
+    let value = stack_value(c, &r, &proof.columns)?;
     Ok((r, value))
 }
 
@@ -102,33 +103,53 @@ fn ended(c: &Circuit, j: usize, columns: &[QM31]) -> Vec<QM31> {
 }
 
 /// The summand at r from the columns' claimed values.
-fn expected(c: &Circuit, points: &Points, plan: &Plan, r: &[QM31], columns: &[QM31]) -> QM31 {
+fn expected(c: &Circuit, plan: &Plan, r: &[QM31], columns: &[QM31]) -> Result<QM31, VerifyError> {
     let rounds = c.max_log();
-    let corner = |n: usize| low_corner(r.get(n..rounds).unwrap_or(&[]));
+    let at = |point: &[QM31]| -> Result<QM31, VerifyError> {
+        let n = point.len();
+        let beyond = coordinates("r", r, n, rounds.saturating_sub(n))?;
+        Ok(low_corner(beyond) * eq_eval(point, coordinates("r", r, 0, n)?))
+    };
     let mut total = ZERO;
     for g in &plan.linear {
-        let n = g.point.len();
-        let sum = g.terms.iter().fold(ZERO, |a, (col, w)| a + *w * columns.get(*col as usize).copied().unwrap_or(ZERO));
-        total += corner(n) * eq_eval(&g.point, r.get(..n).unwrap_or(&[])) * sum;
+        let mut sum = ZERO;
+        for &(col, w) in &g.terms {
+            sum += w * source_eval(c, r, Source::Col(col), columns)?;
+        }
+        total += at(&g.point)? * sum;
     }
-    let mut cache = BTreeMap::new();
+    let mut known = BTreeMap::new();
     for g in &plan.chips {
-        let n = g.log_size;
         let mut sum = ZERO;
         for (w, factors) in &g.terms {
-            sum += factors.iter().fold(*w, |a, &s| a * *cache.entry(s).or_insert_with(|| source_eval(c, r, s, columns)));
+            let mut term = *w;
+            for &s in factors {
+                term *= match known.get(&s) {
+                    Some(&value) => value,
+                    None => *known.entry(s).or_insert(source_eval(c, r, s, columns)?),
+                };
+            }
+            sum += term;
         }
-        total += corner(n) * eq_eval(points.rho_range(0, n), r.get(..n).unwrap_or(&[])) * sum;
+        total += at(&g.point)? * sum;
     }
-    total
+    Ok(total)
 }
 
 /// `P(r) = sum_i eq(offset_i >> n_i, r[n_i..]) v_i`.
-#[must_use]
-pub fn stack_value(c: &Circuit, r: &[QM31], columns: &[QM31]) -> QM31 {
+///
+/// # Errors
+/// [`VerifyError::Count`] for other columns than the circuit's, [`VerifyError::Point`] for an r that is shorter than one.
+pub fn stack_value(c: &Circuit, r: &[QM31], columns: &[QM31]) -> Result<QM31, VerifyError> {
+    let (found, expected) = (columns.len(), c.columns.len());
+    if found != expected {
+        return Err(VerifyError::Count { step: "columns", found, expected });
+    }
     let (offsets, _) = c.stack();
-    c.columns.iter().zip(offsets).zip(columns).fold(ZERO, |acc, ((col, offset), &v)| {
+    let mut value = ZERO;
+    for ((col, offset), &v) in c.columns.iter().zip(offsets).zip(columns) {
         let n = col.log_size;
-        acc + v * eq_at_index(offset >> n, r.get(n..).unwrap_or(&[]))
-    })
+        value += v * eq_at_index(offset >> n, coordinates("r", r, n, r.len().saturating_sub(n))?);
+    }
+    Ok(value)
 }

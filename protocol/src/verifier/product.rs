@@ -3,7 +3,7 @@
 //! `sum_m lambda^m acc_m = sum_y sum_m lambda^m prod factors_m(y) prod_{j >= vars_m} (1 - y_j)`.
 
 use super::error::VerifyError;
-use super::points::{Points, low_corner, public_factor};
+use super::points::{Points, coordinates, low_corner, public_factor};
 use super::sumcheck;
 use crate::circuit::segment::{Circuit, Factor};
 use crate::field::{ONE, QM31, RoundPoly, ZERO};
@@ -25,7 +25,8 @@ pub struct ProductProof {
 /// Verifies the products; fills `points.kappa`. `points.rho` must be complete.
 ///
 /// # Errors
-/// [`VerifyError::FinalClaim`] when the factors' claimed values do not give the reduced claim.
+/// [`VerifyError::FinalClaim`] when the factors' claimed values do not give the reduced claim; [`VerifyError::Count`] for other
+/// numbers of values than the circuit's; [`VerifyError::Point`] and [`VerifyError::Dangling`] when it names what is not there.
 ///
 /// # Soundness
 /// `3 / q` per round and `products / q` for lambda. Claims and weights are absorbed; the caller must prove them.
@@ -35,6 +36,10 @@ pub fn verify<S: HashSuite>(
     points: &mut Points,
     proof: &ProductProof,
 ) -> Result<(), VerifyError> {
+    let (found, expected) = (proof.accumulators.len(), c.products.len());
+    if found != expected {
+        return Err(VerifyError::Count { step: "accumulators", found, expected });
+    }
     let lambda = absorb_accumulators(t, &proof.accumulators);
     let powers = powers(lambda, proof.accumulators.len());
     let claim = powers.iter().zip(&proof.accumulators).fold(ZERO, |acc, (&l, &a)| acc + l * a);
@@ -42,14 +47,15 @@ pub fn verify<S: HashSuite>(
     points.kappa = kappa;
     let mut expected = ZERO;
     for (p, &l) in c.products.iter().zip(&powers) {
-        let mut value = l * low_corner(points.kappa.get(p.vars..).unwrap_or(&[]));
+        let beyond = coordinates("kappa", &points.kappa, p.vars, points.kappa.len().saturating_sub(p.vars))?;
+        let mut value = l * low_corner(beyond);
         for f in &p.factors {
-            let committed = match f {
-                Factor::Claim(i) => proof.claims.get(*i).copied(),
-                Factor::Weight(i) => proof.weights.get(*i).copied(),
-                _ => None,
+            let (committed, what, index) = match f {
+                Factor::Claim(i) => (proof.claims.get(*i).copied(), "an input claim", *i),
+                Factor::Weight(i) => (proof.weights.get(*i).copied(), "a matrix", *i),
+                _ => (public_factor(c, points, f)?, "a public factor", 0),
             };
-            value *= committed.or_else(|| public_factor(c, points, f)).unwrap_or(ZERO);
+            value *= committed.ok_or(VerifyError::Dangling { what, index })?;
         }
         expected += value;
     }

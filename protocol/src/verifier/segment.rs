@@ -102,6 +102,18 @@ pub fn check_counts(c: &Circuit, h: usize, p: &ClaimsProof) -> Result<(), Verify
     check("nonces", p.last.nonces.len(), point_len(c, h) - h)
 }
 
+/// Checks that the boundaries have the coordinates and limbs that the circuit names, no fewer and no more.
+fn check_boundaries(input: &SegmentInput<'_>) -> Result<(), VerifyError> {
+    let check = |step: &'static str, found: usize, expected: usize| {
+        if found == expected { Ok(()) } else { Err(VerifyError::Count { step, found, expected }) }
+    };
+    for (boundary, (vars, limbs)) in [&input.boundary_in, &input.boundary_out].into_iter().zip(input.circuit.boundaries()) {
+        check("coordinates of a boundary", boundary.point.len(), vars)?;
+        check("limbs of a boundary", boundary.values.len(), limbs)?;
+    }
+    Ok(())
+}
+
 /// Verifies everything up to the openings.
 ///
 /// # Errors
@@ -116,6 +128,7 @@ pub fn verify<S: HashSuite>(
 ) -> Result<OpeningClaims, VerifyError> {
     let c = input.circuit;
     check_counts(c, input.shape.h, proof)?;
+    check_boundaries(input)?;
     let (alpha, beta) = open_fork(t, input);
     let leaf = logup::verify(t, &proof.logup)?;
     let mut points = Points {
@@ -128,9 +141,9 @@ pub fn verify<S: HashSuite>(
     product::verify(t, c, &mut points, &proof.product)?;
     let lambda = t.draw("final.lambda");
     let plan = plan(c, &points, &plan_input((alpha, beta, lambda), &leaf, input, &proof.product))?;
-    let values = final_sumcheck::verify(t, c, &points, &plan, input.shape, &proof.last)?;
+    let values = final_sumcheck::verify(t, c, &plan, input.shape, &proof.last)?;
     closing_columns(t, c, values.0.len(), &proof.last.columns);
-    let weights = join_tiles(t, c, &points, input.shape.h, &proof.product.weights);
+    let weights = join_tiles(t, c, &points, input.shape.h, &proof.product.weights)?;
     Ok(OpeningClaims { values, weights })
 }
 
@@ -160,28 +173,60 @@ fn check_output(c: &Circuit, points: &Points, output: &[i64], accumulators: &[QM
     let vars = log2_ceil(output.len());
     let mut values: Vec<QM31> = output.iter().map(|&v| signed_ext(v)).collect();
     values.resize(1 << vars, ZERO);
-    let expected = mle_eval(&values, points.rho_range(c.token_log, vars));
+    let expected = mle_eval(&values, points.rho_range(c.token_log, vars)?);
     if accumulators.get(i) == Some(&expected) { Ok(()) } else { Err(VerifyError::Output) }
 }
 
 /// Draws gamma and joins the matrices' claims by its eq weights; `None` without matrices. Shared with the prover.
+///
+/// # Errors
+/// [`VerifyError::Count`] for other weights than one per matrix, [`VerifyError::Point`].
 pub fn join_tiles<S: HashSuite>(
     t: &mut Transcript<S>,
     c: &Circuit,
     points: &Points,
     h: usize,
     weights: &[QM31],
-) -> Option<TileClaim> {
+) -> Result<Option<TileClaim>, VerifyError> {
+    let (found, expected) = (weights.len(), c.matrices.len());
+    if found != expected {
+        return Err(VerifyError::Count { step: "weight claims", found, expected });
+    }
     if c.matrices.is_empty() {
-        return None;
+        return Ok(None);
     }
     let gamma = eq_vector(&t.draw_many("gamma", log2_ceil(c.matrices.len())));
     let value = inner(weights, &gamma);
-    Some(TileClaim { weights: tile_weights(c, points, &gamma, h), point: tile_point(c, points), value })
+    Ok(Some(TileClaim { weights: tile_weights(c, points, &gamma, h)?, point: tile_point(c, points)?, value }))
 }
 
 /// Rows of the segment's registered oracle, or `None` when it has no matrices.
 #[must_use]
 pub fn registered_rows(c: &Circuit, h: usize) -> Option<usize> {
     (!c.matrices.is_empty()).then(|| weight_rows(c, h))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transcript::Blake2s;
+
+    #[test]
+    fn a_boundary_that_the_circuit_does_not_read_is_refused() {
+        let circuit = Circuit::default();
+        let input = SegmentInput {
+            circuit: &circuit,
+            boundary_in: Boundary::default(),
+            boundary_out: Boundary::default(),
+            output: &[],
+            shape: RowShape { h: 2, g_fold: 0 },
+        };
+        let verdict =
+            |input: &SegmentInput<'_>| verify(&mut Transcript::<Blake2s>::new("t"), input, &ClaimsProof::default()).map(|_| ());
+        assert_eq!(verdict(&input), Ok(()));
+        let longer = SegmentInput { boundary_in: Boundary { point: vec![ZERO], values: Vec::new() }, ..input.clone() };
+        assert!(matches!(verdict(&longer), Err(VerifyError::Count { step: "coordinates of a boundary", .. })));
+        let more = SegmentInput { boundary_out: Boundary { point: Vec::new(), values: vec![ZERO] }, ..input };
+        assert!(matches!(verdict(&more), Err(VerifyError::Count { step: "limbs of a boundary", .. })));
+    }
 }

@@ -6,6 +6,7 @@
 use obelysk_protocol::circuit::expr::Source;
 use obelysk_protocol::circuit::segment::{Circuit, Eval, MatrixShape};
 use obelysk_protocol::field::{M31, QM31};
+use obelysk_protocol::verifier::VerifyError;
 use obelysk_protocol::verifier::points::Points;
 
 /// Round values at 0, 1, 2, 3 of a sum without its eq factor.
@@ -62,7 +63,10 @@ pub trait ProofKernels: Send + Sync {
     fn gkr_end(&self, layer: Self::Layer, bind: QM31) -> [QM31; 4];
 
     /// A claim's vector over the summed variables: fixed coordinates contracted, kappa coordinates free.
-    fn claim_vector(&self, eval: &Eval, columns: &[Self::Base], points: &Points, vars: usize) -> Self::Ext;
+    ///
+    /// # Errors
+    /// A fixed coordinate that `points` does not have.
+    fn claim_vector(&self, eval: &Eval, columns: &[Self::Base], points: &Points, vars: usize) -> Result<Self::Ext, VerifyError>;
     /// `sum_n weight[n] W[n][k]` for every k, zero beyond K, length `2^vars`. `data` is row-major [N][K].
     fn fold_matrix(&self, shape: MatrixShape, data: &[i8], weight: &[QM31], vars: usize) -> Self::Ext;
     /// [`Self::fold_matrix`] tile by tile: `out[nt K + k] = sum_n low[n] W[2^b nt + n][k]` for tiles of `2^b = low.len()` outputs.

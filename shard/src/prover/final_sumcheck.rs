@@ -6,7 +6,6 @@ use obelysk_protocol::field::{ONE, QM31, RoundPoly, ZERO, signed_ext};
 use obelysk_protocol::transcript::{HashSuite, Transcript};
 use obelysk_protocol::verifier::final_sumcheck::{FinalProof, RowShape, absorb_round, closing_columns, point_len};
 use obelysk_protocol::verifier::plan::Plan;
-use obelysk_protocol::verifier::points::Points;
 
 /// Smallest nonce for a transcript's grinding, and the transcript advanced by it.
 pub trait Grinder<S: HashSuite>: Sync {
@@ -32,12 +31,12 @@ pub fn prove<S: HashSuite, K: ProofKernels>(
     t: &mut Transcript<S>,
     k: &K,
     c: &Circuit,
-    (points, plan): (&Points, &Plan),
+    plan: &Plan,
     columns: &[K::Base],
     shape: RowShape,
     grinder: &dyn Grinder<S>,
 ) -> (FinalProof, Vec<QM31>) {
-    let mut groups = groups(k, c, points, plan, columns);
+    let mut groups = groups(k, c, plan, columns);
     let mut proof = FinalProof { columns: vec![ZERO; c.columns.len()], ..FinalProof::default() };
     let mut done = ZERO;
     let mut r: Vec<QM31> = Vec::new();
@@ -71,15 +70,12 @@ fn evaluate_ended<K: ProofKernels>(k: &K, c: &Circuit, j: usize, r: &[QM31], col
     }
 }
 
-fn groups<K: ProofKernels>(k: &K, c: &Circuit, points: &Points, plan: &Plan, columns: &[K::Base]) -> Vec<Group<K>> {
+fn groups<K: ProofKernels>(k: &K, c: &Circuit, plan: &Plan, columns: &[K::Base]) -> Vec<Group<K>> {
     let linear = plan.linear.iter().map(|g| {
         let terms: Vec<(&K::Base, QM31)> = g.terms.iter().map(|(id, w)| (&columns[*id as usize], *w)).collect();
         (g.point.clone(), Body::Linear(k.combine(g.point.len(), &terms)))
     });
-    let chips = plan
-        .chips
-        .iter()
-        .map(|g| (points.rho_range(0, g.log_size).to_vec(), Body::Chip(k.chip(c, g.log_size, &g.terms, columns))));
+    let chips = plan.chips.iter().map(|g| (g.point.clone(), Body::Chip(k.chip(c, g.log_size, &g.terms, columns))));
     linear.chain(chips).map(|(point, body)| Group { rest: k.eq(&point), point, scale: ONE, body }).collect()
 }
 

@@ -45,12 +45,12 @@ pub fn prove<S: HashSuite, K: ProofKernels>(
         boundary_out: input.boundary_out.point.clone(),
     };
     let (product, partials) =
-        tracing::info_span!("products").in_scope(|| product::prove(t, k, c, &mut points, columns, matrices));
+        tracing::info_span!("products").in_scope(|| product::prove(t, k, c, &mut points, columns, matrices))?;
     let _span = tracing::info_span!("final").entered();
     let lambda = t.draw("final.lambda");
     let plan = plan(c, &points, &plan_input((challenges.0, challenges.1, lambda), &leaf, input, &product))?;
-    let (last, r) = final_sumcheck::prove(t, k, c, (&points, &plan), columns, input.shape, grinder);
-    let value = stack_value(c, &r, &last.columns);
-    let weights = join_tiles(t, c, &points, input.shape.h, &product.weights);
+    let (last, r) = final_sumcheck::prove(t, k, c, &plan, columns, input.shape, grinder);
+    let value = stack_value(c, &r, &last.columns)?;
+    let weights = join_tiles(t, c, &points, input.shape.h, &product.weights)?;
     Ok((ClaimsProof { logup: layers, product, last }, Proved { claims: OpeningClaims { values: (r, value), weights }, partials }))
 }

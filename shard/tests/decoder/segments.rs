@@ -62,7 +62,7 @@ pub fn broken(model: &IntegerModel, seg: &SegmentInput<'_>, columns: &[Vec<M31>]
         boundary_in: seg.boundary_in.point.clone(),
         boundary_out: seg.boundary_out.point.clone(),
     };
-    let (products, _) = product::prove(t, &k, c, &mut points, &base, &matrices);
+    let (products, _) = product::prove(t, &k, c, &mut points, &base, &matrices).unwrap();
     equations::broken(seg, &points, &products, &columns.to_vec())
 }
 

@@ -10,7 +10,7 @@ mod wire;
 
 pub use jobs::{DECODER, ENCODER, Site, jobs, results};
 pub use joining::{certificates, state, tokens};
-pub use proofs::{honest_header, proof, registered};
+pub use proofs::{MODES, honest_header, proof, registered};
 pub use wire::{frames, messages};
 
 /// A target and its name, which is that of its folder of seeds.

@@ -21,8 +21,12 @@ pub fn verify_combined<S: HashSuite>(
     reduced: &[Reduced],
     proof: &CombinedProof,
 ) -> Result<(), OpeningError> {
+    params.validate()?;
     if reduced.is_empty() || reduced.len() > MAX_ORACLES {
         return Err(OpeningError::Params);
+    }
+    if let Some(oracle) = reduced.iter().position(|o| !o.residual.fits(params)) {
+        return Err(OpeningError::Claim { oracle });
     }
     proof.check_shape(params, reduced.len())?;
 
@@ -163,4 +167,57 @@ fn check_folds<S: HashSuite>(
     }
     let honest = symbols.iter().all(|(p, v)| domain.encode_at(params.folds(), *p, &proof.message) == *v);
     if honest { Ok(()) } else { Err(OpeningError::Inconsistent { layer: proof.layers.len() }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::field::{ONE, RoundPoly};
+    use crate::transcript::Blake2s;
+
+    const PARAMS: OpeningParams = OpeningParams { h: 3, blowup_log: 1, queries: 2, g_fold: 0, g_query: 0 };
+
+    /// Of the right lengths for [`PARAMS`] and one oracle, and of nothing that was committed.
+    fn verdict(params: OpeningParams, change: impl Fn(&mut Residual)) -> Result<(), OpeningError> {
+        let proof = CombinedProof {
+            joint: vec![RoundPoly([ZERO; 2]); 3],
+            values: vec![ZERO],
+            theta_nonces: Vec::new(),
+            roots: Vec::new(),
+            folds: Vec::new(),
+            message: vec![ZERO; 8],
+            query_nonce: 0,
+            oracles: vec![TreeOpening::default()],
+            layers: Vec::new(),
+        };
+        let mut residual = Residual { coefficients: vec![ONE], slots: vec![ONE; 2], point: vec![ONE; 2], value: ZERO };
+        change(&mut residual);
+        let reduced = [Reduced { root: [1; 32], residual }];
+        verify_combined(&mut Transcript::<Blake2s>::new("t"), &params, &reduced, &proof)
+    }
+
+    #[test]
+    fn parameters_that_no_model_may_have_are_refused() {
+        assert!(matches!(verdict(PARAMS, |_| ()), Err(OpeningError::Oracle { oracle: 0, .. })));
+        // Without a query nothing would be asked of any tree; without redundancy there would be no distance.
+        let weak = [
+            OpeningParams { queries: 0, ..PARAMS },
+            OpeningParams { blowup_log: 0, ..PARAMS },
+            OpeningParams { h: 0, ..PARAMS },
+            OpeningParams { g_query: 200, ..PARAMS },
+        ];
+        for params in weak {
+            assert_eq!(verdict(params, |_| ()), Err(OpeningError::Params), "{params:?}");
+        }
+    }
+
+    #[test]
+    fn a_reduced_claim_about_other_rows_is_refused() {
+        type Change = fn(&mut Residual);
+        let changes: [Change; 4] =
+            [|r| r.point.push(ONE), |r| r.slots.truncate(1), |r| r.coefficients.clear(), |r| r.point = vec![ONE; 4]];
+        for change in changes {
+            assert_eq!(verdict(PARAMS, change), Err(OpeningError::Claim { oracle: 0 }));
+        }
+    }
 }

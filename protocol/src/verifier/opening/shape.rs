@@ -322,6 +322,13 @@ impl Residual {
         Self { coefficients, slots, point, value }
     }
 
+    /// Whether slots and point make up a row of length `2^h`, and the rows are as many as an oracle may have.
+    #[must_use]
+    pub fn fits(&self, params: &OpeningParams) -> bool {
+        let slots = (params.h as usize).checked_sub(self.point.len()).and_then(|s| 1usize.checked_shl(s as u32));
+        slots == Some(self.slots.len()) && (1..=MAX_ROWS).contains(&self.coefficients.len())
+    }
+
     /// `w'(slot)` of a Tiles claim at `beta`.
     #[must_use]
     pub fn slot_weights(weights: &[QM31], s: u32, beta: &[QM31]) -> Vec<QM31> {

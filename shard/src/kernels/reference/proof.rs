@@ -6,6 +6,7 @@ use crate::kernels::rows::{mask_column, param_column, place_bits, public_column}
 use obelysk_protocol::circuit::expr::{Expr, Source};
 use obelysk_protocol::circuit::segment::{Circuit, Coord, Eval, LeafKind, MatrixShape};
 use obelysk_protocol::field::{M31, ONE, QM31, ZERO, eq_vector, fold, inner, signed, signed_ext};
+use obelysk_protocol::verifier::VerifyError;
 use obelysk_protocol::verifier::points::Points;
 use obelysk_protocol::verifier::product::powers;
 
@@ -106,7 +107,7 @@ impl ProofKernels for Reference {
     fn leaves(&self, c: &Circuit, columns: &[Vec<M31>], alpha: QM31, beta: QM31) -> Self::Fractions {
         let size = 1usize << c.tree_log();
         let (mut num, mut den) = (vec![ZERO; size], vec![ONE; size]);
-        let alphas = powers(alpha, 8);
+        let alphas = powers(alpha, 1 + c.tuple_len());
         for leaf in c.leaves() {
             let n = leaf.log_size;
             let (tag, rows, numerators) = match leaf.kind {
@@ -162,20 +163,20 @@ impl ProofKernels for Reference {
         layer.parts.map(|p| fold(&p, bind)[0])
     }
 
-    fn claim_vector(&self, eval: &Eval, columns: &[Vec<M31>], points: &Points, vars: usize) -> Vec<QM31> {
+    fn claim_vector(&self, eval: &Eval, columns: &[Vec<M31>], points: &Points, vars: usize) -> Result<Vec<QM31>, VerifyError> {
         let mut out = vec![ZERO; 1 << vars];
         let fixed: Vec<Coord> = eval.lo.iter().filter(|c| !matches!(c, Coord::Kappa(_))).copied().collect();
-        let weights = eq_vector(&points.resolve(&fixed));
+        let weights = eq_vector(&points.resolve(&fixed)?);
         let hi_free = eval.hi.iter().all(|c| matches!(c, Coord::Kappa(_)));
         for (b, &col) in eval.blocks.iter().enumerate() {
-            let scale = if hi_free { ONE } else { points.block_weight(eval, b) };
+            let scale = if hi_free { ONE } else { points.block_weight(eval, b)? };
             let base = if hi_free { place_bits(b, &eval.hi).0 } else { 0 };
             for (i, &v) in columns[col as usize].iter().enumerate() {
                 let (free, rest) = place_bits(i, &eval.lo);
                 out[base | free] += weights[rest] * v * scale;
             }
         }
-        out
+        Ok(out)
     }
 
     fn fold_matrix(&self, shape: MatrixShape, data: &[i8], weight: &[QM31], vars: usize) -> Vec<QM31> {

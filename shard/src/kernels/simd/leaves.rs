@@ -13,7 +13,7 @@ use stwo::prover::backend::simd::m31::{N_LANES, PackedM31};
 use stwo::prover::backend::simd::qm31::PackedQM31;
 
 pub(super) fn build(c: &Circuit, columns: &[Column], alpha: QM31, beta: QM31) -> Fractions {
-    let challenges = (powers(alpha, 8), beta);
+    let challenges = (powers(alpha, 1 + c.tuple_len()), beta);
     let (large, small): (Vec<Leaf>, Vec<Leaf>) = c.leaves().into_iter().partition(|l| packs(l) * N_LANES == 1 << l.log_size);
     let large_packs: usize = large.iter().map(packs).sum();
     let small_cells: usize = small.iter().map(|l| 1usize << l.log_size).sum();

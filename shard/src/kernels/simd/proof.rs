@@ -10,6 +10,7 @@ use crate::kernels::rows::place_bits;
 use obelysk_protocol::circuit::expr::Source;
 use obelysk_protocol::circuit::segment::{Circuit, Coord, Eval, MatrixShape};
 use obelysk_protocol::field::{M31, ONE, QM31, ZERO, eq_vector, fold, signed};
+use obelysk_protocol::verifier::VerifyError;
 use obelysk_protocol::verifier::points::Points;
 use rayon::prelude::*;
 use std::sync::Arc;
@@ -162,15 +163,15 @@ impl ProofKernels for Simd {
         layer.end(bind)
     }
 
-    fn claim_vector(&self, eval: &Eval, columns: &[Column], points: &Points, vars: usize) -> SimdExt {
+    fn claim_vector(&self, eval: &Eval, columns: &[Column], points: &Points, vars: usize) -> Result<SimdExt, VerifyError> {
         let fixed: Vec<Coord> = eval.lo.iter().filter(|c| !matches!(c, Coord::Kappa(_))).copied().collect();
-        let weights = eq_vector(&points.resolve(&fixed));
+        let weights = eq_vector(&points.resolve(&fixed)?);
         let fixed_low = eval.lo.iter().take(fixed.len()).all(|c| !matches!(c, Coord::Kappa(_)));
         let mut out = vec![ZERO; 1 << vars];
         for (b, &col) in eval.blocks.iter().enumerate() {
             // A fixed block index weighs the block; a summed one places it.
             let summed = eval.hi.iter().all(|c| matches!(c, Coord::Kappa(_)));
-            let (base, scale) = if summed { (place_bits(b, &eval.hi).0, ONE) } else { (0, points.block_weight(eval, b)) };
+            let (base, scale) = if summed { (place_bits(b, &eval.hi).0, ONE) } else { (0, points.block_weight(eval, b)?) };
             let weights: Vec<QM31> = weights.iter().map(|&w| w * scale).collect();
             let column = &columns[col as usize];
             if fixed_low && weights.len() >= N_LANES {
@@ -183,7 +184,7 @@ impl ProofKernels for Simd {
                 }
             }
         }
-        SimdExt::from_host(&out)
+        Ok(SimdExt::from_host(&out))
     }
 
     fn fold_matrix(&self, shape: MatrixShape, data: &[i8], weight: &[QM31], vars: usize) -> SimdExt {
