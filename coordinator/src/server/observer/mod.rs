@@ -237,9 +237,7 @@ impl Observer {
                 if let Some((epoch, output)) = inner.results.remove(&(job, *work)) {
                     (entry.epoch, entry.digest, entry.bytes) = (epoch, hex(&output.digest), output.length);
                 }
-                if let Some(done) = remembered.facts.accepted.get_mut(usize::from(work.kind.code())) {
-                    *done += 1;
-                }
+                tally(&mut remembered.facts, work.kind, |done| done + 1);
                 if let Some(lease) = inner.leases.remove(&entry.epoch) {
                     self.metrics.core_seconds.get_or_create(&metrics::of(work.kind)).inc_by(lease.core_us as f64 / 1e6);
                     // Joint steps belong to the openings.
@@ -253,9 +251,7 @@ impl Observer {
             }
             JobEvent::Redo { work, reason } => {
                 count(work.kind, "redone");
-                if let Some(done) = remembered.facts.accepted.get_mut(usize::from(work.kind.code())) {
-                    *done = done.saturating_sub(1);
-                }
+                tally(&mut remembered.facts, work.kind, |done| done.saturating_sub(1));
                 about(&mut entry, Some(work), None, reason);
                 "redo"
             }
@@ -378,6 +374,13 @@ fn part_span(part: &'static str, job: JobId, work: Work, epoch: u64, node: &str)
     match part {
         "lease" => tracing::info_span!(parent: None, "lease", %job, trace, %work, epoch, node),
         _ => tracing::info_span!(parent: None, "check", %job, trace, %work, epoch),
+    }
+}
+
+/// Counts accepted items; joint steps are no count of a job's.
+fn tally(facts: &mut JobFacts, kind: WorkKind, count: impl Fn(u32) -> u32) {
+    if let Some(done) = facts.accepted.get_mut(usize::from(kind.code())) {
+        *done = count(*done);
     }
 }
 
