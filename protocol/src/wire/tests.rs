@@ -346,7 +346,7 @@ fn senseless_messages_are_refused_by_sender_and_receiver() {
         hello(&|m| m.models = vec![A, A]),
         hello(&|m| m.held = vec![2, 2]),
         hello(&|m| m.held = (0..=MAX_HELD_EPOCHS as u64).collect()),
-        assign(&|m| m.kind = 4),
+        assign(&|m| m.kind = 5),
         assign(&|m| m.epoch = 0),
         assign(&|m| m.inputs = vec![blob(); MAX_INPUTS + 1]),
         Message::Welcome(Welcome { node: 1, lease_ms: 0, max_blob_bytes: 1 }),
