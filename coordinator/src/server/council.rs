@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use obelysk_node::CoordinatorAddress;
 use obelysk_node::identity::unix_now;
 use obelysk_protocol::wire::{
     AdminDone, Coordinators, MAX_ADDRESSES, MAX_TEXT_BYTES, Message, PeerAdd, PeerAdded, PeerEntry, PeerState, Peers, Refused,
@@ -125,6 +126,9 @@ fn add(shared: &Shared, raft: Arc<RaftConsensus>, order: PeerAdd) -> Result<Mess
     let (key, _) = Authority::read_request(&order.csr)?;
     let member = Member { key: key.0, peer: order.peer, service: order.service };
     member.check().map_err(|rule| AdmissionError::Request(rule.to_owned()))?;
+    for place in [&member.peer, &member.service] {
+        CoordinatorAddress::at(place, shared.admissions.pin()).map_err(|e| AdmissionError::Request(e.to_string()))?;
+    }
     if raft.electorate().borrow().voters.iter().any(|voter| voter.key == member.key) {
         // It has a log, or had one: without it, it must not come back.
         let known = ChangeError::Known(member.id());
