@@ -197,8 +197,17 @@ pub fn one<T: Copy>(what: &str, begin: &str, ids: impl Iterator<Item = (T, Strin
     let found: Vec<(T, String)> = ids.filter(|(_, text)| !begin.is_empty() && text.starts_with(&begin)).collect();
     match found.as_slice() {
         [(id, _)] => Ok(*id),
-        [] => Err(Failure::input(format!("no {what} has an id that begins with `{begin}`; see the list of {what}s"))),
+        [] => Err(Failure::input(format!("no {what} has an id that begins with `{begin}`{}", listed(what)))),
         more => Err(Failure::input(format!("{} {what}s have ids that begin with `{begin}`; give more of it", more.len()))),
+    }
+}
+
+/// Where to see what there is.
+fn listed(what: &str) -> String {
+    match what {
+        "token" | "node" | "job" => format!("; see `obelysk {what} list`"),
+        "coordinator" => "; see `obelysk coordinator members`".to_owned(),
+        _ => String::new(),
     }
 }
 
