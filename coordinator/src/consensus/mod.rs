@@ -89,6 +89,9 @@ pub trait Consensus: Debug + Send + Sync {
     /// Proposals complete in the order of the calls.
     fn propose(&self, term: u64, entries: Vec<Vec<u8>>) -> Proposal;
 
+    /// Gives leadership of this term up, if it has it: its brain ended, and a term has one. Nothing where nobody else could lead. May wait.
+    fn step_down(&self, _term: u64) {}
+
     /// What this member is, now and from now on.
     fn role(&self) -> watch::Receiver<Role>;
 }

@@ -20,6 +20,8 @@ pub struct Admissions {
     authority: Authority,
     storage: Arc<dyn Storage>,
     registry: Mutex<Registry>,
+    /// Held over a whole change, which waits for the log; the registry itself is held for moments only, as sockets are served beside.
+    changing: Mutex<u64>,
     life: Duration,
 }
 
@@ -53,7 +55,8 @@ impl Admissions {
                 made
             }
         };
-        Ok(Self { authority, storage, registry: Mutex::new(registry), life: NODE_LIFE })
+        let (registry, changing) = (Mutex::new(registry), Mutex::new(storage.term()));
+        Ok(Self { authority, storage, registry, changing, life: NODE_LIFE })
     }
 
     /// Takes the registry from the storage again, where another coordinator may have written it.
@@ -61,9 +64,14 @@ impl Admissions {
     /// # Errors
     /// [`AdmissionError`]: unreadable or damaged; what was known before still counts.
     pub fn reload(&self) -> Result<(), AdmissionError> {
-        let mut registry = self.lock();
+        let _alone = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.take_over()
+    }
+
+    fn take_over(&self) -> Result<(), AdmissionError> {
         if let Some(bytes) = self.storage.read(Document::Registry)? {
-            *registry = Registry::from_bytes(&bytes)?;
+            let written = Registry::from_bytes(&bytes)?;
+            *self.lock() = written;
         }
         Ok(())
     }
@@ -113,12 +121,18 @@ impl Admissions {
 
     /// Decides on a copy, writes it, and only then lets it be true. Waits for the disk: not for a thread that serves sockets.
     fn change<T>(&self, change: impl FnOnce(&mut Registry) -> Result<T, AdmissionError>) -> Result<T, AdmissionError> {
-        let mut registry = self.lock();
-        let mut next = registry.clone();
+        let mut changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let term = self.storage.term();
+        if *changing != term {
+            // Somebody else may have led in between.
+            self.take_over()?;
+            *changing = term;
+        }
+        let mut next = self.lock().clone();
         let outcome = change(&mut next)?;
-        if next != *registry {
-            self.storage.write(Document::Registry, &next.to_bytes()?)?;
-            *registry = next;
+        if next != *self.lock() {
+            self.storage.write_in(term, Document::Registry, &next.to_bytes()?)?;
+            *self.lock() = next;
         }
         Ok(outcome)
     }

@@ -48,6 +48,19 @@ pub trait Storage: Debug + Send + Sync {
     /// # Errors
     /// [`StorageError`]: the old one still holds.
     fn write(&self, document: Document, bytes: &[u8]) -> Result<(), StorageError>;
+
+    /// Names the time for which what is read here may be decided upon; another writer may have written in every other. 0: there is none.
+    fn term(&self) -> u64 {
+        0
+    }
+
+    /// As [`Storage::write`], if it is still that time.
+    ///
+    /// # Errors
+    /// As [`Storage::write`].
+    fn write_in(&self, _term: u64, document: Document, bytes: &[u8]) -> Result<(), StorageError> {
+        self.write(document, bytes)
+    }
 }
 
 /// Files of mode 0600 in a folder of this process alone.

@@ -50,11 +50,21 @@ impl Storage for LedgerStorage {
     }
 
     fn write(&self, document: Document, bytes: &[u8]) -> Result<(), StorageError> {
-        let term = match self.consensus.role().borrow().clone() {
+        match self.consensus.role().borrow().clone() {
+            Role::Leader { term } => self.write_in(term, document, bytes),
+            Role::Follower { leader } => Err(ProposeError::NotLeader { leader }.into()),
+            Role::Stopped { reason } => Err(ProposeError::Failed(reason).into()),
+        }
+    }
+
+    fn term(&self) -> u64 {
+        match *self.consensus.role().borrow() {
             Role::Leader { term } => term,
-            Role::Follower { leader } => return Err(ProposeError::NotLeader { leader }.into()),
-            Role::Stopped { reason } => return Err(ProposeError::Failed(reason).into()),
-        };
+            _ => 0,
+        }
+    }
+
+    fn write_in(&self, term: u64, document: Document, bytes: &[u8]) -> Result<(), StorageError> {
         let entry = Entry::Document { which: document, bytes: Sealed(Zeroizing::new(bytes.to_vec())) };
         Ok(wait(self.consensus.propose(term, vec![entry.encode()]))?)
     }

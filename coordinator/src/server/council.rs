@@ -57,6 +57,10 @@ impl Shared {
         let decided = |role: &Role| !matches!(role, Role::Follower { leader: None });
         let _ = tokio::time::timeout(LEAD_PATIENCE, role.wait_for(decided)).await;
         let known = self.coordinators();
+        // Before its brain is there, a leader knows neither members nor jobs as they are now.
+        if known.leads && self.lead().await.is_err() {
+            return Some(Coordinators { leads: false, leader: String::new(), ..known });
+        }
         (!known.leads).then_some(known)
     }
 

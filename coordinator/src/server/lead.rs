@@ -60,7 +60,12 @@ pub(super) async fn run(parts: Parts, gate: watch::Sender<Gate>, mut stop: watch
                 tracing::info!(term, "leading");
                 match lead(&parts, term, &gate, (&mut role, &mut stop)).await {
                     Ended::Stopped => break,
-                    Ended::Lost(reason) => reason,
+                    Ended::Lost(reason) => {
+                        // Epochs of a term are given out once: whoever leads next does so in another one.
+                        let consensus = parts.facts.consensus.clone();
+                        let _ = tokio::task::spawn_blocking(move || consensus.step_down(term)).await;
+                        reason
+                    }
                 }
             }
             Role::Leader { term } => format!("term {term} is beyond what leases can carry; begin a new cluster"),
@@ -92,9 +97,9 @@ async fn lead(
     let (parts, sender) = (parts.clone(), commands.clone());
     // Looks at every file of every job.
     let made = tokio::task::spawn_blocking(move || {
-        parts.adopt_blobs();
         // Whoever led before may have let nodes in or put them out.
         parts.admissions.reload()?;
+        parts.adopt_blobs();
         Ok::<_, AdmissionError>(Brain::restore(parts, term, sender))
     });
     let brain = match made.await {

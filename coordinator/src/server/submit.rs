@@ -74,12 +74,12 @@ pub async fn submit_remote_at(
         };
         if let TransportError::Elsewhere { leader, all } = &error {
             job.learn(all);
+            // They are there, and about to agree on who leads; whom they name may be gone.
+            since = since.or_else(|| Some(Instant::now()));
             if job.follow(leader) && hops < MAX_HOPS {
                 hops += 1;
                 continue;
             }
-            // They are there, and about to agree on who leads.
-            since = since.or_else(|| Some(Instant::now()));
         }
         hops = 0;
         if std::mem::take(&mut job.taken) {

@@ -70,6 +70,19 @@ impl Core {
         id == self.node.raft.id || self.heard.get(&id).is_some_and(|at| self.ticks - at <= patience)
     }
 
+    /// Follows from now on, if it leads in this term.
+    pub fn step_down(&mut self, term: u64) {
+        if self.leads_in(term) {
+            self.node.raft.become_follower(term, 0);
+        }
+    }
+
+    /// Whether a member was taken out, and so does not return.
+    #[must_use]
+    pub fn was_removed(&self, id: u64) -> bool {
+        self.gone.contains(&id)
+    }
+
     /// Begins to move leadership to another voter; shows in [`Core::role`], or does not come to pass within an election's time.
     ///
     /// # Errors

@@ -42,6 +42,8 @@ pub(super) enum Event {
     SnapshotSent(u64, bool),
     Propose(u64, Vec<Vec<u8>>, oneshot::Sender<Result<(), ProposeError>>),
     Change(Change, oneshot::Sender<Result<(), ChangeError>>),
+    /// Leads no more in this term.
+    StepDown(u64),
     Transfer(u64, oneshot::Sender<Result<(), ChangeError>>),
     View(oneshot::Sender<View>),
     /// Wakes a member that shall look at its stop sign.
@@ -147,6 +149,7 @@ impl Driver {
                 }
                 Err(error) => drop(reply.send(Err(error))),
             },
+            Event::StepDown(term) => self.core.step_down(term),
             Event::Transfer(to, reply) => drop(reply.send(self.core.transfer(to))),
             Event::View(reply) => drop(reply.send(self.view())),
             Event::Wake => {}
@@ -176,7 +179,8 @@ impl Driver {
         let mut known = if configured.is_empty() { self.seeds.clone() } else { configured.clone() };
         let trusted: Vec<u64> = known.keys().copied().collect();
         for member in trusted.iter().filter_map(|id| self.told.get(id)).flatten() {
-            if known.len() < 2 * MAX_MEMBERS {
+            // Whoever told of it may not have heard that it was removed.
+            if !self.core.was_removed(member.id()) && known.len() < 2 * MAX_MEMBERS {
                 known.entry(member.id()).or_insert_with(|| member.clone());
             }
         }

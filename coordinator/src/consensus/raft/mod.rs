@@ -292,6 +292,10 @@ impl Consensus for RaftConsensus {
         })
     }
 
+    fn step_down(&self, term: u64) {
+        let _ = self.events.send(Event::StepDown(term));
+    }
+
     fn role(&self) -> watch::Receiver<Role> {
         self.role.clone()
     }
