@@ -12,13 +12,15 @@ use obelysk_coordinator::identity::FileStorage;
 use obelysk_coordinator::replica::{self, Place};
 use obelysk_coordinator::{Admissions, Coordinator, CoordinatorConfig, Facts, Handle, ProofChecker, Replica, ReplicaError};
 use obelysk_node::engine::Engine;
-use obelysk_node::identity::write_private;
+use obelysk_node::identity::{unix_now, write_private};
 use obelysk_node::{NodeBackend, NodeSuite, ProverEngine, calibration};
 use obelysk_protocol::wire::{Message, PeerAdd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+/// An administrator's file that ends within this is made anew.
+const ADMIN_ENDS_S: u64 = 30 * 86_400;
 /// How long a new coordinator waits to know who leads before it says that it has no administrator's file.
 const DECIDED: Duration = Duration::from_secs(10);
 
@@ -47,6 +49,8 @@ pub fn run(out: &Out, home: &Home, args: ServeArgs) -> Result<(), Failure> {
 pub fn join(out: &Out, home: &Home, args: CoordinatorJoinArgs) -> Result<(), Failure> {
     let CoordinatorJoinArgs { admin, serve: args } = args;
     let (config, state) = configured(home, &args)?;
+    // Before anybody waits for this coordinator.
+    drop(home.open_all(&args.model)?);
     let _files = FileStorage::open(&state)?;
     let place = config.place()?.ok_or_else(|| needs_peer_listen(&state))?;
     runtime()?.block_on(async {
@@ -208,33 +212,55 @@ async fn serve(
 
 /// Keeps the administrator's file in this folder, with where all coordinators are; makes one where this coordinator leads and has none.
 async fn administrator(out: &Out, replica: &Replica, handle: &Handle, file: PathBuf) -> Result<(), Failure> {
-    let mut role = replica.raft().role();
-    if read_admin(&file)?.is_none() {
-        let decided = |role: &Role| !matches!(role, Role::Follower { leader: None });
-        let _ = tokio::time::timeout(DECIDED, role.wait_for(decided)).await;
-        let leads = matches!(*role.borrow(), Role::Leader { .. });
-        if !leads {
-            out.note("this folder has no administrator's file; copy another coordinator's to give orders from here");
-            return Ok(());
-        }
-        let admissions = handle.admissions().clone();
-        let made = tokio::task::spawn_blocking({
-            let places = reachable(handle);
-            move || admissions.new_admin(places)
-        });
-        write_private(&file, made.await.code(Code::Internal)??.to_text()?.as_bytes())?;
+    let (mut role, admissions, here) = (replica.raft().role(), handle.admissions().clone(), reachable(handle));
+    let decided = |role: &Role| !matches!(role, Role::Follower { leader: None });
+    let _ = tokio::time::timeout(DECIDED, role.wait_for(decided)).await;
+    if !renewed(&role, &admissions, &here, &file).await? {
+        out.note("this folder has no administrator's file; copy another coordinator's to give orders from here");
     }
-    let (mut members, here) = (replica.raft().electorate(), reachable(handle));
+    let mut members = replica.raft().electorate();
     members.mark_changed();
     tokio::spawn(async move {
-        while members.changed().await.is_ok() {
-            let all: Vec<String> = members.borrow_and_update().all().map(|m| m.service.clone()).collect();
-            if let Err(failure) = readdress(&file, &here, all) {
-                tracing::warn!(error = %failure.error, "the administrator's file does not name all coordinators");
+        loop {
+            let going_on = tokio::select! {
+                changed = members.changed() => changed,
+                changed = role.changed() => changed,
+            };
+            if going_on.is_err() {
+                return;
+            }
+            let all: Vec<String> = members.borrow().all().map(|m| m.service.clone()).collect();
+            let kept = renewed(&role, &admissions, &here, &file).await.and_then(|_| readdress(&file, &here, all));
+            if let Err(failure) = kept {
+                tracing::warn!(error = %failure.error, "the administrator's file is not as it should be");
             }
         }
     });
     Ok(())
+}
+
+/// Makes an administrator's file where there is none, or one about to end, if this coordinator leads; says whether there is one.
+async fn renewed(
+    role: &tokio::sync::watch::Receiver<Role>,
+    admissions: &Arc<Admissions>,
+    here: &[String],
+    file: &Path,
+) -> Result<bool, Failure> {
+    let known = read_admin(file)?;
+    let fresh = known.as_ref().is_some_and(|admin| admin.expires_unix_s > unix_now() + ADMIN_ENDS_S);
+    if fresh || !matches!(*role.borrow(), Role::Leader { .. }) {
+        return Ok(known.is_some());
+    }
+    let (admissions, here) = (admissions.clone(), here.to_vec());
+    let made = tokio::task::spawn_blocking(move || admissions.new_admin(here)).await.code(Code::Internal)?;
+    match made {
+        Ok(made) => write_private(file, made.to_text()?.as_bytes()).map(|()| true).map_err(Failure::from),
+        Err(error) => {
+            // Leadership may have been lost on the way: then it is made the next time.
+            tracing::warn!(%error, "no administrator's file was made");
+            Ok(known.is_some())
+        }
+    }
 }
 
 fn readdress(file: &Path, here: &[String], all: Vec<String>) -> Result<(), Failure> {

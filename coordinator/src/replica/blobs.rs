@@ -22,7 +22,7 @@ use crate::consensus::raft::member::Member;
 use crate::consensus::raft::{Dialler, Electorate, Questions, RaftConsensus};
 use crate::consensus::{Consensus as _, Role};
 use crate::ledger::SharedLedger;
-use crate::server::{Backing, Folder};
+use crate::server::{Backing, Folder, UNREACHED};
 
 /// Largest blob between coordinators: as large as a node's result may be configured to be.
 const MAX_BYTES: u64 = 4 << 30;
@@ -66,7 +66,10 @@ async fn answer(folder: Arc<Folder>, mut send: SendStream, mut recv: RecvStream)
         }
         Some(Message::BlobGet(get)) => match blocking(move || folder.get(get.blob)).await {
             Ok(Some(bytes)) => answer_blob(&mut send, get.blob, &bytes).await?,
-            Ok(None) => write_message(&mut send, &no("this coordinator does not have it".to_owned())).await?,
+            Ok(None) => {
+                let reason = "this coordinator does not have it".to_owned();
+                write_message(&mut send, &Message::Refused(Refused { retry: false, reason })).await?;
+            }
             Err(error) => write_message(&mut send, &no(format!("this coordinator cannot read it: {error}"))).await?,
         },
         Some(other) => return Err(TransportError::Unexpected { expected: "a coordinator's question", got: other.id() }),
@@ -84,19 +87,21 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err(io::Error::other("the coordinator stops")))
 }
 
+/// A connection to another, or when it was not to be had.
+type Line = Arc<tokio::sync::Mutex<Option<Result<Connection, Instant>>>>;
+
 /// Connections to the others, opened when there is something to ask.
 struct Links {
     dialler: Dialler,
-    open: Mutex<BTreeMap<u64, Result<Connection, Instant>>>,
+    lines: Mutex<BTreeMap<u64, Line>>,
 }
 
 impl Links {
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, Result<Connection, Instant>>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     async fn to(&self, member: &Member) -> Result<Connection, TransportError> {
-        match self.lock().get(&member.id()) {
+        let line = self.lines.lock().unwrap_or_else(PoisonError::into_inner).entry(member.id()).or_default().clone();
+        // One dials for all that wait: places for connections are few.
+        let mut line = line.lock().await;
+        match &*line {
             Some(Ok(connection)) if connection.close_reason().is_none() => return Ok(connection.clone()),
             Some(Err(at)) if at.elapsed() < AGAIN => {
                 return Err(TransportError::Lost("that coordinator was not there a moment ago".to_owned()));
@@ -104,8 +109,7 @@ impl Links {
             _ => {}
         }
         let dialled = self.dialler.dial(member).await;
-        let known = dialled.as_ref().map(Connection::clone).map_err(|_| Instant::now());
-        self.lock().insert(member.id(), known);
+        *line = Some(dialled.as_ref().map(Connection::clone).map_err(|_| Instant::now()));
         dialled
     }
 
@@ -136,7 +140,7 @@ impl fmt::Debug for Replicas {
 impl Replicas {
     /// Must be called within a tokio runtime. Keeps up with the facts as long as the member is there.
     pub(super) fn start(folder: Arc<Folder>, raft: &Arc<RaftConsensus>, ledger: SharedLedger) -> Self {
-        let links = Arc::new(Links { dialler: raft.dialler(), open: Mutex::default() });
+        let links = Arc::new(Links { dialler: raft.dialler(), lines: Mutex::default() });
         let runtime = tokio::runtime::Handle::current();
         let (own, electorate) = (raft.me().id(), raft.electorate());
         runtime.spawn(keep_up((folder.clone(), links.clone()), Arc::downgrade(raft), ledger));
@@ -197,18 +201,28 @@ impl Backing for Replicas {
             return Ok(Some(bytes));
         }
         let others: Vec<Member> = self.others().into_iter().map(|(member, _)| member).collect();
+        let patience = (PATIENCE + AGAIN) * u32::try_from(others.len() + 1).unwrap_or(u32::MAX);
         let (sender, answer) = channel();
         let links = self.links.clone();
         self.runtime.spawn(async move {
             let _ = sender.send(ask(&links, &others, blob).await);
         });
-        let Ok(Some(bytes)) = answer.recv() else { return Ok(None) };
-        self.folder.put(blob, &bytes)?;
-        Ok(Some(bytes))
+        match answer.recv_timeout(patience) {
+            Ok(Asked::Here(bytes)) => {
+                self.folder.put(blob, &bytes)?;
+                Ok(Some(bytes))
+            }
+            Ok(Asked::Nowhere) => Ok(None),
+            Ok(Asked::Unknown) | Err(_) => Err(io::Error::new(UNREACHED, "a coordinator that may have it is away")),
+        }
     }
 
     fn has(&self, blob: BlobRef) -> bool {
-        self.folder.has(blob) || self.get(blob).is_ok_and(|bytes| bytes.is_some())
+        self.folder.has(blob)
+    }
+
+    fn find(&self, blob: BlobRef) -> io::Result<bool> {
+        Ok(self.folder.has(blob) || self.get(blob)?.is_some())
     }
 
     fn remove(&self, blob: BlobRef) {
@@ -220,16 +234,37 @@ impl Backing for Replicas {
     }
 }
 
+/// What the others said of a blob.
+enum Asked {
+    Here(Vec<u8>),
+    /// Every one of them answered that it has none.
+    Nowhere,
+    /// Not all could be asked.
+    Unknown,
+}
+
 /// Asks one after the other.
-async fn ask(links: &Links, others: &[Member], blob: BlobRef) -> Option<Vec<u8>> {
+async fn ask(links: &Links, others: &[Member], blob: BlobRef) -> Asked {
+    let mut all = true;
     for member in others {
-        match tokio::time::timeout(PATIENCE, links.get(member, blob)).await {
-            Ok(Ok(bytes)) => return Some(bytes),
-            Ok(Err(error)) => tracing::debug!(coordinator = member.service, %error, "a blob is not there"),
-            Err(_) => tracing::debug!(coordinator = member.service, "a blob did not come in time"),
+        let answer = tokio::time::timeout(PATIENCE, links.get(member, blob)).await;
+        match answer.unwrap_or(Err(TransportError::Timeout(PATIENCE.as_secs()))) {
+            Ok(bytes) => return Asked::Here(bytes),
+            Err(TransportError::Refused { retry: false, .. }) => {}
+            Err(error) => {
+                tracing::debug!(coordinator = member.service, %error, "a coordinator could not be asked for a blob");
+                all = false;
+            }
         }
     }
-    None
+    if all { Asked::Nowhere } else { Asked::Unknown }
+}
+
+/// What the facts name.
+fn named(ledger: &SharedLedger) -> BTreeSet<BlobRef> {
+    let ledger = ledger.lock();
+    let all = ledger.open_jobs().map(|(id, _)| id).chain(ledger.ended_jobs().map(|(id, _)| id));
+    all.flat_map(|id| ledger.blobs_of(id)).collect()
 }
 
 /// Fetches what the facts name and is not here, and removes what they do not name, while another leads.
@@ -242,15 +277,10 @@ async fn keep_up((folder, links): (Arc<Folder>, Arc<Links>), raft: Weak<RaftCons
         if matches!(*role.borrow(), Role::Stopped { .. }) {
             return;
         }
-        let needed: BTreeSet<BlobRef> = {
-            let ledger = ledger.lock();
-            let all = ledger.open_jobs().map(|(id, _)| id).chain(ledger.ended_jobs().map(|(id, _)| id));
-            all.flat_map(|id| ledger.blobs_of(id)).collect()
-        };
         let others: Vec<Member> = electorate.borrow().all().filter(|m| m.id() != own).cloned().collect();
-        let lacking: Vec<BlobRef> = needed.iter().filter(|blob| !folder.has(**blob)).copied().collect();
+        let lacking: Vec<BlobRef> = named(&ledger).into_iter().filter(|blob| !folder.has(*blob)).collect();
         for blob in lacking {
-            if let Some(bytes) = ask(&links, &others, blob).await {
+            if let Asked::Here(bytes) = ask(&links, &others, blob).await {
                 let folder = folder.clone();
                 if let Err(error) = blocking(move || folder.put(blob, &bytes)).await {
                     tracing::warn!(%error, "a blob of a job cannot be kept; free space");
@@ -259,6 +289,8 @@ async fn keep_up((folder, links): (Arc<Folder>, Arc<Links>), raft: Weak<RaftCons
         }
         if matches!(*role.borrow(), Role::Follower { leader: Some(_) }) {
             let folder = folder.clone();
+            // As they are now: fetching took its time.
+            let needed = named(&ledger);
             if let Err(error) = blocking(move || folder.collect_older(&needed, YOUNG)).await {
                 tracing::warn!(%error, "old blobs were not removed; they only take space");
             }

@@ -4,10 +4,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use obelysk_node::identity::{
-    Credential, IdentityError, MAX_CREDENTIAL_BYTES, NodeKey, private_folder, read_private, write_private,
+    Credential, Id, IdentityError, MAX_CREDENTIAL_BYTES, NodeKey, private_folder, read_private, write_private,
 };
 
 use super::ReplicaError;
+use crate::consensus::raft::member::Member;
 
 /// Key and certificate among coordinators.
 const PEER: &str = "peer.toml";
@@ -17,6 +18,8 @@ const KEY: &str = "peer.key";
 const LOG: &str = "raft";
 /// Beside the log since before it was begun: a log that is lost must not be taken for one that never was.
 const BEGUN: &str = "raft.begun";
+/// Whom to listen to until there is a log.
+const SEEDS: &str = "peer.seeds";
 /// The log of a coordinator that is alone.
 const ALONE: &str = "ledger";
 /// Where it is put when another log has taken its place; it holds the authority's key, and may be removed.
@@ -24,19 +27,35 @@ const ASIDE: &str = "ledger.moved";
 /// Longest key: PKCS #8 of an elliptic key has under 200 bytes.
 const MAX_KEY_BYTES: u64 = 4096;
 
-/// Whether the folder is that of one of several coordinators.
+/// Whether the folder is that of one of several coordinators, or was, or is to be.
 #[must_use]
 pub fn is_one(state: &Path) -> bool {
-    state.join(PEER).is_file()
+    [PEER, KEY, LOG, BEGUN].iter().any(|name| state.join(name).exists())
 }
 
 /// Whether it holds the log of a coordinator that is alone, or nothing of a coordinator at all.
 pub(super) fn alone(state: &Path) -> bool {
-    state.join(ALONE).exists() || !(is_one(state) || state.join(LOG).exists())
+    state.join(ALONE).exists() || !is_one(state)
 }
 
 pub(super) fn has_log(state: &Path) -> bool {
     fs::read_dir(state.join(LOG)).is_ok_and(|mut files| files.next().is_some())
+}
+
+/// Whom a newcomer was told to listen to, until the log says it.
+pub(super) fn seeds(state: &Path) -> Vec<Member> {
+    let text = fs::read_to_string(state.join(SEEDS)).unwrap_or_default();
+    let member = |line: &str| {
+        let mut words = line.split(' ').map(str::to_owned);
+        let key: Id<32> = words.next()?.parse().ok()?;
+        Some(Member { key: key.0, peer: words.next()?, service: words.next()? }).filter(|member| member.check().is_ok())
+    };
+    text.lines().filter_map(member).collect()
+}
+
+pub(super) fn save_seeds(state: &Path, seeds: &[Member]) -> Result<(), ReplicaError> {
+    let line = |m: &Member| format!("{} {} {}\n", Id(m.key), m.peer, m.service);
+    Ok(write_private(&state.join(SEEDS), seeds.iter().map(line).collect::<String>().as_bytes())?)
 }
 
 /// Whether there ever was a log. Without it this key has promised nothing to anybody.

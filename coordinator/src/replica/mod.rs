@@ -9,7 +9,7 @@ mod files;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use obelysk_node::error::TransportError;
 use obelysk_node::identity::{Credential, Id, IdentityError, NodeKey, unix_now};
@@ -30,6 +30,8 @@ pub use files::is_one;
 const TICK: Duration = Duration::from_millis(100);
 /// How often it is looked whether the certificate is to be renewed.
 const LOOK_AT_CERTIFICATE: Duration = Duration::from_secs(3600);
+/// How often a coordinator that waits for the others says so.
+const SAY_AGAIN: Duration = Duration::from_secs(10);
 /// How long a leader that stops waits for another to take over.
 const HAND_OVER: Duration = Duration::from_secs(3);
 
@@ -62,6 +64,12 @@ pub enum ReplicaError {
     /// It never finished joining.
     #[error("{0} holds a coordinator's key and no log: joining was not finished; run `obelysk coordinator join` again")]
     NotJoined(String),
+    /// Nobody knows it any more.
+    #[error(
+        "{0} holds a coordinator's log and no key (`peer.toml`): restore it, or remove this coordinator (`obelysk coordinator remove` at \
+         another one) and this folder, then join anew"
+    )]
+    KeyLost(String),
     /// What it promised the others is forgotten.
     #[error(
         "{0} holds a coordinator's key, and its log is lost: with another one it would break what it promised; remove this coordinator \
@@ -104,8 +112,10 @@ impl Replica {
         match (key, alone) {
             // Its log says who the others are.
             (Some(credential), false) if files::has_log(state) => {
-                Self::start(state, place, credential, (Begin::Join(Vec::new()), SharedLedger::default()))
+                Self::start(state, place, credential, (Begin::Join(files::seeds(state)), SharedLedger::default()))
             }
+            (None, false) if files::had_log(state) => Err(ReplicaError::KeyLost(state.display().to_string())),
+            (None, false) => Err(ReplicaError::NotJoined(state.display().to_string())),
             (Some(_), false) if files::had_log(state) => Err(ReplicaError::LogLost(state.display().to_string())),
             (Some(_), false) => Err(ReplicaError::NotJoined(state.display().to_string())),
             (known, _) => Self::found(state, place, known),
@@ -132,6 +142,7 @@ impl Replica {
             issued_unix_s: now,
             expires_unix_s: now + SERVER_LIFE_S,
         };
+        files::save_seeds(state, &seeds)?;
         files::save(state, &credential)?;
         Self::start(state, place, credential, (Begin::Join(seeds), SharedLedger::default()))
     }
@@ -213,14 +224,37 @@ impl Replica {
     /// [`ReplicaError::Stopped`]: this member takes no part any more.
     pub async fn authority_known(&self) -> Result<(), ReplicaError> {
         let mut role = self.raft.role();
+        let mut said = Instant::now();
         loop {
             if self.facts.ledger.lock().document(Document::Authority).is_some() {
-                return Ok(());
+                return self.is_where_it_is_known();
+            }
+            if said.elapsed() > SAY_AGAIN {
+                said = Instant::now();
+                tracing::warn!(
+                    id = format!("{:016x}", self.raft.me().id()),
+                    "still waiting for the cluster's log: a majority of the coordinators must be up, know this one (`obelysk coordinator \
+                     members`) and reach it"
+                );
             }
             if let Role::Stopped { reason } = &*role.borrow_and_update() {
                 return Err(ReplicaError::Stopped(reason.clone()));
             }
             tokio::time::sleep(TICK).await;
+        }
+    }
+
+    /// The others keep the addresses that it joined with.
+    fn is_where_it_is_known(&self) -> Result<(), ReplicaError> {
+        let electorate = self.raft.electorate();
+        let electorate = electorate.borrow();
+        let me = self.raft.me();
+        match electorate.all().find(|m| m.key == me.key).filter(|known| *known != me) {
+            None => Ok(()),
+            Some(known) => Err(ReplicaError::Stopped(format!(
+                "the coordinators know this one at {} (among them {}), not at {} ({}): start it there, or remove it and join anew",
+                known.service, known.peer, me.service, me.peer
+            ))),
         }
     }
 

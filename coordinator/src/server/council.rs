@@ -1,6 +1,7 @@
 //! What this coordinator says of the others: who leads, where all are, and orders about them.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use obelysk_node::CoordinatorAddress;
 use obelysk_node::identity::unix_now;
@@ -14,6 +15,9 @@ use crate::consensus::Role;
 use crate::consensus::raft::member::{ChangeError, Member};
 use crate::consensus::raft::{Electorate, RaftConsensus};
 use crate::identity::{AdmissionError, Authority};
+
+/// How often it is looked for newcomers that have caught up.
+const PROMOTE_EVERY: Duration = Duration::from_secs(5);
 
 /// Whether a message is an order or question about coordinators.
 pub(super) const fn is_about(message: &Message) -> bool {
@@ -101,6 +105,24 @@ pub(super) async fn answer(shared: &Arc<Shared>, order: Message) -> Result<Messa
             format!("coordinator {:016x} is to lead; `obelysk coordinator members` shows whether it does", which.id)
         })),
         _ => Err(AdmissionError::NoSuch("order of this kind".to_owned())),
+    }
+}
+
+/// As long as there is a coordinator: while it leads, it has newcomers that have caught up vote, whoever was asked to let them in.
+pub(super) async fn promote(shared: std::sync::Weak<Shared>) {
+    loop {
+        tokio::time::sleep(PROMOTE_EVERY).await;
+        let Some((shared, raft)) = shared.upgrade().and_then(|s| Some((s.clone(), s.members.clone()?))) else { return };
+        let leads = matches!(*shared.role.borrow(), Role::Leader { .. });
+        drop(shared);
+        let learners = if leads { raft.electorate().borrow().learners.clone() } else { Vec::new() };
+        for learner in learners {
+            let id = format!("{:016x}", learner.id());
+            match raft.promote(learner.id()).await {
+                Ok(()) => tracing::info!(id, "a coordinator has joined, and votes"),
+                Err(error) => tracing::debug!(id, %error, "a coordinator does not vote yet"),
+            }
+        }
     }
 }
 

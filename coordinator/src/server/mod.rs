@@ -51,7 +51,7 @@ pub use observer::{DONE, Entry, FAILED, Id, JobFacts, Replay, replay};
 use progress::Watcher;
 pub use progress::{JobResult, Phase, Progress};
 use store::Store;
-pub use store::{Backing, Folder, StoreError};
+pub use store::{Backing, Folder, StoreError, UNREACHED};
 pub use submit::{submit_remote, submit_remote_at};
 
 /// Nodes served at once: twice the largest fleet planned.
@@ -187,6 +187,7 @@ impl Coordinator {
         questions::sample(&shared, move || own.expires_unix_s());
         tokio::spawn(accept(shared.clone(), endpoint.clone()));
         tokio::spawn(collect(Arc::downgrade(&shared)));
+        tokio::spawn(council::promote(Arc::downgrade(&shared)));
         tracing::info!(address, "listening");
         Ok(Handle { shared, endpoint, local, address, nodes, brain, stop, role })
     }

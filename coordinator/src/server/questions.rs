@@ -7,19 +7,20 @@ use std::time::Duration;
 use obelysk_node::engine::WorkKind;
 use obelysk_node::identity::{NodeKeyId, unix_now};
 use obelysk_protocol::wire::{
-    AdminDone, BlobRef, ItemEntry, ItemPhase, JobEntry, JobItems, JobLog, JobState, Jobs, LogEntry, MAX_PAGE, Message, NodeState,
-    Status, WorkerEntry, Workers,
+    AdminDone, BlobRef, ItemEntry, ItemPhase, JobEntry, JobItems, JobLog, JobState, Jobs, LogEntry, MAX_PAGE, MAX_TEXT_BYTES,
+    Message, NodeState, Status, WorkerEntry, Workers,
 };
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
-use super::Shared;
 use super::brain::{Command, Face, Picture};
 use super::observer::{Entry, Remembered, Sample};
+use super::{Shared, clip};
 use crate::consensus::Role;
 use crate::core::view::{ItemState, ItemView, JobView, Standing};
 use crate::core::{Input, JobId, NodeId};
 use crate::identity::AdmissionError;
+use crate::ledger::{End, EndedJob};
 
 /// How often metrics are refreshed and the wanted number of nodes is looked at.
 const SAMPLE: Duration = Duration::from_secs(1);
@@ -219,6 +220,12 @@ fn all_jobs(shared: &Shared, picture: &Picture) -> BTreeMap<JobId, JobEntry> {
     let nodes = picture.view.nodes.iter().filter(|n| n.standing == Standing::Here && n.node != NodeId::REFEREE).count();
     let mut all: BTreeMap<JobId, JobEntry> =
         remembered.iter().filter(|(_, r)| r.facts.segments > 0).map(|(job, r)| (*job, past(*job, r))).collect();
+    // What others led to its end is known from the facts alone.
+    for (id, ended) in shared.ledger.lock().ended_jobs() {
+        if remembered.get(&id).is_none_or(|r| r.ended.is_none()) {
+            all.insert(id, settled(id, ended));
+        }
+    }
     for job in &picture.view.jobs {
         let left = shared.observer.time_left_ms(job, nodes);
         let entry = JobEntry {
@@ -237,6 +244,27 @@ fn all_jobs(shared: &Shared, picture: &Picture) -> BTreeMap<JobId, JobEntry> {
         all.insert(job.job, entry);
     }
     all
+}
+
+/// A job that ended, as the log has it.
+fn settled(job: JobId, ended: &EndedJob) -> JobEntry {
+    let (state, proof, reason, all) = match &ended.end {
+        End::Proved { proof, .. } => (JobState::Done, *proof, String::new(), ended.segments),
+        End::Failed { reason } => (JobState::Failed, BlobRef::of(&[]), clip(reason.clone(), MAX_TEXT_BYTES), 0),
+    };
+    JobEntry {
+        job: job.0,
+        model: ended.model,
+        segments: ended.segments,
+        state: state as u8,
+        submitted_unix_s: ended.opened_unix_s,
+        ended_unix_s: ended.ended_unix_s,
+        accepted: [all; 4],
+        core_us: [0; 4],
+        left_ms: 0,
+        proof,
+        reason,
+    }
 }
 
 /// A job that is not in progress.

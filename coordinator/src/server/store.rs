@@ -6,11 +6,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use obelysk_protocol::wire::BlobRef;
 
 use crate::core::{JobId, NodeId};
 pub use folder::Folder;
+
+/// Whoever may have a blob cannot be asked now: it is not lost for that.
+pub const UNREACHED: io::ErrorKind = io::ErrorKind::NotConnected;
 
 /// Keeps blobs when the process ends. Calls wait for the disk.
 ///
@@ -30,6 +34,14 @@ pub trait Backing: Debug + Send + Sync {
 
     /// Whether it seems to be there, without reading it.
     fn has(&self, blob: BlobRef) -> bool;
+
+    /// As [`Backing::has`], wherever it may be. An error of the kind [`UNREACHED`]: not known now.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn find(&self, blob: BlobRef) -> io::Result<bool> {
+        Ok(self.has(blob))
+    }
 
     /// Forgets one.
     fn remove(&self, blob: BlobRef);
@@ -66,6 +78,8 @@ struct Slot {
     /// In memory; otherwise only with the backing.
     bytes: Option<Arc<Vec<u8>>>,
     owners: BTreeSet<JobId>,
+    /// The backing has it.
+    safe: bool,
 }
 
 /// What a node may deliver, and how often it still may.
@@ -80,6 +94,11 @@ struct Grant {
 
 /// Deliveries under one lease: one, and one more for each reconnect in between; without a bound one node could fill the store.
 const MAX_DELIVERIES: u32 = 8;
+
+/// How long a blob is waited for that another coordinator may have, which comes back within seconds if it comes back.
+const UNREACHED_PATIENCE: Duration = Duration::from_secs(60);
+/// Pause between two attempts.
+const UNREACHED_PAUSE: Duration = Duration::from_millis(500);
 
 /// Why a blob was not kept.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -124,7 +143,7 @@ impl Store {
     fn put_in(&self, job: JobId, blob: BlobRef, bytes: Vec<u8>, backing: Option<&Arc<dyn Backing>>) -> Result<(), StoreError> {
         {
             let mut inner = self.inner();
-            if let Some(slot) = inner.blobs.get_mut(&blob) {
+            if let Some(slot) = inner.blobs.get_mut(&blob).filter(|slot| slot.safe || backing.is_none()) {
                 slot.owners.insert(job);
                 return Ok(());
             }
@@ -146,6 +165,7 @@ impl Store {
         written.map_err(|e| StoreError::Disk(e.to_string()))?;
         let slot = inner.blobs.entry(blob).or_default();
         slot.owners.insert(job);
+        slot.safe |= backing.is_some();
         if fresh {
             slot.bytes = Some(Arc::new(bytes));
         }
@@ -170,7 +190,16 @@ impl Store {
         if let Some(bytes) = self.inner().blobs.get(&blob)?.bytes.clone() {
             return Some(bytes);
         }
-        let read = self.backing.as_ref().map_or(Ok(None), |backing| backing.get(blob));
+        let begun = Instant::now();
+        let read = loop {
+            match self.backing.as_ref().map_or(Ok(None), |backing| backing.get(blob)) {
+                Err(error) if error.kind() == UNREACHED && begun.elapsed() < UNREACHED_PATIENCE => {
+                    tracing::debug!(%error, "a blob cannot be had now");
+                    std::thread::sleep(UNREACHED_PAUSE);
+                }
+                read => break read,
+            }
+        };
         let mut inner = self.inner();
         match read {
             Ok(Some(bytes)) => {
@@ -193,10 +222,16 @@ impl Store {
 
     /// Takes a blob over for a job, of a process that has ended; says whether it is there.
     pub(super) fn adopt(&self, job: JobId, blob: BlobRef) -> bool {
+        // Not under the lock: it may have to be asked for.
+        let found = self.backing.as_ref().map_or(Ok(false), |backing| backing.find(blob));
         let mut inner = self.inner();
-        let here = inner.blobs.contains_key(&blob) || self.backing.as_ref().is_some_and(|backing| backing.has(blob));
+        // What cannot be asked for now is asked for when it is needed.
+        let unknown = found.as_ref().is_err_and(|e| e.kind() == UNREACHED);
+        let here = inner.blobs.contains_key(&blob) || found.unwrap_or(false) || unknown;
         if here {
-            inner.blobs.entry(blob).or_default().owners.insert(job);
+            let slot = inner.blobs.entry(blob).or_default();
+            slot.owners.insert(job);
+            slot.safe |= slot.bytes.is_none();
         } else {
             inner.lost.insert(blob);
         }
@@ -337,6 +372,65 @@ mod tests {
         assert!(!store.adopt(job, piece), "collected");
         assert_eq!(store.take_lost(), BTreeSet::from([piece]), "of this term");
         assert!(store.take_lost().is_empty());
+    }
+
+    /// What another member says, or that it cannot be asked, for a while.
+    #[derive(Debug, Default)]
+    struct Elsewhere {
+        away: std::sync::atomic::AtomicU32,
+        bytes: Option<Vec<u8>>,
+    }
+
+    impl Backing for Elsewhere {
+        fn put(&self, _: BlobRef, _: &[u8]) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn get(&self, _: BlobRef) -> io::Result<Option<Vec<u8>>> {
+            let away = self
+                .away
+                .fetch_update(std::sync::atomic::Ordering::Relaxed, std::sync::atomic::Ordering::Relaxed, |n| n.checked_sub(1));
+            if away.is_ok() { Err(io::Error::new(UNREACHED, "away")) } else { Ok(self.bytes.clone()) }
+        }
+
+        fn has(&self, _: BlobRef) -> bool {
+            false
+        }
+
+        fn find(&self, blob: BlobRef) -> io::Result<bool> {
+            Ok(self.get(blob)?.is_some())
+        }
+
+        fn remove(&self, _: BlobRef) {}
+
+        fn collect(&self, _: &BTreeSet<BlobRef>) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_asked_for_now_is_not_lost() {
+        let (job, blob) = (JobId([1; 32]), BlobRef::of(&[7; 4]));
+        let there = Elsewhere { away: 3.into(), bytes: Some(vec![7; 4]) };
+        let store = Store::new(8, Some(Arc::new(there)));
+        assert!(store.adopt(job, blob), "nobody said that it is gone");
+        assert_eq!(store.get(blob).expect("they are back").as_slice(), [7; 4]);
+        assert!(store.take_lost().is_empty());
+        let nowhere = Store::new(8, Some(Arc::new(Elsewhere::default())));
+        assert!(!nowhere.adopt(job, blob), "everybody said so");
+        assert_eq!(nowhere.take_lost(), BTreeSet::from([blob]));
+    }
+
+    #[test]
+    fn what_was_kept_briefly_is_written_when_it_must_last() {
+        let place = tempfile::tempdir().expect("folder");
+        let store = Store::new(8, Some(Arc::new(Folder::open(place.path()).expect("opens"))));
+        let (job, blob) = (JobId([1; 32]), BlobRef::of(&[7; 4]));
+        store.put_briefly(job, blob, vec![7; 4]).expect("fits");
+        store.put(job, blob, vec![7; 4]).expect("fits");
+        assert_eq!((std::fs::read_dir(place.path()).expect("lists").count(), store.inner().held), (1, 4));
+        store.release(job, Some(blob));
+        assert_eq!(store.get(blob).expect("on disk").as_slice(), [7; 4]);
     }
 
     #[test]

@@ -192,6 +192,14 @@ fn folders_of_one_kind_are_not_taken_for_the_other() {
     assert!(place.run(&wrong).expect(2).stderr.contains("no administrator's file"));
     first.signal("-TERM");
     assert_eq!(first.exit_code(), Some(0));
+    // It asked to join, and never heard the answer: it must not begin a cluster of its own.
+    std::fs::create_dir_all(place.path("three")).expect("made");
+    place.write("three/peer.key", b"a key");
+    let unfinished = place.run(&["coordinator", "serve", "--state", "three", "--listen", &free, "--peer-listen", &free]);
+    assert!(unfinished.expect(2).stderr.contains("joining was not finished"));
+    // Nor a coordinator whose addresses are others now: nobody would find it.
+    let moved = place.run(&["coordinator", "serve", "--state", "one", "--listen", &free, "--peer-listen", &site.peers]);
+    assert!(moved.expect(3).stderr.contains(&site.listen));
     // Its log is lost: it must not begin a second cluster under the same key.
     std::fs::remove_dir_all(place.path("one/raft")).expect("removed");
     let lost = place.run(&["coordinator", "serve", "--state", "one", "--listen", &site.listen, "--peer-listen", &site.peers]);

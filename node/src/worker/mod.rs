@@ -180,6 +180,10 @@ impl Node {
                 SessionEnd::Lost { error, welcomed } => {
                     if welcomed {
                         (pause, since) = (BACK_OFF_FIRST, Instant::now());
+                        if agent.learned.len() > 1 {
+                            // Any of several knows who leads now; the one that is lost may be gone for good.
+                            attempt = agent.places()?.iter().position(|place| *place == address).map_or(attempt, |at| at + 1);
+                        }
                     } else {
                         attempt += 1;
                     }

@@ -244,6 +244,14 @@ impl RaftConsensus {
         }
     }
 
+    /// Gives a member that has caught up its vote.
+    ///
+    /// # Errors
+    /// [`ChangeError`].
+    pub async fn promote(&self, id: u64) -> Result<(), ChangeError> {
+        self.order(|reply| Event::Change(Change::Promote(id), reply)).await
+    }
+
     /// Takes a member out.
     ///
     /// # Errors
