@@ -313,6 +313,28 @@ fn a_job_in_mode_2_is_the_proof_of_one_process_whoever_does_which_step() {
     }
 }
 
+/// Positions follow from the shares of all segments: when another segment's is made again, they change and nothing else does.
+#[test]
+fn an_engine_that_has_answered_answers_at_other_positions_as_a_fresh_one_does() {
+    let (site, spec) = decoder_site();
+    let job = Job::run(&site, JobSpec { mode: MODE_AGGREGATED, ..spec });
+    let (h, mut answered) = (usize::from(site.folder.registered.descriptor.row_log()), 0);
+    let answer =
+        |engine: &ProofEngine, step: &[u8]| run(engine, &job.spec, (WorkKind::Joint, 1), &job.joint_inputs(1), step).unwrap();
+    let look = |record: &JointRecord, step: &[u8], _: &[Vec<u8>], parts: &[Vec<u8>]| {
+        if record.step(h) == JointStep::Answers {
+            let other = JointRecord { positions: record.positions[1..].to_vec(), ..record.clone() }.encode();
+            let fresh = answer(&engine(&site.folder), &other);
+            assert!(fresh != parts[1] && answer(&site.engine, &other) == fresh, "other positions");
+            assert!(answer(&site.engine, &other) == fresh, "the same again");
+            assert!(answer(&site.engine, step) == parts[1], "and back");
+            answered += 1;
+        }
+    };
+    job.aggregate(&site, |_, _| &site.engine, look);
+    assert_eq!(answered, 1);
+}
+
 fn encoder_site() -> (Site, JobSpec) {
     let site = Site::new(&toy::model(5));
     let spec = site.spec(vec![1, 2, 3], Vec::new());

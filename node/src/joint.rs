@@ -30,9 +30,12 @@ pub struct Joining<B: Backend> {
     delta: Vec<QM31>,
     zeta: Vec<QM31>,
     theta: Vec<QM31>,
+    /// Drawn from the shares of all segments, so a record may differ in them alone.
+    positions: Vec<usize>,
     /// The part of the last step; before the first, the result of `open`.
     last: Vec<u8>,
-    bytes: usize,
+    /// Memory of what is held.
+    held_bytes: usize,
 }
 
 /// Opens the segment's trees at these positions.
@@ -42,9 +45,15 @@ impl<B: Backend> Joining<B> {
     /// Before the first step, of a segment whose `open` gave these bytes; rows have `2^h` elements.
     pub fn new(k: &B, reduction: Reduction<B>, opened: Vec<u8>, h: usize) -> Self {
         let Reduction { segment, words, .. } = reduction;
-        let (bytes, oracles) = (segment.part.bytes(k), segment.reduced.len());
-        let (delta, zeta, theta) = (Vec::new(), Vec::new(), Vec::new());
-        Self { held: Held::Ready(segment.part), h, oracles, words, done: 0, delta, zeta, theta, last: opened, bytes }
+        let (held_bytes, oracles) = (segment.part.bytes(k), segment.reduced.len());
+        let (delta, zeta, theta, positions) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let held = Held::Ready(segment.part);
+        Self { held, h, oracles, words, done: 0, delta, zeta, theta, positions, last: opened, held_bytes }
+    }
+
+    /// Memory it takes, about.
+    fn bytes(&self) -> usize {
+        self.held_bytes + self.last.len()
     }
 
     /// Number of steps before and with the one that a record asks for.
@@ -63,6 +72,7 @@ impl<B: Backend> Joining<B> {
             && (self.delta.is_empty() || self.delta == record.own(&record.delta, segment))
             && record.zeta.starts_with(&self.zeta)
             && (self.theta.is_empty() || self.theta == record.own(&record.theta, segment))
+            && (self.positions.is_empty() || self.positions == record.positions)
     }
 
     /// The segment's part in the step of a record, after replaying the steps before it as far as they were not done here.
@@ -110,7 +120,9 @@ impl<B: Backend> Joining<B> {
                 (Held::Spent, Payload::Felts(k.to_host(&row)))
             }
             Held::Spent if self.done == self.h + 2 => {
-                (Held::Spent, Payload::Trees(answer(self.words.as_ref(), &record.positions)?))
+                let trees = answer(self.words.as_ref(), &record.positions)?;
+                self.positions.clone_from(&record.positions);
+                (Held::Spent, Payload::Trees(trees))
             }
             Held::Ready(_) | Held::Spent => return Err(lost()),
         };
@@ -143,9 +155,9 @@ impl<B: Backend> Joinings<B> {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         kept.retain(|(other, _)| *other != key);
         kept.push_back((key, joining));
-        let mut total: usize = kept.iter().map(|(_, joining)| joining.bytes).sum();
+        let mut total: usize = kept.iter().map(|(_, joining)| joining.bytes()).sum();
         while total > self.limit && kept.len() > 1 {
-            total -= kept.pop_front().map_or(0, |(_, joining)| joining.bytes);
+            total -= kept.pop_front().map_or(0, |(_, joining)| joining.bytes());
         }
     }
 }

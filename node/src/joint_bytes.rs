@@ -145,7 +145,8 @@ impl JointRecord {
         Ok(Self { counts, delta, polys, zeta, claims, values, theta_nonces, theta, positions, opening })
     }
 
-    /// Whether every list has the length of its step, for rows of `2^h` elements and words of `2^log_n`.
+    /// Whether every list has the length of its step, for rows of `2^h` elements and words of `2^log_n`; positions are no more than
+    /// are drawn.
     #[must_use]
     pub fn fits(&self, segments: usize, params: &OpeningParams) -> bool {
         let (rounds, done) = (self.polys.len(), params.h as usize);
@@ -154,6 +155,7 @@ impl JointRecord {
             && rounds <= done
             && (rounds == done || self.theta.is_empty())
             && (!self.theta.is_empty() || self.positions.is_empty())
+            && self.positions.len() <= params.queries
             && self.positions.last().is_none_or(|last| last >> params.log_n() == 0)
     }
 }
@@ -252,5 +254,14 @@ mod tests {
         assert_eq!((fold.step(2), values.step(2)), (JointStep::Fold, JointStep::Values));
         assert_eq!((full.own(&full.delta, 0), full.own(&full.delta, 1)), (&[ONE][..], &[ZERO, ONE][..]));
         assert!(full.own(&full.delta, 2).is_empty());
+    }
+
+    #[test]
+    fn positions_are_no_more_than_queries_and_within_a_word() {
+        let params = OpeningParams { h: 2, blowup_log: 1, queries: 3, g_fold: 0, g_query: 0 };
+        assert!(record().fits(2, &params));
+        assert!(!record().fits(2, &OpeningParams { queries: 2, ..params }));
+        let [last, beyond] = [7, 8].map(|p| JointRecord { positions: vec![1, 5, p], ..record() });
+        assert!(last.fits(2, &params) && !beyond.fits(2, &params));
     }
 }

@@ -59,6 +59,13 @@ impl Item {
     pub(super) const fn open(&self) -> bool {
         self.accepted.is_none() && self.checking.is_none() && self.lease.is_none()
     }
+
+    /// Becomes another item under the same name: nothing of the one before counts. What still runs or is checked was leased for
+    /// other needs, and is late by them.
+    fn renew(&mut self) {
+        let Self { checking, lease, .. } = std::mem::take(self);
+        *self = Self { checking, lease, ..Self::default() };
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -252,7 +259,7 @@ impl Job {
         let number = self.joint.as_ref().map_or(0, |joint| joint.number + 1);
         self.joint = Some(Joint { basis: asked.basis, step, number, before: before? });
         for l in 0..self.segments {
-            self.items.entry(Work::new(WorkKind::Joint, l)).or_default().accepted = None;
+            self.items.entry(Work::new(WorkKind::Joint, l)).or_default().renew();
         }
         Some(number)
     }
@@ -262,7 +269,26 @@ impl Job {
         if self.joint.take().is_none() {
             return Vec::new();
         }
-        (0..self.segments).filter_map(|l| self.retract(Work::new(WorkKind::Joint, l), reason)).collect()
+        let works = (0..self.segments).map(|l| Work::new(WorkKind::Joint, l));
+        works
+            .filter_map(|work| {
+                if let Some(item) = self.items.get_mut(&work) {
+                    item.doubt = None;
+                }
+                self.retract(work, reason)
+            })
+            .collect()
+    }
+
+    /// Drops the doubt of an item that needs something else by now.
+    pub(super) fn drop_void_doubt(&mut self, work: Work) {
+        if self.items.get(&work).is_none_or(|item| item.doubt.is_none()) {
+            return;
+        }
+        let Some(needs) = self.needs(work) else { return };
+        if let Some(item) = self.items.get_mut(&work) {
+            item.doubt.take_if(|doubt| doubt.needs != needs);
+        }
     }
 
     /// Whether the opening of all stands on this blob.

@@ -24,13 +24,14 @@ impl State {
     }
 
     fn weigh(&mut self, id: JobId, work: Work, candidate: Candidate, verdict: Verdict, out: &mut Vec<Effect>) {
-        let Some(job) = self.jobs.get(&id) else { return };
+        let Some(job) = self.jobs.get_mut(&id) else { return };
         let node = candidate.record.node;
         let quarantined = self.members.get(&node).is_some_and(|m| m.presence == Presence::Quarantined);
         // Judged against results that were taken back since, or made by a liar: as if it had never come.
         if quarantined || job.needs(work).as_ref() != Some(&candidate.record.needs) {
             return;
         }
+        job.drop_void_doubt(work);
         if !self.may_settle(id, work, node) {
             return;
         }
@@ -162,5 +163,116 @@ impl State {
             }
         }
         out.push(Effect::Quarantine { node, reason });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use obelysk_protocol::wire::BlobRef;
+
+    use super::super::job::{self, Job, Record};
+    use super::super::types::{Input, Needs, Policy};
+    use super::*;
+
+    const ID: JobId = JobId([1; 32]);
+    const MODEL: [u8; 32] = [7; 32];
+    /// Made everything before what is judged.
+    const AUTHOR: NodeId = NodeId(1);
+    /// Said that it is wrong.
+    const REPORTER: NodeId = NodeId(2);
+    /// Made what is judged.
+    const THIRD: NodeId = NodeId(3);
+
+    fn result(job: &Job, work: Work, node: NodeId) -> Record {
+        Record { node, needs: job.needs(work).expect("ready"), output: BlobRef::of(work.to_string().as_bytes()) }
+    }
+
+    fn put(job: &mut Job, work: Work) {
+        let record = result(job, work, AUTHOR);
+        job.items.entry(work).or_default().accepted = Some(record);
+    }
+
+    fn doubt(job: &mut Job, work: Work, needs: Needs) {
+        job.items.entry(work).or_default().doubt = Some(Doubt { reporter: REPORTER, reason: "so it says".to_owned(), needs });
+    }
+
+    /// A job of one segment, done up to and with this kind.
+    fn done_to(last: WorkKind) -> Job {
+        let mut job = Job::new(MODEL, BlobRef::of(b"spec"), 1);
+        for kind in WorkKind::ALL.into_iter().filter(|kind| *kind <= last) {
+            if kind == WorkKind::Prove {
+                let commits = job.settled_commits().expect("committed");
+                job.challenge = Some(job::Challenge { commits, extra: BlobRef::of(b"challenge") });
+            }
+            put(&mut job, Work::new(kind, 0));
+        }
+        job
+    }
+
+    fn step(job: &mut Job, bytes: &[u8]) -> Option<u32> {
+        job.asked = job.joinable();
+        job.join(BlobRef::of(bytes))
+    }
+
+    #[test]
+    fn a_joint_step_starts_with_nothing_of_the_one_before() {
+        let (mut job, work) = (done_to(WorkKind::Open), Work::new(WorkKind::Joint, 0));
+        assert_eq!(step(&mut job, b"first"), Some(0));
+        let needs = job.needs(work).expect("joined");
+        put(&mut job, work);
+        doubt(&mut job, work, needs.clone());
+        let item = job.items.entry(work).or_default();
+        item.dead.extend([AUTHOR, THIRD]);
+        item.failures.push((THIRD, "out of memory".to_owned()));
+        item.not_before_ms = 99;
+        assert_eq!(step(&mut job, b"second"), Some(1));
+        let item = &job.items[&work];
+        assert!(item.open() && item.doubt.is_none() && item.dead.is_empty() && item.failures.is_empty(), "{item:?}");
+        assert_eq!(item.not_before_ms, 0);
+
+        // A doubt about the step before is dropped, one about this step stays until the whole is given up.
+        doubt(&mut job, work, needs);
+        job.drop_void_doubt(work);
+        assert!(job.items[&work].doubt.is_none());
+        let needs = job.needs(work).expect("joined");
+        doubt(&mut job, work, needs);
+        job.drop_void_doubt(work);
+        assert!(job.items[&work].doubt.is_some());
+        job.unjoin("what it opens has changed");
+        assert!(job.items[&work].doubt.is_none());
+    }
+
+    /// Who is sent away for the verdict on a proof that was doubted under the same challenge, or under another.
+    fn sent_away(same: bool, verdict: Verdict) -> Vec<NodeId> {
+        let (mut job, work, epoch) = (done_to(WorkKind::Commit), Work::new(WorkKind::Prove, 0), 9);
+        let commits = job.settled_commits().expect("committed");
+        job.challenge = Some(job::Challenge { commits, extra: BlobRef::of(b"challenge") });
+        let record = result(&job, work, THIRD);
+        let needs = record.needs.clone();
+        let other = Needs { extra: BlobRef::of(b"another challenge"), ..needs.clone() };
+        doubt(&mut job, work, if same { needs } else { other });
+        job.items.entry(work).or_default().checking = Some(Candidate { epoch, record, core_us: 1, peak_bytes: 1 });
+        let policy = Policy { lease_ms: 100, away_grace_ms: 50, wait_deadline_ms: 1000, retry_pause_ms: 1 };
+        let mut state = State::new(policy);
+        state.jobs.insert(ID, job);
+        state.queue.push(ID);
+        for node in [AUTHOR, REPORTER, THIRD] {
+            state.apply(1, Input::NodeJoined { node, models: BTreeSet::from([MODEL]), cores: 1, held: BTreeSet::new() });
+        }
+        let effects = state.apply(2, Input::CheckResult { job: ID, work, epoch, verdict });
+        let away = |effect| if let Effect::Quarantine { node, .. } = effect { Some(node) } else { None };
+        effects.into_iter().filter_map(away).collect()
+    }
+
+    #[test]
+    fn a_doubt_about_other_inputs_sends_nobody_away() {
+        let dispute = || Verdict::Dispute("it differs".to_owned());
+        assert_eq!(sent_away(true, dispute()), [AUTHOR], "two contradict it");
+        assert_eq!(sent_away(true, Verdict::Accept), [REPORTER], "a third did it");
+        for verdict in [dispute(), Verdict::Accept] {
+            assert!(sent_away(false, verdict).is_empty());
+        }
     }
 }

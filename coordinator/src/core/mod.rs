@@ -347,6 +347,7 @@ impl State {
         if job.needs(lease.work).as_ref() != Some(&lease.needs) {
             return;
         }
+        job.drop_void_doubt(lease.work);
         let blames_other = disagrees && job.cause(lease.work).is_some_and(|(_, author)| author != node);
         if blames_other {
             if !self.may_settle(lease.job, lease.work, node) {

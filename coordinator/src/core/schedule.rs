@@ -117,6 +117,8 @@ impl State {
     fn place(&mut self, course: &mut Course, work: Work, idle: &mut BTreeSet<NodeId>, out: &mut Vec<Effect>) {
         let id = course.id;
         // An earlier item of this pass may have ended the job.
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        job.drop_void_doubt(work);
         let Some(job) = self.jobs.get(&id) else { return };
         match self.choose(course, job, work, idle) {
             Choice::Node(node) => {
