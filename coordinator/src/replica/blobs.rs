@@ -109,7 +109,10 @@ impl Links {
             _ => {}
         }
         let dialled = self.dialler.dial(member).await;
-        *line = Some(dialled.as_ref().map(Connection::clone).map_err(|_| Instant::now()));
+        *line = Some(match &dialled {
+            Ok(connection) => Ok(connection.clone()),
+            Err(_) => Err(Instant::now()),
+        });
         dialled
     }
 
