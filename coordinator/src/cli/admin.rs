@@ -95,7 +95,13 @@ impl Desk {
                 Err(error) => last = last.or(Some(error)),
             }
         }
-        Err(last.unwrap_or_else(|| TransportError::Lost("the file names no coordinator".to_owned()))).code(Code::Cluster)
+        let last = last.unwrap_or_else(|| TransportError::Lost("the file names no coordinator".to_owned()));
+        if tried.len() < 2 {
+            return Err(last).code(Code::Cluster);
+        }
+        let all: Vec<String> = tried.iter().map(|place| format!("{}:{}", place.host, place.port)).collect();
+        let error = anyhow::anyhow!("no coordinator takes orders now ({}): {last}", all.join(", "));
+        Err(Failure { code: Code::Cluster, error })
     }
 
     /// Whose orders these are.

@@ -113,8 +113,8 @@ impl Part {
 }
 
 fn needs_peer_listen(state: &Path) -> Failure {
-    let text = "is that of one of several coordinators: pass --peer-listen ADDRESS, or set `peer_listen`";
-    Failure::input(format!("the folder {} is, or is to be, one where that {text}", state.display()))
+    let text = "is, or is to be, that of one of several coordinators: pass --peer-listen ADDRESS, or set `peer_listen`";
+    Failure::input(format!("the folder {} {text}", state.display()))
 }
 
 /// Settings from file and arguments, and the folder.
