@@ -43,7 +43,9 @@ fn log(folder: &Path, job: [u8; 32]) -> Vec<Entry> {
     let started = Instant::now();
     loop {
         let text = std::fs::read_to_string(log_file(folder, job)).unwrap_or_default();
-        let entries: Vec<Entry> = text.lines().map(|line| serde_json::from_str(line).expect("an entry")).collect();
+        // What follows the last end of a line is being written.
+        let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        let entries: Vec<Entry> = whole.lines().map(|line| serde_json::from_str(line).expect("an entry")).collect();
         if entries.last().is_some_and(Entry::is_last) {
             return entries;
         }
