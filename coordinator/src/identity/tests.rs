@@ -1,6 +1,10 @@
 //! The registry against its rules, at moments chosen here.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use obelysk_node::identity::Id;
+use zeroize::Zeroizing;
 
 use super::*;
 
@@ -74,5 +78,40 @@ fn it_is_bounded_and_reads_what_it_wrote() {
     assert!(registry.is_admin(Id([3; 32])) && !registry.is_admin(Id([7; 32])));
     for cut in (0..bytes.len()).step_by(997) {
         assert!(Registry::from_bytes(&bytes[..cut]).is_err());
+    }
+}
+
+/// One log, in terms.
+#[derive(Debug, Default)]
+struct Turns {
+    log: MemoryStorage,
+    term: AtomicU64,
+}
+
+impl Storage for Turns {
+    fn read(&self, document: Document) -> Result<Option<Zeroizing<Vec<u8>>>, StorageError> {
+        self.log.read(document)
+    }
+
+    fn write(&self, document: Document, bytes: &[u8]) -> Result<(), StorageError> {
+        self.log.write(document, bytes)
+    }
+
+    fn term(&self) -> u64 {
+        self.term.load(Ordering::Relaxed)
+    }
+}
+
+/// Whoever leads decides on what those before left, not on what it knew when it started.
+#[test]
+fn what_another_leader_decided_is_not_written_over() {
+    let log = Arc::new(Turns::default());
+    let first = Admissions::open(log.clone()).expect("a new cluster");
+    let second = Admissions::open(log.clone()).expect("the same");
+    let order = |key| TokenOrder { public_key: [key; 32], ttl_s: 60, uses: 1 };
+    for (term, leader) in [(1, &first), (2, &second), (3, &first)] {
+        log.term.store(term, Ordering::Relaxed);
+        leader.add_token(order(term as u8)).expect("added");
+        assert_eq!(leader.tokens_after(Id([0; 16]), 9).len() as u64, term, "with those of the terms before");
     }
 }

@@ -149,6 +149,12 @@ impl Ledger {
         open.chain(proof).filter(|blob| blob.length > 0).collect()
     }
 
+    /// Blobs that any job needs, job by job.
+    #[must_use]
+    pub fn blobs(&self) -> BTreeMap<JobId, BTreeSet<BlobRef>> {
+        self.open.keys().chain(self.ended.keys()).map(|id| (*id, self.blobs_of(*id))).collect()
+    }
+
     fn take(&mut self, entry: Entry) {
         match entry {
             Entry::JobOpened { job, number, model, spec, segments, unix_s } => {

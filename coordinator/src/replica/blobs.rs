@@ -265,9 +265,7 @@ async fn ask(links: &Links, others: &[Member], blob: BlobRef) -> Asked {
 
 /// What the facts name.
 fn named(ledger: &SharedLedger) -> BTreeSet<BlobRef> {
-    let ledger = ledger.lock();
-    let all = ledger.open_jobs().map(|(id, _)| id).chain(ledger.ended_jobs().map(|(id, _)| id));
-    all.flat_map(|id| ledger.blobs_of(id)).collect()
+    ledger.lock().blobs().into_values().flatten().collect()
 }
 
 /// Fetches what the facts name and is not here, and removes what they do not name, while another leads.

@@ -1,7 +1,6 @@
 //! As long as this member leads there is a brain, restored from the facts; when it leads no more the brain is dropped as a whole, and
 //! everything it knew beyond the facts with it. Nothing of an earlier brain reaches a later one: each has a queue of its own.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use obelysk_node::engine::{Checker, Engine};
@@ -115,11 +114,7 @@ impl Parts {
     /// Takes over the blobs that the facts name, and forgets all others and all leases.
     fn adopt_blobs(&self) {
         self.store.begin_term();
-        let needed: BTreeMap<_, _> = {
-            let ledger = self.facts.ledger.lock();
-            let all = ledger.open_jobs().map(|(id, _)| id).chain(ledger.ended_jobs().map(|(id, _)| id));
-            all.map(|id| (id, ledger.blobs_of(id))).collect()
-        };
+        let needed = self.facts.ledger.lock().blobs();
         for (job, blobs) in needed {
             let missing = blobs.into_iter().filter(|blob| !self.store.adopt(job, *blob)).count();
             if missing > 0 {

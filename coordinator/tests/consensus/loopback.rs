@@ -104,3 +104,28 @@ async fn leadership_moves_and_members_go_only_while_a_majority_lives() {
     keep(&seats, 10..20).await;
     agree(&cluster);
 }
+
+/// A term has one brain: when that ends, the term ends.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_steps_down_leads_in_that_term_no_more() {
+    let cluster = Cluster::new(Pace::default(), 0);
+    let alone = vec![cluster.seat(Begin::First(7))];
+    let (_, term) = leader(&alone).await;
+    assert!(term > 7, "terms go on above those before the log");
+    alone[0].up().step_down(term);
+    until("another term", || alone[0].leads().is_some_and(|later| later > term)).await;
+    let stale = alone[0].up().propose(term, vec![vec![1]]).await;
+    assert!(matches!(stale, Err(ProposeError::NotLeader { .. })), "{stale:?}");
+
+    let cluster = Cluster::new(Pace::default(), 0);
+    let seats = three(&cluster).await;
+    let (n, term) = leader(&seats).await;
+    seats[n].up().step_down(term);
+    until("another term", || seats.iter().filter_map(Seat::leads).any(|later| later > term)).await;
+    let (n, later) = leader(&seats).await;
+    // Of a term that is over: nothing.
+    seats[n].up().step_down(term);
+    keep(&seats, 10..20).await;
+    assert!(seats.iter().filter_map(Seat::leads).all(|now| now >= later));
+    agree(&cluster);
+}
