@@ -9,7 +9,7 @@ use std::fmt::Display;
 use std::slice;
 use std::sync::Arc;
 
-use obelysk_model::recent::Recent;
+use obelysk_model::recent::{Key, Recent};
 use obelysk_model::validate::{DEFAULT_RATE, Needs, SegmentNeeds};
 use obelysk_node::calibration;
 use obelysk_node::engine::{CheckError, Checker, Joined, Pieces, Trial, Verdict, WorkKind};
@@ -18,15 +18,16 @@ use obelysk_protocol::circuit::descriptor::Descriptor;
 use obelysk_protocol::circuit::segment::Circuit;
 use obelysk_protocol::circuit::{PublicInput, segment_count};
 use obelysk_protocol::field::QM31;
-use obelysk_protocol::transcript::{Digest, HashSuite};
+use obelysk_protocol::transcript::{Digest, HashSuite, Transcript};
 use obelysk_protocol::verifier::aggregate::{
     Closed, Outline, Stated as _, boundary_point, neighbours, segment_fork, segment_view, verify_bytes, verify_claims,
-    verify_segment,
+    verify_opened,
 };
 use obelysk_protocol::verifier::bytes::Reader;
 use obelysk_protocol::verifier::opening::{CombinedProof, OpeningProof};
-use obelysk_protocol::verifier::proof::{MODE_AGGREGATED, Proof, SegmentProof, opening_shape};
+use obelysk_protocol::verifier::proof::{MODE_AGGREGATED, MODE_FORKED, Proof, SegmentProof, opening_shape};
 use obelysk_protocol::verifier::registered::Registered;
+use obelysk_protocol::verifier::segment::OpeningClaims;
 use obelysk_protocol::verifier::soundness;
 use obelysk_shard::hidden::{self, boundary_values};
 use obelysk_shard::job::Backend;
@@ -36,6 +37,8 @@ use obelysk_shard::local::draw_seed;
 const MAX_SEGMENTS: usize = 1024;
 /// Statements kept: one per running job of a busy coordinator.
 const STATEMENTS: usize = 8;
+/// Memory of verified claims that wait for their opening: a thousand of a large model.
+const CLAIMED_BYTES: usize = 1 << 28;
 /// Memory of verified segments that wait for the opening of all: a thousand of a large model.
 const CLOSED_BYTES: usize = 1 << 28;
 
@@ -46,8 +49,14 @@ pub struct ProofChecker<S: HashSuite, B: Backend> {
     /// The model of calibration: for trials only.
     trial: Option<Digest>,
     statements: Recent<OpenJob>,
+    claimed: Recent<Claimed<S>>,
     closed: Recent<Closed>,
-    suite: std::marker::PhantomData<S>,
+}
+
+/// A segment whose claims were verified: where its transcript stands, and what is left to open.
+struct Claimed<S: HashSuite> {
+    transcript: Transcript<S>,
+    left: OpeningClaims,
 }
 
 /// A specification with its model.
@@ -93,8 +102,8 @@ impl<S: HashSuite, B: Backend> ProofChecker<S, B> {
     #[must_use]
     pub fn new(backend: B, models: impl IntoIterator<Item = Registered>) -> Self {
         let models = models.into_iter().map(|m| (m.model_id::<S>(), Arc::new(m))).collect();
-        let (statements, closed) = (Recent::new(STATEMENTS), Recent::new(CLOSED_BYTES));
-        Self { backend, models, trial: None, statements, closed, suite: std::marker::PhantomData }
+        let (statements, claimed, closed) = (Recent::new(STATEMENTS), Recent::new(CLAIMED_BYTES), Recent::new(CLOSED_BYTES));
+        Self { backend, models, trial: None, statements, claimed, closed }
     }
 
     /// Calibrates new nodes by this model, see [`obelysk_node::calibration`].
@@ -140,12 +149,27 @@ impl<S: HashSuite, B: Backend> ProofChecker<S, B> {
         }
     }
 
+    /// The claims of a segment, verified in its fork; remembered, as their opening goes on from them.
+    fn claimed(&self, job: &Job, extra: &[u8], segment: usize, blob: &[u8]) -> Result<Arc<Claimed<S>>, String> {
+        self.claimed.get_or(key_of(job, &[extra, &(segment as u64).to_le_bytes(), blob]), || {
+            let open = self.open(job, extra)?;
+            let s = &open.statement;
+            let circuit = s.circuit(&job.model, segment).map_err(|e| e.to_string())?;
+            let (around, proof) = claims_from_bytes(blob, &job.model, (segment, &circuit)).map_err(|e| e.to_string())?;
+            let input = segment_view::<S>(&job.model, s, &open.seed, (segment, &circuit), (&around.0, &around.1));
+            let mut transcript = segment_fork::<S>(&open.seed, s, segment);
+            let left = verify_claims(&mut transcript, &input, &proof).map_err(|e| e.to_string())?;
+            let felts = left.values.0.len() + left.weights.as_ref().map_or(0, |w| w.weights.len() + w.point.len());
+            Ok((Claimed { transcript, left }, size_of::<Claimed<S>>() + size_of::<QM31>() * felts))
+        })
+    }
+
     /// Inputs: hidden state before (but for segment 0), hidden state after.
     fn check_prove(&self, job: &Job, segment: usize, inputs: &[&[u8]], (extra, output): (&[u8], &[u8])) -> Result<(), Verdict> {
         let open = self.open(job, extra).map_err(reject)?;
         let s = &open.statement;
         let circuit = s.circuit(&job.model, segment).map_err(reject)?;
-        let (claimed, proof) = claims_from_bytes(output, &job.model, (segment, &circuit)).map_err(reject)?;
+        let (claimed, _) = claims_from_bytes(output, &job.model, (segment, &circuit)).map_err(reject)?;
         let limbs = job.model.descriptor.boundary_limbs();
         let values = |l: Option<usize>, blob: Option<&&[u8]>| -> Result<Vec<QM31>, Verdict> {
             let Some(l) = l.filter(|l| l + 1 < job.segments()) else { return Ok(Vec::new()) };
@@ -157,25 +181,32 @@ impl<S: HashSuite, B: Backend> ProofChecker<S, B> {
         if claimed != (before, after) {
             return Err(reject("the boundary values are not those of the hidden states"));
         }
-        let input = segment_view::<S>(&job.model, s, &open.seed, (segment, &circuit), (&claimed.0, &claimed.1));
-        let mut t = segment_fork::<S>(&open.seed, s, segment);
-        verify_claims(&mut t, &input, &proof).map(|_| ()).map_err(reject)
+        self.claimed(job, extra, segment, output).map(|_| ()).map_err(reject)
     }
 
     /// Inputs: hidden state before (but for segment 0), result of prove.
     fn check_open(&self, job: &Job, segment: usize, inputs: &[&[u8]], (extra, output): (&[u8], &[u8])) -> Result<(), Verdict> {
         let claims = inputs.last().copied().unwrap_or_default();
-        if job.spec.mode == MODE_AGGREGATED {
-            return self.closed(job, extra, segment, (claims, output)).map(|_| ()).map_err(reject);
+        let judged = match job.spec.mode {
+            MODE_AGGREGATED => self.closed(job, extra, segment, (claims, output)).map(|_| ()),
+            _ => self.close(job, extra, segment, (claims, output)).map(|_| ()),
+        };
+        judged.map_err(reject)
+    }
+
+    /// A segment verified in its fork.
+    fn close(&self, job: &Job, extra: &[u8], segment: usize, (claims, opened): (&[u8], &[u8])) -> Result<Closed, String> {
+        // Elsewhere a fork does not start from the seed.
+        if !matches!(job.spec.mode, MODE_FORKED | MODE_AGGREGATED) {
+            return Err(format!("segments of mode {} cannot be judged alone", job.spec.mode));
         }
-        let open = self.open(job, extra).map_err(reject)?;
-        let circuit = &*open.statement.circuit(&job.model, segment).map_err(reject)?;
-        let (around, proof) = segment_proof(job, (segment, circuit), claims, output).map_err(reject)?;
-        let root = Challenge::decode(extra).map_err(reject)?.roots[segment];
-        let about = (root, (around.0.as_slice(), around.1.as_slice()));
-        verify_segment::<S>(&job.model, &open.statement, &open.seed, (segment, circuit), about, &proof)
-            .map(|_| ())
-            .map_err(reject)
+        let open = self.open(job, extra)?;
+        let circuit = &*open.statement.circuit(&job.model, segment).map_err(|e| e.to_string())?;
+        let proof = opening_proof(job, circuit, opened)?;
+        let root = Challenge::decode(extra).map_err(|e| e.to_string())?.roots[segment];
+        let claimed = self.claimed(job, extra, segment, claims)?;
+        let (t, left) = (claimed.transcript.clone(), claimed.left.clone());
+        verify_opened(&job.model, &open.statement, t, (segment, circuit), (root, left), &proof).map_err(|e| e.to_string())
     }
 
     /// The whole proof, verified.
@@ -242,15 +273,28 @@ fn segment_proof(
     opening: &[u8],
 ) -> Result<(Boundaries, SegmentProof), String> {
     let (boundaries, claims) = claims_from_bytes(claims, &job.model, (segment, circuit)).map_err(|e| e.to_string())?;
-    let mut r = Reader::new(opening);
+    Ok((boundaries, SegmentProof { claims, opening: opening_proof(job, circuit, opening)? }))
+}
+
+fn opening_proof(job: &Job, circuit: &Circuit, bytes: &[u8]) -> Result<OpeningProof, String> {
+    let mut r = Reader::new(bytes);
     let shape = opening_shape(circuit, &job.model.opening());
     let rows = job.spec.mode == MODE_AGGREGATED;
     let opening = if rows { OpeningProof::read_rows(&mut r, &shape) } else { OpeningProof::read(&mut r, &shape) };
     let opening = opening.map_err(|e| e.to_string())?;
     match r.remaining() {
-        0 => Ok((boundaries, SegmentProof { claims, opening })),
+        0 => Ok(opening),
         n => Err(format!("opening: {n} bytes too many")),
     }
+}
+
+/// Names what was verified: all of the job and these bytes.
+fn key_of(job: &Job, parts: &[&[u8]]) -> Key {
+    let mut key = blake3::Hasher::new();
+    for part in std::iter::once(&*job.spec.encode()).chain(parts.iter().copied()) {
+        key.update(&(part.len() as u64).to_le_bytes()).update(part);
+    }
+    key.finalize().into()
 }
 
 impl<S: HashSuite, B: Backend + 'static> Checker for ProofChecker<S, B> {

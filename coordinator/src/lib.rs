@@ -8,6 +8,7 @@ pub mod blobs;
 pub mod checker;
 pub mod consensus;
 pub mod core;
+pub mod evidence;
 pub mod identity;
 pub mod ledger;
 pub mod replica;

@@ -15,7 +15,7 @@ use obelysk_protocol::wire::{HEADER_BYTES, MessageId};
 use obelysk_shard::registration::register;
 use std::path::PathBuf;
 use std::time::Duration;
-use targets::{DECODER, ENCODER, Site, TARGETS};
+use targets::{DECODER, ENCODER, JOINT, Site, TARGETS};
 
 /// Largest seed kept: a fuzzer begins faster with small ones.
 const MAX_SEED_BYTES: usize = 13 << 10;
@@ -76,6 +76,7 @@ fn write_seeds() {
     joining();
     wire();
     proofs();
+    joint();
     for (model, name, site) in [(0, "encoder", &*ENCODER), (1, "decoder", &*DECODER)] {
         one_job(model, name, site);
     }
@@ -145,6 +146,26 @@ fn proofs() {
 
 fn with_lengths(blobs: [&[u8]; 4]) -> Vec<u8> {
     blobs.iter().flat_map(|blob| [&(blob.len() as u32).to_le_bytes()[..], blob].concat()).collect()
+}
+
+/// The honest course of a job in mode 2; its last answers are of a proof that is never published.
+fn joint() {
+    for (number, step) in JOINT.course.iter().enumerate() {
+        let keep = |name: &str, head: [u8; 2], blobs: &[&[u8]]| {
+            let blobs = blobs.iter().flat_map(|blob| [&(blob.len() as u32).to_le_bytes()[..], blob].concat());
+            let bytes: Vec<u8> = head.into_iter().chain(blobs).collect();
+            if bytes.len() <= MAX_SEED_BYTES {
+                write("joint", &format!("{name}-{number}"), &bytes);
+            } else {
+                println!("{name}-{number} has {} bytes: left out", bytes.len());
+            }
+        };
+        write("joint", &format!("record-{number}"), &[&[0, 0], &step.record[..]].concat());
+        keep("check", [1, 1], &[&step.record, &step.before[1], &step.parts[1]]);
+        let last = if number + 1 == JOINT.course.len() { "refused-join" } else { "join" };
+        let parts: Vec<&[u8]> = [&step.record].into_iter().chain(&step.parts).map(Vec::as_slice).collect();
+        keep(last, [2, 0], &parts);
+    }
 }
 
 /// A job as nodes do it, each result with what the checker is given beside it.

@@ -9,19 +9,19 @@ pub fn cpu_time() -> Duration {
     Duration::new(u64::try_from(now.tv_sec).unwrap_or(0), u32::try_from(now.tv_nsec).unwrap_or(0))
 }
 
-/// Processor time of all child processes that have ended and were waited for, theirs included; zero where the system does not tell.
+/// Processor time so far of all threads of another process; zero when it has ended, or where the system does not tell.
 #[must_use]
-pub fn children_cpu_time() -> Duration {
-    std::fs::read_to_string("/proc/self/stat").ok().and_then(|stat| waited_for(&stat)).unwrap_or_default()
+pub fn cpu_time_of(process: u32) -> Duration {
+    std::fs::read_to_string(format!("/proc/{process}/stat")).ok().and_then(|stat| ticks(&stat)).unwrap_or_default()
 }
 
 /// Linux counts in hundredths of a second wherever programs can see it (`USER_HZ`).
 const TICKS_PER_SECOND: u64 = 100;
 
-/// Fields 16 and 17 of proc_pid_stat(5), counted from 1; the name before them may hold spaces and brackets.
-fn waited_for(stat: &str) -> Option<Duration> {
+/// Fields 14 and 15 of proc_pid_stat(5), counted from 1; the name before them may hold spaces and brackets.
+fn ticks(stat: &str) -> Option<Duration> {
     let (_, after_name) = stat.rsplit_once(')')?;
-    let mut fields = after_name.split_ascii_whitespace().skip(13);
+    let mut fields = after_name.split_ascii_whitespace().skip(11);
     let (user, system): (u64, u64) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
     Some(Duration::from_millis(user.checked_add(system)?.checked_mul(1000 / TICKS_PER_SECOND)?))
 }
@@ -47,9 +47,10 @@ mod tests {
         let before = cpu_time();
         let sum = std::hint::black_box((0..5_000_000u64).fold(0, |a, b| a ^ b.wrapping_mul(3)));
         assert!(cpu_time() > before, "{sum}");
-        let stat = "7 (a) b) S 1 7 7 0 -1 4 10 20 0 0 11 12 130 14 20 0 1 0 5\n";
-        assert_eq!(waited_for(stat), Some(Duration::from_millis(1440)));
-        assert_eq!(waited_for("7 (a) S 1"), None);
+        let stat = "7 (a) b) S 1 7 7 0 -1 4 10 20 0 0 130 14 11 12 20 0 1 0 5\n";
+        assert_eq!(ticks(stat), Some(Duration::from_millis(1440)));
+        assert_eq!(cpu_time_of(u32::MAX), Duration::ZERO);
+        assert_eq!(ticks("7 (a) S 1"), None);
         assert_eq!(high_water("VmPeak:\t 1 kB\nVmHWM:\t   2048 kB\n"), Some(2 << 20));
         assert_eq!(high_water("VmPeak:\t 1 kB\n"), None);
     }

@@ -237,7 +237,7 @@ pub struct Committed<B: Backend> {
     columns: Vec<<B as ProofKernels>::Base>,
     values: CommittedValues<B>,
     received: Vec<i32>,
-    trace: SegmentTrace,
+    handed: Option<Vec<i32>>,
     bytes: usize,
     /// Where the weight tiles will be opened, and their values there, once the segment is proved.
     partials: Mutex<Option<(Vec<QM31>, Vec<QM31>)>>,
@@ -259,7 +259,7 @@ impl<B: Backend> Committed<B> {
     /// The hidden state this segment hands on.
     #[must_use]
     pub fn hidden(&self) -> Option<Vec<i32>> {
-        self.trace.hidden()
+        self.handed.clone()
     }
 }
 
@@ -294,7 +294,7 @@ pub fn commit<S: HashSuite, B: Backend>(
     let bytes = 4 * stacked.len() * (2 + (1 << code.blowup_log)) + (64 << code.log_n());
     let values = CommittedValues::commit::<S>(k, code, stacked);
     let columns = columns.par_iter().map(|v| ProofKernels::column(k, v)).collect();
-    Ok(Committed { columns, values, received: received.to_vec(), trace, bytes, partials: Mutex::default() })
+    Ok(Committed { columns, values, received: received.to_vec(), handed: trace.hidden(), bytes, partials: Mutex::default() })
 }
 
 /// The circuit's columns from a trace.

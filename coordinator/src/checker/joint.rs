@@ -9,14 +9,14 @@ use obelysk_node::job_bytes::Challenge;
 use obelysk_node::joint_bytes::{JointRecord, JointStep, Payload, read_part};
 use obelysk_protocol::field::QM31;
 use obelysk_protocol::transcript::{HashSuite, Transcript};
-use obelysk_protocol::verifier::aggregate::{Closed, Stated as _, absorb_closing, open_statement, verify_fork};
+use obelysk_protocol::verifier::aggregate::{Closed, absorb_closing, open_statement};
 use obelysk_protocol::verifier::bytes::Reader;
 use obelysk_protocol::verifier::opening::{CombinedProof, OpeningParams};
 use obelysk_shard::job::Backend;
 use obelysk_shard::prover::aggregate::checks::{continues, share_agrees, share_at, weighted_symbols, weighted_values};
 use obelysk_shard::prover::aggregate::join::{AggregateError, JointFold, JointRounds};
 
-use super::{Job, ProofChecker, pieces, reject, segment_proof};
+use super::{Job, ProofChecker, key_of, pieces, reject};
 
 fn judge(holds: bool, what: &str) -> Result<(), Verdict> {
     if holds { Ok(()) } else { Err(reject(what)) }
@@ -40,18 +40,8 @@ impl<S: HashSuite, B: Backend> ProofChecker<S, B> {
         segment: usize,
         (claims, opened): (&[u8], &[u8]),
     ) -> Result<Arc<Closed>, String> {
-        let mut key = blake3::Hasher::new();
-        for part in [&*job.spec.encode(), extra, &(segment as u64).to_le_bytes(), claims, opened] {
-            key.update(&(part.len() as u64).to_le_bytes()).update(part);
-        }
-        self.closed.get_or(key.finalize().into(), || {
-            let open = self.open(job, extra)?;
-            let circuit = &*open.statement.circuit(&job.model, segment).map_err(|e| e.to_string())?;
-            let (around, proof) = segment_proof(job, (segment, circuit), claims, opened)?;
-            let root = Challenge::decode(extra).map_err(|e| e.to_string())?.roots[segment];
-            let (forks, about) = ((&open.seed, &open.seed), (root, (around.0.as_slice(), around.1.as_slice())));
-            let closed = verify_fork::<S>(&job.model, &open.statement, forks, (segment, circuit), about, &proof)
-                .map_err(|e| e.to_string())?;
+        self.closed.get_or(key_of(job, &[extra, &(segment as u64).to_le_bytes(), claims, opened]), || {
+            let closed = self.close(job, extra, segment, (claims, opened))?;
             let felts: usize = closed.reduced.iter().map(|o| o.residual.coefficients.len() + o.residual.slots.len()).sum();
             Ok((closed, size_of::<QM31>() * felts))
         })

@@ -1,7 +1,8 @@
 //! Arguments of all commands.
 
 pub use super::cluster_args::{
-    AdminArgs, CoordinatorCommand, CoordinatorJoinArgs, DoctorArgs, JoinArgs, NodeCommand, ServeArgs, TokenArgs, TokenCommand,
+    AdminArgs, CoordinatorCommand, CoordinatorJoinArgs, DoctorArgs, EvidenceArgs, JoinArgs, NodeCommand, ServeArgs, TokenArgs,
+    TokenCommand,
 };
 use super::exit::EXIT_CODES;
 pub use super::observe_args::{JobCommand, StatusArgs, TopArgs};

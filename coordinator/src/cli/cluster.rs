@@ -1,4 +1,4 @@
-//! A cluster on this machine for one job: a coordinator in this process, nodes as child processes, QUIC on loopback.
+//! A cluster on this machine: a coordinator in this process, nodes as child processes, QUIC on loopback.
 //!
 //! Children hold a pipe from this process as standard input and end when it closes, however this process ends.
 
@@ -9,7 +9,7 @@ use anyhow::anyhow;
 use indicatif::ProgressBar;
 use obelysk_coordinator::{Admissions, Coordinator, Handle, JobResult, LocalConfig, ProofChecker, submit_remote_at};
 use obelysk_node::job_bytes::JobSpec;
-use obelysk_node::{CoordinatorAddress, ModelFolder, NodeBackend, NodeSuite, Token};
+use obelysk_node::{CoordinatorAddress, ModelFolder, NodeBackend, NodeSuite, Token, usage};
 use std::collections::BTreeMap;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -36,50 +36,81 @@ pub fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
 
 /// Proves on `nodes` child processes.
 pub fn prove(out: &Out, home: &Home, model: &ModelFolder, spec: &JobSpec, nodes: u32) -> Result<JobResult, Failure> {
-    runtime()?.block_on(async {
+    let cluster = LocalCluster::start(out, home, model, nodes)?;
+    let result = cluster.prove(out, spec);
+    cluster.stop();
+    result
+}
+
+/// A coordinator here and its nodes, which have joined.
+pub struct LocalCluster {
+    runtime: tokio::runtime::Runtime,
+    handle: Handle,
+    children: Vec<Child>,
+}
+
+impl LocalCluster {
+    /// Starts `nodes` child processes that serve one model, and waits for them.
+    pub fn start(out: &Out, home: &Home, model: &ModelFolder, nodes: u32) -> Result<Self, Failure> {
         let mut config = LocalConfig { nodes, ..LocalConfig::default() };
         config.coordinator.lease_ms = LEASE_MS;
         config.coordinator.retry_pause_ms = RETRY_PAUSE_MS;
+        let runtime = runtime()?;
         let checker = ProofChecker::<NodeSuite, _>::new(NodeBackend::default(), [model.registered.clone()]);
-        let handle = Coordinator::start(config.coordinator.clone(), Arc::new(Admissions::in_memory()?), Arc::new(checker), None)
-            .await
-            .code(Code::Cluster)?;
-        let outcome = on_children(out, home, model, spec, (&handle, &config)).await;
-        let (result, children) = match outcome {
-            Ok((result, children)) => (Ok(result), children),
-            Err(failure) => (Err(failure), Vec::new()),
-        };
-        handle.shutdown().await;
-        for mut child in children {
-            // Whoever stays longer is killed when dropped.
-            let _ = tokio::time::timeout(LEAVE_PATIENCE, child.wait()).await;
+        let admissions = Arc::new(Admissions::in_memory()?);
+        let handle = runtime.block_on(Coordinator::start(config.coordinator.clone(), admissions, Arc::new(checker), None));
+        let mut cluster = Self { runtime, handle: handle.code(Code::Cluster)?, children: Vec::new() };
+        let spinner = out.spinner(format!("starting {nodes} nodes"));
+        let joined = cluster.invite(home, model, &config);
+        spinner.finish_and_clear();
+        match joined {
+            Ok(()) => Ok(cluster),
+            Err(failure) => {
+                cluster.stop();
+                Err(failure)
+            }
         }
-        result
-    })
-}
-
-async fn on_children(
-    out: &Out,
-    home: &Home,
-    model: &ModelFolder,
-    spec: &JobSpec,
-    (handle, config): (&Handle, &LocalConfig),
-) -> Result<(JobResult, Vec<Child>), Failure> {
-    let spinner = out.spinner(format!("starting {} nodes", config.nodes));
-    let token = handle.invite(JOIN_PATIENCE * 2, config.nodes).code(Code::Cluster)?;
-    let mut children = (1..=config.nodes).map(|i| spawn(home, model, &token, config, i)).collect::<Result<Vec<_>, _>>()?;
-    let joined = wait_for(handle, &mut children).await;
-    spinner.finish_and_clear();
-    joined?;
-    let mut job = handle.submit(spec.encode(), model.id).await?;
-    let mut bar = JobBar::new(out, job.segments() as usize);
-    while let Some(event) = job.next().await {
-        let node = event.node.unwrap_or_default();
-        bar.event(event.phase, (event.done, event.total), &format!("{node} {}", event.text), !event.text.is_empty());
     }
-    bar.0.finish_and_clear();
-    let result = job.result().await.code(Code::Cluster)?;
-    Ok((result, children))
+
+    fn invite(&mut self, home: &Home, model: &ModelFolder, config: &LocalConfig) -> Result<(), Failure> {
+        // A child belongs to the runtime it was started in.
+        let _inside = self.runtime.enter();
+        let token = self.handle.invite(JOIN_PATIENCE * 2, config.nodes).code(Code::Cluster)?;
+        for i in 1..=config.nodes {
+            self.children.push(spawn(home, model, &token, config, i)?);
+        }
+        self.runtime.block_on(wait_for(&self.handle, &mut self.children))
+    }
+
+    /// Proves one input.
+    pub fn prove(&self, out: &Out, spec: &JobSpec) -> Result<JobResult, Failure> {
+        self.runtime.block_on(async {
+            let mut job = self.handle.submit(spec.encode(), spec.model).await?;
+            let mut bar = JobBar::new(out, job.segments() as usize);
+            while let Some(event) = job.next().await {
+                let node = event.node.unwrap_or_default();
+                bar.event(event.phase, (event.done, event.total), &format!("{node} {}", event.text), !event.text.is_empty());
+            }
+            bar.0.finish_and_clear();
+            job.result().await.code(Code::Cluster)
+        })
+    }
+
+    /// Processor time of the nodes so far; of those that have ended, nothing.
+    pub fn nodes_cpu_time(&self) -> Duration {
+        self.children.iter().filter_map(Child::id).map(usage::cpu_time_of).sum()
+    }
+
+    /// Dismisses the nodes and waits for them.
+    pub fn stop(mut self) {
+        self.runtime.block_on(async {
+            self.handle.shutdown().await;
+            for child in &mut self.children {
+                // Whoever stays longer is killed when dropped.
+                let _ = tokio::time::timeout(LEAVE_PATIENCE, child.wait()).await;
+            }
+        });
+    }
 }
 
 fn spawn(home: &Home, model: &ModelFolder, token: &Token, config: &LocalConfig, i: u32) -> Result<Child, Failure> {

@@ -27,6 +27,9 @@ pub enum CoordinatorCommand {
         #[command(flatten)]
         admin: AdminArgs,
     },
+    /// List results of nodes that were not accepted, or judge one of them again.
+    #[command(after_help = EXIT_CODES)]
+    Evidence(EvidenceArgs),
     /// Let another coordinator lead.
     #[command(after_help = EXIT_CODES)]
     Transfer {
@@ -36,6 +39,20 @@ pub enum CoordinatorCommand {
         #[command(flatten)]
         admin: AdminArgs,
     },
+}
+
+/// Arguments of `coordinator evidence`.
+#[derive(Debug, Args)]
+pub struct EvidenceArgs {
+    /// The coordinator's folder [default: `coordinator` in the home folder].
+    #[arg(long, value_name = "DIR")]
+    pub state: Option<PathBuf>,
+    /// Judge this case again, with the model's own registration.
+    #[arg(long, value_name = "CASE", requires = "model")]
+    pub judge: Option<PathBuf>,
+    /// Registered name or folder of the case's model.
+    #[arg(long)]
+    pub model: Option<String>,
 }
 
 /// Arguments of `coordinator join`.

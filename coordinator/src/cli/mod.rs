@@ -10,6 +10,7 @@ mod cluster_args;
 mod council;
 mod demo;
 mod doctor;
+mod evidence;
 mod exit;
 mod generate;
 mod home;
@@ -75,6 +76,7 @@ fn run(out: &Out, cli: Cli) -> Result<(), Failure> {
         Command::Inspect(args) => inspect::run(out, &home, &args),
         Command::Coordinator(CoordinatorCommand::Serve(args)) => serve::run(out, &home, args),
         Command::Coordinator(CoordinatorCommand::Join(args)) => serve::join(out, &home, args),
+        Command::Coordinator(CoordinatorCommand::Evidence(args)) => evidence::run(out, &home, &args),
         Command::Coordinator(CoordinatorCommand::Members { admin }) => council::members(out, &home, &admin),
         Command::Coordinator(CoordinatorCommand::Remove { id, admin }) => council::remove(out, &home, &id, &admin),
         Command::Coordinator(CoordinatorCommand::Transfer { id, admin }) => council::transfer(out, &home, &id, &admin),

@@ -333,7 +333,7 @@ impl State {
         let item = job.items.get_mut(&work).filter(|item| item.accepted.is_none() && item.checking.is_none())?;
         let record = Record { node, needs: needs.clone(), output };
         item.checking = Some(Candidate { epoch, record, core_us, peak_bytes });
-        Some(Effect::Check { job: id, work, epoch, spec, needs, output })
+        Some(Effect::Check { node, job: id, work, epoch, spec, needs, output })
     }
 
     fn work_failed(&mut self, node: NodeId, epoch: u64, disagrees: bool, reason: String, out: &mut Vec<Effect>) {

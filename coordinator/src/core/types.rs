@@ -320,6 +320,8 @@ pub enum Effect {
     },
     /// Judge a result.
     Check {
+        /// Who delivered it.
+        node: NodeId,
         /// The job.
         job: JobId,
         /// The item.

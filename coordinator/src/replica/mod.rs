@@ -20,6 +20,7 @@ use crate::consensus::raft::core::Pace;
 use crate::consensus::raft::member::Member;
 use crate::consensus::raft::{Begin, PeerIdentity, RaftConsensus, Start, StartError};
 use crate::consensus::{Consensus as _, Role, SoloError};
+use crate::evidence::Evidence;
 use crate::identity::{AdmissionError, Admissions, Document, SERVER_LIFE_S};
 use crate::ledger::SharedLedger;
 use crate::server::{Facts, Folder};
@@ -202,7 +203,8 @@ impl Replica {
         let raft = RaftConsensus::start(start, Box::new(ledger.clone()))?;
         let blobs = Replicas::start(folder, &raft, ledger.clone());
         let (consensus, members) = (raft.clone(), Some(raft.clone()));
-        let facts = Facts { ledger, consensus, blobs: Some(Arc::new(blobs)), outlive: true, members };
+        let evidence = Some(Evidence::of_coordinator(state));
+        let facts = Facts { ledger, consensus, blobs: Some(Arc::new(blobs)), outlive: true, evidence, members };
         Ok(Self { raft, identity, facts, credential })
     }
 

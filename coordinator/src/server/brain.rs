@@ -22,6 +22,7 @@ use super::store::Store;
 use super::{Facts, clip};
 use crate::consensus::{Consensus, Role};
 use crate::core::{Input, JobId, NodeId, State};
+use crate::evidence::Evidence;
 use crate::ledger::{Roster, SharedLedger};
 use membership::Known;
 use output::Output;
@@ -119,6 +120,7 @@ pub(super) struct Brain {
     ledger: SharedLedger,
     consensus: Arc<dyn Consensus>,
     outlive: bool,
+    evidence: Option<Evidence>,
     term: u64,
     roster: Roster,
     output: Output,
@@ -134,7 +136,7 @@ impl Brain {
     /// The brain of the leader of this term.
     pub(super) fn restore(parts: Parts, term: u64, commands: mpsc::Sender<Command>) -> Self {
         let Parts { policy, store, checker, referee, permits, facts, count, observer, .. } = parts;
-        let Facts { ledger, consensus, outlive, .. } = facts;
+        let Facts { ledger, consensus, outlive, evidence, .. } = facts;
         let facts = ledger.lock();
         let roster = Roster::of(&facts);
         let state = State::restore(policy, &facts, &roster, term);
@@ -152,6 +154,7 @@ impl Brain {
             ledger,
             consensus,
             outlive,
+            evidence,
             term,
             roster,
             output: Output::default(),

@@ -7,6 +7,7 @@ use super::CoordinatorError;
 use super::store::{Backing, Folder};
 use crate::consensus::raft::RaftConsensus;
 use crate::consensus::{Consensus, Memory, Solo, SoloError};
+use crate::evidence::Evidence;
 use crate::ledger::{LedgerStorage, SharedLedger};
 
 /// Facts, the log that agrees on them, and the blobs that they name.
@@ -20,6 +21,8 @@ pub struct Facts {
     pub blobs: Option<Arc<dyn Backing>>,
     /// Whether another process goes on after this one. Then nodes are not dismissed when this one stops: they come back.
     pub outlive: bool,
+    /// Where results that are not accepted are kept with all they were judged by.
+    pub evidence: Option<Evidence>,
     /// This coordinator among several; `None`: it is alone.
     pub members: Option<Arc<RaftConsensus>>,
 }
@@ -30,7 +33,7 @@ impl Facts {
     pub fn in_memory() -> Self {
         let ledger = SharedLedger::default();
         let consensus = Arc::new(Memory::new(Box::new(ledger.clone())));
-        Self { ledger, consensus, blobs: None, outlive: false, members: None }
+        Self { ledger, consensus, blobs: None, outlive: false, evidence: None, members: None }
     }
 
     /// In a folder of this process alone, created if need be: the log in `ledger`, blobs in `blobs`. Waits for the disk.
@@ -43,14 +46,28 @@ impl Facts {
         let path = folder.join("blobs");
         let failed = |e: std::io::Error| SoloError::Disk { path: path.display().to_string(), cause: e.to_string() };
         let blobs = Folder::open(&path).map_err(failed)?;
-        Ok(Self { ledger, consensus, blobs: Some(Arc::new(blobs)), outlive: true, members: None })
+        Ok(Self {
+            ledger,
+            consensus,
+            blobs: Some(Arc::new(blobs)),
+            outlive: true,
+            evidence: Some(Evidence::of_coordinator(folder)),
+            members: None,
+        })
     }
 
     /// As [`Facts::open`], for a coordinator that is to be one of several.
     pub(crate) fn alone(folder: &Path) -> Result<Self, SoloError> {
         let ledger = SharedLedger::default();
         let consensus = Arc::new(Solo::open(&folder.join("ledger"), Box::new(ledger.clone()))?);
-        Ok(Self { ledger, consensus, blobs: None, outlive: true, members: None })
+        Ok(Self {
+            ledger,
+            consensus,
+            blobs: None,
+            outlive: true,
+            evidence: Some(Evidence::of_coordinator(folder)),
+            members: None,
+        })
     }
 
     /// The authority's documents among these facts.

@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use crate::loopback::{Faulty, Outcome, admissions, config, joined, node, prove, prove_on, start};
 use crate::toy::{expected_proof, joint_spec, toy};
-use obelysk_coordinator::{Coordinator, CoordinatorConfig, Handle, ProofChecker};
+use obelysk_coordinator::evidence::{Case, Evidence};
+use obelysk_coordinator::{Coordinator, CoordinatorConfig, Facts, Handle, ProofChecker};
 use obelysk_model::toy::model as toy_model;
-use obelysk_node::engine::{Engine, WorkKind, WorkOutput, WorkRequest};
+use obelysk_node::engine::{Engine, Verdict, WorkKind, WorkOutput, WorkRequest};
 use obelysk_node::job_bytes::JobSpec;
 use obelysk_node::joint_bytes::{JointRecord, JointStep};
 use obelysk_node::{ModelFolder, NodeBackend, NodeSuite, ProverEngine};
@@ -52,11 +53,18 @@ impl Site {
         ProverEngine::new(NodeBackend::default(), [self.folder.clone()])
     }
 
-    /// A coordinator whose leases are long enough for a machine that is busy with other tests.
+    fn checker(&self) -> ProofChecker<NodeSuite, NodeBackend> {
+        ProofChecker::new(NodeBackend::default(), [self.folder.registered.clone()])
+    }
+
     async fn start(&self) -> Handle {
+        self.start_with(Facts::in_memory()).await
+    }
+
+    /// A coordinator whose leases are long enough for a machine that is busy with other tests.
+    async fn start_with(&self, facts: Facts) -> Handle {
         let config = CoordinatorConfig { lease_ms: 60_000, wait_deadline_ms: 60_000, ..config() };
-        let checker = ProofChecker::<NodeSuite, _>::new(NodeBackend::default(), [self.folder.registered.clone()]);
-        Coordinator::start(config, admissions(), Arc::new(checker), None).await.expect("starts")
+        Coordinator::start_with(config, admissions(), Arc::new(self.checker()), None, facts).await.expect("starts")
     }
 
     async fn same_bytes(&self, handle: &Handle) -> Vec<obelysk_coordinator::Progress> {
@@ -189,6 +197,38 @@ async fn a_liar_in_a_joint_step_is_quarantined_there_and_others_finish() {
         liar.task.abort();
         handle.shutdown().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_convicts_a_liar_can_be_judged_again_by_anybody() {
+    let dir = tempfile::tempdir().expect("folder");
+    let evidence = Evidence::of_coordinator(dir.path());
+    let handle = SITE.start_with(Facts { evidence: Some(evidence.clone()), ..Facts::in_memory() }).await;
+    let truth = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let told = truth.clone();
+    let bend = move |step: JointStep, _: &JointRecord, output: WorkOutput| {
+        if step != JointStep::Values {
+            return output;
+        }
+        let blob = wrong(&output.blob, step);
+        *told.lock().expect("whole") = output.blob;
+        WorkOutput { blob, ..output }
+    };
+    let liar = node(&handle, "liar", Arc::new(Bent { engine: SITE.engine(), bend }));
+    joined(&handle, 1).await;
+    let _honest = node(&handle, "honest", Arc::new(SITE.engine()));
+    joined(&handle, 2).await;
+    SITE.same_bytes(&handle).await;
+    liar.task.abort();
+    handle.shutdown().await;
+    let cases = evidence.list().expect("reads");
+    let [case] = &cases[..] else { panic!("one lie, one case: {cases:?}") };
+    let mut case = Case::read(case).expect("whole");
+    assert_eq!((case.charge.name.as_str(), case.charge.kind.as_str(), case.charge.disputed), ("liar (node 1)", "joint", false));
+    assert_eq!(case.judge(&SITE.checker()), Some(Verdict::Reject(case.charge.reason.clone())));
+    // With what it computed in truth in its place, the charge does not hold.
+    case.exhibits.output = truth.lock().expect("whole").clone();
+    assert_eq!(case.judge(&SITE.checker()), Some(Verdict::Accept));
 }
 
 /// The same with results that are hashes, so that every byte of a part is lied about, with and without a referee.

@@ -143,7 +143,7 @@ impl Life {
     fn effect(&mut self, effect: Effect) {
         match effect {
             Effect::Assign { node, epoch, work, spec, needs, .. } => self.run(node, epoch, work, spec, needs),
-            Effect::Check { job, work, epoch, spec, needs, output } => {
+            Effect::Check { job, work, epoch, spec, needs, output, .. } => {
                 let inputs: Vec<Vec<u8>> = needs.inputs.iter().chain(&needs.against).map(|b| self.bytes(*b)).collect();
                 let inputs: Vec<&[u8]> = inputs.iter().map(Vec::as_slice).collect();
                 let [spec, extra, output] = [spec, needs.extra, output].map(|b| self.bytes(b));

@@ -159,7 +159,7 @@ impl World {
             Effect::Ack { epoch, .. } | Effect::Revoke { epoch, .. } => {
                 self.leases.remove(&epoch);
             }
-            Effect::Check { job, work, epoch, spec, needs, output } => {
+            Effect::Check { job, work, epoch, spec, needs, output, .. } => {
                 let inputs = self.all(&needs.inputs.iter().chain(&needs.against).copied().collect::<Vec<_>>());
                 let inputs: Vec<&[u8]> = inputs.iter().map(Vec::as_slice).collect();
                 let [spec, extra, output] = [spec, needs.extra, output].map(|b| self.bytes(b));

@@ -8,7 +8,7 @@ use super::bytes::Reader;
 use super::error::VerifyError;
 use super::final_sumcheck::{RowShape, value_rows};
 use super::mode::Mode;
-use super::opening::{self, Claim, CombinedProof, OpeningError, OracleClaim, Reduced, absorb_all, verify_combined};
+use super::opening::{self, Claim, CombinedProof, OpeningError, OpeningProof, OracleClaim, Reduced, absorb_all, verify_combined};
 use super::proof::{Header, Proof, SegmentProof, read_segment};
 use super::registered::Registered;
 use super::segment::{self, Boundary, ClaimsProof, OpeningClaims, SegmentInput, registered_rows};
@@ -159,25 +159,6 @@ pub fn verify_claims<S: HashSuite>(
     segment::verify(t, input, proof)
 }
 
-/// Verifies one segment in its fork, given its circuit; returns its closing digest. For modes whose segments open alone.
-///
-/// # Errors
-/// [`VerifyError`].
-pub fn verify_segment<S: HashSuite>(
-    model: &Registered,
-    s: &impl Stated,
-    seed: &Seed,
-    (index, circuit): (usize, &Circuit),
-    (root, boundaries): (Digest, (&[QM31], &[QM31])),
-    proof: &SegmentProof,
-) -> Result<Digest, VerifyError> {
-    // Elsewhere a fork that verifies alone may rest on an opening that is still to come, or start somewhere else.
-    if Mode::of(s.mode()) != Some(Mode::Forked) {
-        return Err(VerifyError::Input(format!("segments of mode {} cannot be judged alone", s.mode())));
-    }
-    verify_fork::<S>(model, s, (seed, seed), (index, circuit), (root, boundaries), proof).map(|closed| closed.digest)
-}
-
 /// A verified fork.
 #[derive(Clone, Debug)]
 pub struct Closed {
@@ -203,20 +184,38 @@ pub fn verify_fork<S: HashSuite>(
     proof: &SegmentProof,
 ) -> Result<Closed, VerifyError> {
     let input = segment_view::<S>(model, s, seed, (index, circuit), boundaries);
-    if input.circuit.matrices.is_empty() != model.roots.get(index).copied().flatten().is_none() {
-        return Err(VerifyError::Input("the registered roots do not match the model's segments".to_owned()));
-    }
     let mut t = segment_fork::<S>(start, s, index);
     let claims = verify_claims(&mut t, &input, &proof.claims)?;
-    let oracles = oracle_claims(model, input.circuit, index, root, claims);
+    verify_opened(model, s, t, (index, circuit), (root, claims), &proof.opening)
+}
+
+/// Verifies the opening of a segment from where [`verify_claims`] left its fork: `t` and what it returned.
+///
+/// # Errors
+/// [`VerifyError`].
+///
+/// # Soundness
+/// As [`verify_fork`], and only for a transcript and claims that [`verify_claims`] has just accepted for the same statement, seed and segment.
+pub fn verify_opened<S: HashSuite>(
+    model: &Registered,
+    s: &impl Stated,
+    mut t: Transcript<S>,
+    (index, circuit): (usize, &Circuit),
+    (root, claims): (Digest, OpeningClaims),
+    proof: &OpeningProof,
+) -> Result<Closed, VerifyError> {
+    if circuit.matrices.is_empty() != model.roots.get(index).copied().flatten().is_none() {
+        return Err(VerifyError::Input("the registered roots do not match the model's segments".to_owned()));
+    }
+    let oracles = oracle_claims(model, circuit, index, root, claims);
     let (params, failed) = (model.opening(), |e: OpeningError| VerifyError::Opening(e.to_string()));
     let unknown = || VerifyError::Input(format!("there is no mode {}", s.mode()));
     let each = Mode::of(s.mode()).ok_or_else(unknown)?.opens_each();
     let mut reduced = Vec::new();
     if each {
-        opening::verify(&mut t, &params, &oracles, &proof.opening).map_err(failed)?;
+        opening::verify(&mut t, &params, &oracles, proof).map_err(failed)?;
     } else {
-        reduced = opening::verify_rows(&mut t, &params, &oracles, &proof.opening, false).map_err(failed)?;
+        reduced = opening::verify_rows(&mut t, &params, &oracles, proof, false).map_err(failed)?;
     }
     Ok(Closed { digest: t.digest(), reduced })
 }

@@ -88,7 +88,7 @@ pub fn jobs(data: &[u8]) -> bool {
 }
 
 /// Splits a blob with its length of four bytes from the front; what is too short is given as it is.
-fn next<'a>(rest: &mut &'a [u8]) -> &'a [u8] {
+pub(super) fn next<'a>(rest: &mut &'a [u8]) -> &'a [u8] {
     let Some((length, after)) = rest.split_first_chunk::<4>() else { return std::mem::take(rest) };
     let (blob, after) = after.split_at(after.len().min(u32::from_le_bytes(*length) as usize));
     *rest = after;

@@ -5,11 +5,13 @@
 
 mod jobs;
 mod joining;
+mod joint;
 mod proofs;
 mod wire;
 
 pub use jobs::{DECODER, ENCODER, Site, jobs, results};
 pub use joining::{certificates, state, tokens};
+pub use joint::{JOINT, joint};
 pub use proofs::{MODES, honest_header, proof, registered};
 pub use wire::{frames, messages};
 
@@ -17,7 +19,7 @@ pub use wire::{frames, messages};
 pub type Target = (&'static str, fn(&[u8]) -> bool);
 
 /// Every target.
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 10] = [
     ("tokens", tokens),
     ("certificates", certificates),
     ("state", state),
@@ -25,6 +27,7 @@ pub const TARGETS: [Target; 9] = [
     ("messages", messages),
     ("jobs", jobs),
     ("results", results),
+    ("joint", joint),
     ("registered", registered),
     ("proof", proof),
 ];

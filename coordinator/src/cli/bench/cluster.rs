@@ -1,21 +1,23 @@
 //! `obelysk bench cluster`: what a cluster costs beside one process, on this machine.
 //!
-//! The same input is proved in this process and on node processes; the bytes must be equal. Processor time of the nodes is
-//! that of their whole processes, start and loading included, as the system counts it.
+//! The same input is proved in this process and on node processes; the bytes must be equal. The nodes stay from proof to proof, as they do in
+//! a cluster; starting them, which each does once, is shown apart. Processor time of the nodes is that of their whole processes, as the
+//! system counts it.
 
 use super::super::args::ClusterBenchArgs;
-use super::super::cluster;
+use super::super::cluster::LocalCluster;
 use super::super::exit::{Code, Coded as _, Failure};
 use super::super::home::Home;
 use super::super::output::Out;
-use super::{Model, input};
+use super::{Model, another_input};
 use obelysk_node::job_bytes::JobSpec;
 use obelysk_node::{ModelFolder, NodeBackend, NodeSuite, usage};
+use obelysk_protocol::circuit::PublicInput;
 use obelysk_protocol::verifier::aggregate::verify_bytes;
 use obelysk_protocol::verifier::proof::MODE_FORKED;
 use obelysk_shard::local;
 use serde::Serialize;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// One token count, one way of proving: the least of several runs, which is what the machine's other work disturbs least.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -33,6 +35,10 @@ struct Row {
     tokens: usize,
     nodes: u32,
     alone: Cost,
+    /// Starting the nodes and letting them in.
+    start: Cost,
+    /// The first proof of nodes that have just joined: weights are read and memory is touched for the first time.
+    first: Cost,
     cluster: Cost,
     /// Core-seconds of the cluster over those of one process, less one.
     overhead: f64,
@@ -55,6 +61,8 @@ pub fn run(out: &Out, home: &Home, args: &ClusterBenchArgs) -> Result<(), Failur
         show(&format!("{} nodes", row.nodes), row.cluster);
         out.field("overhead", format_args!("{:+.1}% core-seconds", row.overhead * 100.0));
         out.field("coordinator", format_args!("{:.1}% of the cluster's core-seconds", row.coordinator * 100.0));
+        show("starting the nodes", row.start);
+        show("their first proof", row.first);
         rows.push(row);
     }
     out.json(&serde_json::json!({ "rows": rows }));
@@ -68,32 +76,47 @@ fn measure(
     tokens: usize,
     args: &ClusterBenchArgs,
 ) -> Result<Row, Failure> {
-    let public = input(model, tokens)?;
-    let spec = JobSpec { model: folder.id, mode: MODE_FORKED, ids: public.ids.clone(), sequences: public.sequences.clone() };
-    let (mut alone, mut cluster, mut bytes) = (None, None, Vec::new());
-    for _ in 0..args.runs {
-        let (cost, proof) = timed(|| {
-            let (proof, _) = local::prove(&NodeBackend::default(), model, &public)?;
+    // A node keeps what it has committed: the same input again would cost it less than a new one.
+    let public = |run| another_input(model, tokens, run);
+    let (mut alone, mut warm, mut proofs) = (None, None, Vec::new());
+    for run in 0..=args.runs {
+        let input = public(run)?;
+        let (cost, proof) = timed(none, || {
+            let (proof, _) = local::prove(&NodeBackend::default(), model, &input)?;
             let proof = proof.write();
             verify_bytes::<NodeSuite>(&model.registered, &proof).code(Code::Internal)?;
             Ok(proof)
         })?;
         alone = Some(least(alone, cost));
-        bytes = proof;
+        proofs.push((input, proof));
     }
-    for _ in 0..args.runs {
-        let (cost, proof) = timed(|| Ok(cluster::prove(out, home, folder, &spec, args.nodes)?.proof))?;
-        if proof != bytes {
-            let text = "nodes and one process gave different bytes; report this with the model and the token count";
-            return Err(Failure { code: Code::Internal, error: anyhow::anyhow!(text) });
+    let started = (Instant::now(), usage::cpu_time());
+    let cluster = LocalCluster::start(out, home, folder, args.nodes)?;
+    let (seconds, own) = (started.0.elapsed().as_secs_f64(), (usage::cpu_time() - started.1).as_secs_f64());
+    let start = Cost { seconds, core_seconds: own + cluster.nodes_cpu_time().as_secs_f64(), own_core_seconds: own };
+    let nodes = || cluster.nodes_cpu_time();
+    let prove = |(input, bytes): &(PublicInput, Vec<u8>)| {
+        let (ids, sequences) = (input.ids.clone(), input.sequences.clone());
+        let spec = JobSpec { model: folder.id, mode: MODE_FORKED, ids, sequences };
+        let (cost, result) = timed(&nodes, || cluster.prove(out, &spec))?;
+        if &result.proof == bytes {
+            return Ok(cost);
         }
-        cluster = Some(least(cluster, cost));
+        let text = "nodes and one process gave different bytes; report this with the model and the token count";
+        Err(Failure { code: Code::Internal, error: anyhow::anyhow!(text) })
+    };
+    let first = prove(&proofs[0])?;
+    for proof in &proofs[1..] {
+        warm = Some(least(warm, prove(proof)?));
     }
-    let (Some(alone), Some(cluster)) = (alone, cluster) else { return Err(Failure::input("give --runs of at least 1")) };
+    cluster.stop();
+    let (Some(alone), Some(cluster)) = (alone, warm) else { return Err(Failure::input("give --runs of at least 1")) };
     Ok(Row {
         tokens,
         nodes: args.nodes,
         alone,
+        start,
+        first,
         cluster,
         overhead: cluster.core_seconds / alone.core_seconds - 1.0,
         coordinator: cluster.own_core_seconds / cluster.core_seconds,
@@ -104,11 +127,16 @@ fn least(so_far: Option<Cost>, cost: Cost) -> Cost {
     so_far.filter(|best| best.core_seconds <= cost.core_seconds).unwrap_or(cost)
 }
 
-fn timed<T>(f: impl FnOnce() -> Result<T, Failure>) -> Result<(Cost, T), Failure> {
-    let (own, children, start) = (usage::cpu_time(), usage::children_cpu_time(), Instant::now());
+fn none() -> Duration {
+    Duration::ZERO
+}
+
+/// What `f` costs in this process and in others.
+fn timed<T>(others: impl Fn() -> Duration, f: impl FnOnce() -> Result<T, Failure>) -> Result<(Cost, T), Failure> {
+    let (own, before, start) = (usage::cpu_time(), others(), Instant::now());
     let value = f()?;
     let seconds = start.elapsed().as_secs_f64();
     let own_core_seconds = (usage::cpu_time() - own).as_secs_f64();
-    let core_seconds = own_core_seconds + (usage::children_cpu_time() - children).as_secs_f64();
+    let core_seconds = own_core_seconds + others().saturating_sub(before).as_secs_f64();
     Ok((Cost { seconds, core_seconds, own_core_seconds }, value))
 }

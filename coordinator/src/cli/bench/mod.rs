@@ -154,8 +154,13 @@ fn measure(out: &Out, model: &Model, ceilings: &Ceilings, tokens: usize, threads
 
 /// Ids spread over the vocabulary, whose values do not change the amount of work; a decoder continues them by one token.
 fn input(model: &Model, tokens: usize) -> Result<PublicInput, Failure> {
+    another_input(model, tokens, 0)
+}
+
+/// The input with this number: as much work as any other of its length, and no part in common.
+fn another_input(model: &Model, tokens: usize, number: u32) -> Result<PublicInput, Failure> {
     let d = &model.registered.descriptor;
-    let mut ids: Vec<u32> = (0..tokens as u32).map(|i| (1000 + i * 37) % d.vocab()).collect();
+    let mut ids: Vec<u32> = (0..tokens as u32).map(|i| (1000 + number * 101 + i * 37) % d.vocab()).collect();
     let Some(decoder) = d.decoder() else { return Ok(PublicInput::text(ids)) };
     let completion = generate(decoder, &*model.model, &ids, 1, &[])?;
     let sequences = vec![Sequence { prompt: tokens as u32, completion: completion.len() as u32 }];

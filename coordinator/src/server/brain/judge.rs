@@ -4,10 +4,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use obelysk_node::engine::{Checker, Joined, Pieces, Verdict, WorkKind, WorkRequest};
+use obelysk_node::identity::{Id, unix_now};
 use obelysk_protocol::wire::{Assign, BlobRef, Message};
 
 use super::{Brain, Command};
 use crate::core::{Input, JobId, Needs, NodeId, Work};
+use crate::evidence::{Charge, Evidence, Exhibits};
+use crate::server::observer::Who;
 use crate::server::store::Store;
 
 /// Why a judgement came to nothing.
@@ -52,8 +55,8 @@ impl Brain {
         });
     }
 
-    pub(super) fn check(&self, job: JobId, work: Work, epoch: u64, about: (BlobRef, Needs, BlobRef)) {
-        let (spec, needs, output) = about;
+    pub(super) fn check(&self, (who, job, work, epoch): (Who, JobId, Work, u64), about: (BlobRef, Needs, BlobRef)) {
+        let ((spec, needs, output), evidence) = (about, self.evidence.clone());
         self.judge(job, work.kind.name(), move |store, checker| {
             let blobs = load(store, needs.inputs.iter().chain(&needs.against))?;
             let inputs: Vec<&[u8]> = blobs.iter().map(|b| b.as_slice()).collect();
@@ -62,6 +65,9 @@ impl Brain {
             let verdict = checker.check(&spec, work.kind, work.segment, &inputs, &extra, &output);
             if verdict != Verdict::Accept {
                 tracing::warn!(%job, %work, ?verdict, "result not accepted");
+                let inputs = inputs.iter().map(|blob| blob.to_vec()).collect();
+                let [spec, extra, output] = [&spec, &extra, &output].map(|blob| blob.to_vec());
+                keep_evidence(evidence, charge((who, job, work, epoch), &verdict), Exhibits { spec, extra, inputs, output });
             }
             Ok(Input::CheckResult { job, work, epoch, verdict })
         });
@@ -134,6 +140,27 @@ impl Brain {
                 });
             let _ = commands.blocking_send(Command::Core(input));
         });
+    }
+}
+
+fn charge((who, job, work, epoch): (Who, JobId, Work, u64), verdict: &Verdict) -> Charge {
+    let (disputed, reason) = match verdict {
+        Verdict::Dispute(reason) => (true, reason.clone()),
+        Verdict::Reject(reason) => (false, reason.clone()),
+        Verdict::Accept => (false, String::new()),
+    };
+    let (node, job) = (Id(who.id).to_string(), Id(job.0).to_string());
+    let (kind, segment, unix_s) = (work.kind.name().to_owned(), work.segment, unix_now());
+    Charge { node, name: who.name, job, kind, segment, epoch, unix_s, disputed, reason }
+}
+
+/// What cannot be kept changes no judgement.
+fn keep_evidence(evidence: Option<Evidence>, charge: Charge, exhibits: Exhibits) {
+    let Some(evidence) = evidence else { return };
+    match evidence.keep(&charge, &exhibits) {
+        Ok(Some(case)) => tracing::warn!(case = %case.display(), node = charge.name, "evidence kept"),
+        Ok(None) => tracing::error!("the folder of evidence is full: this case is not kept; move the folder elsewhere"),
+        Err(e) => tracing::error!("evidence is not kept: {e}; check the disk of the state folder"),
     }
 }
 

@@ -94,7 +94,9 @@ impl Brain {
                 self.store.end_lease(epoch);
                 self.send(node, Message::Cancel(Cancel { epoch }));
             }
-            Effect::Check { job, work, epoch, spec, needs, output } => self.check(job, work, epoch, (spec, needs, output)),
+            Effect::Check { node, job, work, epoch, spec, needs, output } => {
+                self.check((self.who(node), job, work, epoch), (spec, needs, output));
+            }
             Effect::DeriveChallenge { job, spec, commits } => self.derive(job, spec, commits),
             Effect::Finish { job, spec, commits, challenge, proves, opens, joint } => {
                 self.finish(job, spec, (commits, challenge, proves, opens), joint);

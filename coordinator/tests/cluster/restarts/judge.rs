@@ -35,7 +35,7 @@ impl Life {
     pub(super) fn judge(&mut self, term: u64, effect: Effect) {
         let delay = 1 + self.random.below(20);
         match effect {
-            Effect::Check { job, work, epoch, spec, needs, output } => {
+            Effect::Check { job, work, epoch, spec, needs, output, .. } => {
                 let before: Vec<BlobRef> = needs.inputs.iter().chain(&needs.against).copied().collect();
                 let Some(inputs) = self.load(term, &before) else { return };
                 let Some(rest) = self.load(term, &[spec, needs.extra, output]) else { return };
