@@ -17,7 +17,7 @@ use crate::error::TransportError;
 /// The rate that windows are made for: 10 Gbit/s.
 const BYTES_PER_S: u64 = 1_250_000_000;
 /// Least window of a connection: on a local network, what arrives while a chunk is checked and written.
-const LEAST_WINDOW: u64 = 16 << 20;
+const LEAST_WINDOW: u64 = 8 << 20;
 /// Most: 10 Gbit/s around the world would be more than a process should keep for one peer.
 const MOST_WINDOW: u64 = 256 << 20;
 /// Largest UDP payload that is tried. Ten such packets are what goes to the kernel at once, which takes 65,507 bytes; with larger ones
@@ -32,8 +32,6 @@ const SOCKET_BYTES: usize = 8 << 20;
 
 /// What every connection begins with. A stream may fill its connection's window, which [`adapt`] sets.
 pub(super) fn tune(config: &mut TransportConfig) {
-    let mut mtu = MtuDiscoveryConfig::default();
-    mtu.upper_bound(MOST_PAYLOAD);
     let mut congestion = CubicConfig::default();
     congestion.initial_window(FIRST_WINDOW);
     let mut acks = AckFrequencyConfig::default();
@@ -42,9 +40,16 @@ pub(super) fn tune(config: &mut TransportConfig) {
         .stream_receive_window(window(MOST_WINDOW))
         .receive_window(window(LEAST_WINDOW))
         .send_window(LEAST_WINDOW)
-        .mtu_discovery_config(Some(mtu))
         .ack_frequency_config(Some(acks))
         .congestion_controller_factory(Arc::new(congestion));
+}
+
+/// Tries packets as large as they may get. On an ordinary path a dozen of them vanish before the search comes down to what it carries, so
+/// this is for connections that move blobs.
+pub(super) fn enlarge(config: &mut TransportConfig) {
+    let mut mtu = MtuDiscoveryConfig::default();
+    mtu.upper_bound(MOST_PAYLOAD);
+    config.mtu_discovery_config(Some(mtu));
 }
 
 /// Sets a connection's windows by its round trip so far.
@@ -72,8 +77,12 @@ pub(super) fn endpoint(local: SocketAddr, server: Option<quinn::ServerConfig>) -
     // A kernel that gives less costs speed, not function.
     let _ = state.set_recv_buffer_size((&socket).into(), SOCKET_BYTES);
     let _ = state.set_send_buffer_size((&socket).into(), SOCKET_BYTES);
+    let mut config = EndpointConfig::default();
+    // Otherwise peers are told that nothing larger than an Ethernet frame is wanted.
+    let failed_size = |e: quinn::ConfigError| TransportError::Setup(e.to_string());
+    config.max_udp_payload_size(MOST_PAYLOAD).map_err(failed_size)?;
     let runtime = default_runtime().ok_or_else(|| TransportError::Setup("no tokio runtime runs".to_owned()))?;
-    Endpoint::new(EndpointConfig::default(), server, socket, runtime).map_err(failed)
+    Endpoint::new(config, server, socket, runtime).map_err(failed)
 }
 
 #[cfg(test)]

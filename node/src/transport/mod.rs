@@ -59,6 +59,7 @@ const ALERTS_CERTIFICATE: [(u8, &str); 7] = [
 pub fn listen(address: SocketAddr, tls: &ServerTls, idle_timeout_ms: u32) -> Result<Endpoint, TransportError> {
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(tls::server_config(tls, tls::Audience::Anyone)?));
     let mut transport = transport_config(idle_timeout_ms);
+    link::enlarge(&mut transport);
     transport.max_concurrent_bidi_streams(VarInt::from_u32(1)).receive_window(VarInt::from_u32(UNKNOWN_WINDOW));
     config.transport_config(Arc::new(transport));
     link::endpoint(address, Some(config))
@@ -97,7 +98,11 @@ pub async fn connect_alpn(
     let remote = resolve(address).await?;
     let local: SocketAddr = if remote.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { (Ipv6Addr::UNSPECIFIED.octets(), 0).into() };
     let endpoint = link::endpoint(local, None)?;
-    let connection = dial(&endpoint, remote, crypto).await?;
+    let mut transport = transport_config(IDLE_TIMEOUT_MS);
+    if !alpn.contains(&obelysk_protocol::wire::ALPN_JOIN) {
+        link::enlarge(&mut transport);
+    }
+    let connection = dial_with(&endpoint, remote, crypto, transport).await?;
     Ok((endpoint, connection))
 }
 
@@ -111,15 +116,7 @@ pub async fn connect_over(
     alpn: &[&[u8]],
 ) -> Result<quinn::Connection, TransportError> {
     let crypto = tls::client_config(address.fingerprint, alpn, None)?;
-    dial(endpoint, resolve(address).await?, crypto).await
-}
-
-async fn dial(
-    endpoint: &Endpoint,
-    remote: SocketAddr,
-    crypto: (quinn::crypto::rustls::QuicClientConfig, tls::Verdict),
-) -> Result<quinn::Connection, TransportError> {
-    dial_with(endpoint, remote, crypto, transport_config(IDLE_TIMEOUT_MS)).await
+    dial_with(endpoint, resolve(address).await?, crypto, transport_config(IDLE_TIMEOUT_MS)).await
 }
 
 async fn dial_with(

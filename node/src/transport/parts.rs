@@ -333,7 +333,14 @@ impl Part {
             return Err(TransportError::BlobDamaged);
         }
         match &mut self.body {
-            Body::Memory(bytes) => bytes.extend_from_slice(chunk),
+            Body::Memory(bytes) => {
+                // Not all at once: what was announced has not arrived. Not by doubling: that copies everything again and again.
+                if bytes.capacity() - bytes.len() < chunk.len() {
+                    let left = usize::try_from(self.blob.length - self.have).unwrap_or(usize::MAX);
+                    bytes.reserve_exact(left.min(bytes.len().max(MEMORY_BYTES as usize)));
+                }
+                bytes.extend_from_slice(chunk);
+            }
             Body::File(file) => file.file.write_all_at(chunk, self.have).map_err(|e| disk(&file.path, &e))?,
         }
         self.have += chunk.len() as u64;

@@ -7,10 +7,12 @@ use super::super::args::ClusterBenchArgs;
 use super::super::cluster;
 use super::super::exit::{Code, Coded as _, Failure};
 use super::super::home::Home;
-use super::super::output::Out;
+use super::super::output::{Out, size};
 use super::{Model, input};
 use obelysk_node::job_bytes::JobSpec;
+use obelysk_node::traffic::frames;
 use obelysk_node::{ModelFolder, NodeBackend, NodeSuite, usage};
+use obelysk_protocol::circuit::segment_count;
 use obelysk_protocol::verifier::aggregate::verify_bytes;
 use obelysk_protocol::verifier::proof::MODE_FORKED;
 use obelysk_shard::local;
@@ -38,6 +40,11 @@ struct Row {
     overhead: f64,
     /// The coordinator's share of the cluster's core-seconds.
     coordinator: f64,
+    segments: usize,
+    /// Frames other than chunks of blobs, both ways, joining and leaving included, over the segments: the most of all runs.
+    control_bytes_per_segment: u64,
+    /// Chunks of blobs, likewise.
+    bulk_bytes_per_segment: u64,
 }
 
 /// Runs `bench cluster`.
@@ -55,6 +62,9 @@ pub fn run(out: &Out, home: &Home, args: &ClusterBenchArgs) -> Result<(), Failur
         show(&format!("{} nodes", row.nodes), row.cluster);
         out.field("overhead", format_args!("{:+.1}% core-seconds", row.overhead * 100.0));
         out.field("coordinator", format_args!("{:.1}% of the cluster's core-seconds", row.coordinator * 100.0));
+        let per_segment =
+            format!("{} of messages, {} of blobs", size(row.control_bytes_per_segment), size(row.bulk_bytes_per_segment));
+        out.field("per segment", format_args!("{per_segment} ({} segments)", row.segments));
         rows.push(row);
     }
     out.json(&serde_json::json!({ "rows": rows }));
@@ -71,6 +81,7 @@ fn measure(
     let public = input(model, tokens)?;
     let spec = JobSpec { model: folder.id, mode: MODE_FORKED, ids: public.ids.clone(), sequences: public.sequences.clone() };
     let (mut alone, mut cluster, mut bytes) = (None, None, Vec::new());
+    let (mut control, mut bulk) = (0, 0);
     for _ in 0..args.runs {
         let (cost, proof) = timed(|| {
             let (proof, _) = local::prove(&NodeBackend::default(), model, &public)?;
@@ -82,14 +93,20 @@ fn measure(
         bytes = proof;
     }
     for _ in 0..args.runs {
+        // Every frame of the cluster begins or ends in this process.
+        let before = frames();
         let (cost, proof) = timed(|| Ok(cluster::prove(out, home, folder, &spec, args.nodes)?.proof))?;
         if proof != bytes {
             let text = "nodes and one process gave different bytes; report this with the model and the token count";
             return Err(Failure { code: Code::Internal, error: anyhow::anyhow!(text) });
         }
+        let passed = frames().since(before);
+        (control, bulk) = (passed.control.both().max(control), passed.bulk.both().max(bulk));
         cluster = Some(least(cluster, cost));
     }
     let (Some(alone), Some(cluster)) = (alone, cluster) else { return Err(Failure::input("give --runs of at least 1")) };
+    let segments = segment_count(&model.registered.descriptor) as usize;
+    let each = |bytes: u64| bytes.div_ceil(segments.max(1) as u64);
     Ok(Row {
         tokens,
         nodes: args.nodes,
@@ -97,6 +114,9 @@ fn measure(
         cluster,
         overhead: cluster.core_seconds / alone.core_seconds - 1.0,
         coordinator: cluster.own_core_seconds / cluster.core_seconds,
+        segments,
+        control_bytes_per_segment: each(control),
+        bulk_bytes_per_segment: each(bulk),
     })
 }
 
