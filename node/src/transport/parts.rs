@@ -334,10 +334,10 @@ impl Part {
         }
         match &mut self.body {
             Body::Memory(bytes) => {
-                // Not all at once: what was announced has not arrived. Not by doubling: that copies everything again and again.
-                if bytes.capacity() - bytes.len() < chunk.len() {
-                    let left = usize::try_from(self.blob.length - self.have).unwrap_or(usize::MAX);
-                    bytes.reserve_exact(left.min(bytes.len().max(MEMORY_BYTES as usize)));
+                // Growing by doubling would copy everything again and again. Whoever has a right chunk has the blob, whose length is within a
+                // limit; and room that nothing was written to takes no memory yet. Where it is refused all the same, it grows by doubling.
+                if bytes.capacity() == 0 {
+                    let _ = bytes.try_reserve_exact(usize::try_from(self.blob.length).unwrap_or(0));
                 }
                 bytes.extend_from_slice(chunk);
             }
