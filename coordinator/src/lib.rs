@@ -1,7 +1,7 @@
 //! The cluster's brain and its server: membership, leases, checks, stitching.
 //!
 //! [`core`] decides and is pure; [`blobs`] keeps bytes by digest; [`consensus`] keeps what must survive; [`identity`] says who takes part; [`server`] moves bytes and keeps
-//! time. None of them knows what a proof is; [`checker`] does.
+//! time. [`line`] is a bad network for tests and benchmarks. None of them knows what a proof is; [`checker`] does.
 #![forbid(unsafe_code)]
 
 pub mod blobs;
@@ -11,6 +11,7 @@ pub mod core;
 pub mod evidence;
 pub mod identity;
 pub mod ledger;
+pub mod line;
 pub mod replica;
 pub mod server;
 

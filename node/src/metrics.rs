@@ -13,7 +13,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::engine::{EngineError, WorkOutput};
-use crate::traffic::Traffic;
+use crate::traffic::{Traffic, frames};
 use crate::usage;
 
 /// One label of few values.
@@ -42,6 +42,7 @@ pub struct NodeMetrics {
     expires: Gauge,
     peak_memory: Gauge,
     bytes: Family<Label, Counter>,
+    frames: Family<Labels, Counter>,
     cpu: Seconds,
     /// Bytes over this process's connections.
     pub traffic: Traffic,
@@ -53,6 +54,7 @@ impl Default for NodeMetrics {
         let seconds = Family::<Label, Histogram>::new_with_constructor(work_seconds);
         let (running, connected, connections) = (Gauge::default(), Gauge::default(), Counter::default());
         let (expires, peak_memory, bytes, cpu) = (Gauge::default(), Gauge::default(), Family::default(), Seconds::default());
+        let frames = Family::default();
         let mut registry = Registry::with_prefix("obelysk_node");
         let r = &mut registry;
         r.register("items", "Work items by kind and outcome", items.clone());
@@ -64,6 +66,7 @@ impl Default for NodeMetrics {
         r.register_with_unit("certificate_expiry", "End of the certificate, since 1970", Unit::Seconds, expires.clone());
         r.register_with_unit("peak_memory", "Largest resident memory so far", Unit::Bytes, peak_memory.clone());
         r.register_with_unit("network", "Bytes over the coordinator's connection", Unit::Bytes, bytes.clone());
+        r.register_with_unit("frame", "Bytes of frames by class and direction", Unit::Bytes, frames.clone());
         r.register_with_unit("processor", "Processor time of this process", Unit::Seconds, cpu.clone());
         let traffic = Traffic::default();
         let metrics = Self {
@@ -77,6 +80,7 @@ impl Default for NodeMetrics {
             expires,
             peak_memory,
             bytes,
+            frames,
             cpu,
             traffic,
         };
@@ -141,6 +145,9 @@ impl NodeMetrics {
         let total = self.traffic.total();
         for (direction, now) in [("received", total.received), ("sent", total.sent)] {
             raise(&self.bytes.get_or_create(&[("direction", direction)]), now);
+        }
+        for (class, direction, now) in frames().labelled() {
+            raise(&self.frames.get_or_create(&[("class", class), ("direction", direction)]), now);
         }
         self.peak_memory.set(i64::try_from(usage::peak_memory_bytes()).unwrap_or(i64::MAX));
         self.cpu.inc_by((usage::cpu_time().as_secs_f64() - self.cpu.get()).max(0.0));

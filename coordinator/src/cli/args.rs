@@ -136,6 +136,44 @@ pub enum BenchCommand {
     /// Measure how long the coordinator's brain thinks about one input, with a fleet that is made up.
     #[command(after_help = EXIT_CODES)]
     Brain(BrainArgs),
+    /// Measure how fast blobs move, beside a plain copy over TCP in the same run, without and with delay.
+    #[command(after_help = EXIT_CODES)]
+    Transfer(TransferArgs),
+}
+
+/// Arguments of `bench transfer`.
+#[derive(Debug, Args)]
+pub struct TransferArgs {
+    /// Size of the blob. Two processes hold it twice.
+    #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=16_384))]
+    pub mib: u32,
+    /// Runs of each; medians count.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub runs: u32,
+    /// Delay of the second part, each way.
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub delay_ms: u32,
+    /// Rate of the line of the third part, which has the same delay; 0: no third part.
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(0..=100_000))]
+    pub rate_mbit: u32,
+    /// Which of the two processes this is.
+    #[arg(long, hide = true)]
+    pub side: Option<TransferSide>,
+    /// Where the serving side listens.
+    #[arg(long, hide = true, default_value = "127.0.0.1")]
+    pub host: String,
+    /// Where the measuring side finds it.
+    #[arg(long, hide = true)]
+    pub at: Option<String>,
+}
+
+/// A side of `bench transfer`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum TransferSide {
+    /// Stands where a coordinator does.
+    Serve,
+    /// Stands where a node does.
+    Measure,
 }
 
 /// Arguments of `bench cluster`.

@@ -205,3 +205,17 @@ fn help_documents_the_exit_codes() {
     }
     place.run(&["unknown"]).expect(2);
 }
+
+/// Beside the data that it moves, a cluster says at most a megabyte for each segment of a job: counted, joining and leaving included.
+#[test]
+fn a_cluster_says_little_beside_its_data() {
+    let place = Place::empty();
+    place.layers("toy", 5, 4);
+    let args = ["bench", "cluster", "--model", "toy", "--tokens", "6", "--nodes", "2", "--runs", "1", "--json"];
+    let shown = place.run(&args).expect(0).json();
+    let row = &shown["rows"][0];
+    let number = |key: &str| row[key].as_u64().expect("a number");
+    assert_eq!(number("segments"), 6, "{row}");
+    assert!((1..=1_000_000).contains(&number("control_bytes_per_segment")), "{row}");
+    assert!(number("bulk_bytes_per_segment") > number("control_bytes_per_segment"), "{row}");
+}

@@ -3,6 +3,7 @@
 mod chat;
 mod commands;
 mod determinism;
+mod faults;
 mod joining;
 mod models;
 mod nodes;

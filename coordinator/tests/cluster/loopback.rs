@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
-use crate::proxy::Proxy;
 use crate::toy::{MODEL, Toy, expected_proof, spec, toy};
+use obelysk_coordinator::line::{Faults, Line};
 use obelysk_coordinator::{
     Admissions, Coordinator, CoordinatorConfig, CoordinatorError, Handle, JobResult, Progress, submit_remote,
 };
@@ -351,7 +351,7 @@ async fn broken_frames_end_their_connection_and_nothing_else() {
 async fn a_result_survives_the_connection_it_was_made_under() {
     let config = CoordinatorConfig { lease_ms: 30_000, away_grace_ms: 20_000, idle_timeout_ms: 600, ..config() };
     let handle = Coordinator::start(config, admissions(), toy(), None).await.expect("starts");
-    let proxy = Proxy::start(handle.local_address()).await;
+    let line = Line::start(handle.local_address(), Faults::default()).expect("starts");
     let (working, calls) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
     let (started, counted) = (working.clone(), calls.clone());
     let slow = Arc::new(Faulty(move |request: &WorkRequest, outcome: Outcome| {
@@ -362,7 +362,7 @@ async fn a_result_survives_the_connection_it_was_made_under() {
         outcome
     }));
     let mut token = handle.invite(PATIENCE, 1).expect("made");
-    token.addresses = vec![proxy.address.to_string()];
+    token.addresses = vec![line.address().to_string()];
     let membership = (IdentityStore::Memory, Some(token));
     let _node = tokio::spawn(Node::run_until(NodeConfig::new("remote"), membership, slow, std::future::pending()));
     joined(&handle, 1).await;
@@ -371,9 +371,9 @@ async fn a_result_survives_the_connection_it_was_made_under() {
         while !working.load(Ordering::SeqCst) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        proxy.swallow(true);
+        line.swallow(true);
         tokio::time::sleep(Duration::from_millis(2500)).await;
-        proxy.swallow(false);
+        line.swallow(false);
     };
     let ((result, events), ()) = tokio::join!(prove(&handle, spec.clone()), outage);
     assert!(result.expect("proved").proof == expected_proof(&spec, 64));

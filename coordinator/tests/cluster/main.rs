@@ -9,7 +9,6 @@ mod members;
 mod observed;
 mod outlive;
 mod process;
-mod proxy;
 mod restarts;
 mod simulator;
 mod simulator_fleet;

@@ -1,9 +1,9 @@
 //! A coordinator as a process of its own, ended by SIGKILL in each phase of a job and started again on the same folder and port: its
 //! nodes and its client come back, and nothing that was accepted is run again.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::UdpSocket;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -101,6 +101,11 @@ impl Site {
 
     /// What the facts on disk say was accepted, of jobs that are open; read from a copy.
     fn accepted(&self) -> BTreeSet<Work> {
+        self.outputs().into_keys().collect()
+    }
+
+    /// The same, with the blob of each.
+    fn outputs(&self) -> BTreeMap<Work, BlobRef> {
         let copy = tempfile::tempdir().expect("folder");
         for file in std::fs::read_dir(self.folder.path().join("state/ledger")).expect("lists") {
             let path = file.expect("file").path();
@@ -109,7 +114,7 @@ impl Site {
         let ledger = SharedLedger::default();
         let _solo = Solo::open(copy.path(), Box::new(ledger.clone())).expect("reads");
         let facts = ledger.lock();
-        facts.open_jobs().flat_map(|(_, job)| job.accepted.keys().copied()).collect()
+        facts.open_jobs().flat_map(|(_, job)| job.accepted.iter().map(|(work, piece)| (*work, piece.output))).collect()
     }
 
     fn node(&self, name: &str, runs: &Runs) -> tokio::task::JoinHandle<()> {
@@ -265,4 +270,51 @@ async fn the_same_key_is_the_same_job() {
     assert!(first.job == again.job && first.job != other.job && proof == bytes);
     handle.shutdown().await;
     node.abort();
+}
+
+/// The file below a folder whose name begins with the digest.
+fn file_of(folder: &Path, blob: BlobRef) -> Option<PathBuf> {
+    let name: String = blob.digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    std::fs::read_dir(folder).ok()?.flatten().find_map(|entry| {
+        let path = entry.path();
+        if path.is_dir() {
+            return file_of(&path, blob);
+        }
+        entry.file_name().to_string_lossy().starts_with(&name).then_some(path)
+    })
+}
+
+/// While the coordinator is down its disk loses one accepted result and damages another: both are made again, and nothing else is.
+#[tokio::test(flavor = "multi_thread")]
+async fn results_gone_or_damaged_on_disk_are_made_again() {
+    let mut site = Site::new();
+    let (address, runs) = (site.address(), Runs::default());
+    let nodes = [site.node("a", &runs), site.node("b", &runs)];
+    let spec = spec(5, 303);
+    let client = tokio::spawn({
+        let spec = spec.clone();
+        async move { submit_remote(&address, "laptop", &spec, MODEL, |_| ()).await }
+    });
+    let proving = || runs.lock().expect("whole").iter().filter(|work| work.kind == WorkKind::Prove).count();
+    until("the last proof begins", || proving() >= 5).await;
+    site.kill();
+    let outputs = site.outputs();
+    let gone = Work::new(WorkKind::Commit, 1);
+    let damaged = *outputs.keys().find(|work| work.kind == WorkKind::Prove).expect("one of five is accepted");
+    let file = |work: Work| file_of(&site.folder.path().join("state"), outputs[&work]).expect("on disk");
+    std::fs::remove_file(file(gone)).expect("removed");
+    let mut bytes = std::fs::read(file(damaged)).expect("read");
+    bytes[7] ^= 1;
+    std::fs::write(file(damaged), bytes).expect("written");
+    let before = runs.lock().expect("whole").len();
+    site.start();
+    let result = tokio::time::timeout(PATIENCE, client).await.expect("ends").expect("no panic").expect("proved");
+    assert!(result.proof == expected_proof(&spec, 64), "same bytes");
+    let all = runs.lock().expect("whole").clone();
+    let again: BTreeSet<Work> = all[before..].iter().filter(|work| outputs.contains_key(work)).copied().collect();
+    assert!(again.contains(&gone) && again.contains(&damaged), "{again:?}");
+    // What rests on a lost commit has to be accepted anew; what does not, stays.
+    let rests = |work: &Work| matches!(work.kind, WorkKind::Prove | WorkKind::Open);
+    assert!(again.iter().all(|work| *work == gone || rests(work)), "{again:?}");
+    nodes.iter().for_each(tokio::task::JoinHandle::abort);
 }

@@ -11,6 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use super::frames::{read_frame, read_message, write_message};
 use super::lost;
 use crate::error::TransportError;
+use crate::traffic::frame_sent;
 
 /// A transfer that moves no frame for this long is given up: three keep-alives, as for the connection.
 const STALL: Duration = Duration::from_secs(30);
@@ -76,6 +77,7 @@ where
             stream.write_all(chunk).await.map_err(|e| TransportError::Lost(e.to_string()))
         })
         .await?;
+        frame_sent(MessageId::Chunk, header.len() + chunk.len());
     }
     Ok(())
 }

@@ -4,6 +4,7 @@ use obelysk_protocol::wire::{FrameHeader, HEADER_BYTES, Message, WireError};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::error::TransportError;
+use crate::traffic::{frame_received, frame_sent};
 
 /// Reads one frame: header and payload of at most `limit` bytes, or `None` at a clean end of the stream. **Not** cancel-safe: give it a task of its own.
 ///
@@ -27,6 +28,7 @@ where
     if fill(stream, &mut payload).await? != payload.len() {
         return Err(TransportError::Truncated("inside a payload"));
     }
+    frame_received(header.message, HEADER_BYTES + payload.len());
     Ok(Some((header, payload)))
 }
 
@@ -63,7 +65,9 @@ where
     W: AsyncWrite + Unpin,
 {
     let frame = message.encode()?;
-    stream.write_all(&frame).await.map_err(|e| TransportError::Lost(e.to_string()))
+    stream.write_all(&frame).await.map_err(|e| TransportError::Lost(e.to_string()))?;
+    frame_sent(message.id(), frame.len());
+    Ok(())
 }
 
 async fn fill<R>(stream: &mut R, buffer: &mut [u8]) -> Result<usize, TransportError>

@@ -2,6 +2,7 @@
 
 mod bulk;
 mod frames;
+mod link;
 mod parts;
 mod peer;
 mod resume;
@@ -58,14 +59,15 @@ const ALERTS_CERTIFICATE: [(u8, &str); 7] = [
 pub fn listen(address: SocketAddr, tls: &ServerTls, idle_timeout_ms: u32) -> Result<Endpoint, TransportError> {
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(tls::server_config(tls, tls::Audience::Anyone)?));
     let mut transport = transport_config(idle_timeout_ms);
+    link::enlarge(&mut transport);
     transport.max_concurrent_bidi_streams(VarInt::from_u32(1)).receive_window(VarInt::from_u32(UNKNOWN_WINDOW));
     config.transport_config(Arc::new(transport));
-    Endpoint::server(config, address).map_err(|e| TransportError::Setup(format!("{address}: {e}")))
+    link::endpoint(address, Some(config))
 }
 
-/// Gives a peer that is known now the streams and the window it works with; before, it has one stream of 64 KiB.
+/// Gives a peer that is known now the streams it works with, and windows for the line it is on; before, it has one stream of 64 KiB.
 pub fn open_up(connection: &quinn::Connection) {
-    connection.set_receive_window(VarInt::MAX);
+    link::adapt(connection);
     connection.set_max_concurrent_bi_streams(VarInt::from_u32(MAX_STREAMS));
 }
 
@@ -95,8 +97,12 @@ pub async fn connect_alpn(
     let crypto = tls::client_config(address.fingerprint, alpn, identity)?;
     let remote = resolve(address).await?;
     let local: SocketAddr = if remote.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { (Ipv6Addr::UNSPECIFIED.octets(), 0).into() };
-    let endpoint = Endpoint::client(local).map_err(|e| TransportError::Setup(e.to_string()))?;
-    let connection = dial(&endpoint, remote, crypto).await?;
+    let endpoint = link::endpoint(local, None)?;
+    let mut transport = transport_config(IDLE_TIMEOUT_MS);
+    if !alpn.contains(&obelysk_protocol::wire::ALPN_JOIN) {
+        link::enlarge(&mut transport);
+    }
+    let connection = dial_with(&endpoint, remote, crypto, transport).await?;
     Ok((endpoint, connection))
 }
 
@@ -110,15 +116,7 @@ pub async fn connect_over(
     alpn: &[&[u8]],
 ) -> Result<quinn::Connection, TransportError> {
     let crypto = tls::client_config(address.fingerprint, alpn, None)?;
-    dial(endpoint, resolve(address).await?, crypto).await
-}
-
-async fn dial(
-    endpoint: &Endpoint,
-    remote: SocketAddr,
-    crypto: (quinn::crypto::rustls::QuicClientConfig, tls::Verdict),
-) -> Result<quinn::Connection, TransportError> {
-    dial_with(endpoint, remote, crypto, transport_config(IDLE_TIMEOUT_MS)).await
+    dial_with(endpoint, resolve(address).await?, crypto, transport_config(IDLE_TIMEOUT_MS)).await
 }
 
 async fn dial_with(
@@ -132,7 +130,10 @@ async fn dial_with(
     let connecting = endpoint.connect_with(config, remote, tls::SERVER_NAME).map_err(|e| TransportError::Setup(e.to_string()))?;
     match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
         Err(_) => Err(TransportError::Timeout(CONNECT_TIMEOUT.as_secs())),
-        Ok(Ok(connection)) => Ok(connection),
+        Ok(Ok(connection)) => {
+            link::adapt(&connection);
+            Ok(connection)
+        }
         Ok(Err(error)) => Err(verdict.error().unwrap_or_else(|| lost(&error))),
     }
 }
@@ -176,6 +177,7 @@ pub fn ended(connection: &quinn::Connection, error: TransportError) -> Transport
 
 fn transport_config(idle_timeout_ms: u32) -> TransportConfig {
     let mut config = TransportConfig::default();
+    link::tune(&mut config);
     config
         .keep_alive_interval(Some(KEEP_ALIVE.min(Duration::from_millis(u64::from(idle_timeout_ms) / 3))))
         .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(idle_timeout_ms))))

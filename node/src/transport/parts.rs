@@ -333,7 +333,14 @@ impl Part {
             return Err(TransportError::BlobDamaged);
         }
         match &mut self.body {
-            Body::Memory(bytes) => bytes.extend_from_slice(chunk),
+            Body::Memory(bytes) => {
+                // Growing by doubling would copy everything again and again. Whoever has a right chunk has the blob, whose length is within a
+                // limit; and room that nothing was written to takes no memory yet. Where it is refused all the same, it grows by doubling.
+                if bytes.capacity() == 0 {
+                    let _ = bytes.try_reserve_exact(usize::try_from(self.blob.length).unwrap_or(0));
+                }
+                bytes.extend_from_slice(chunk);
+            }
             Body::File(file) => file.file.write_all_at(chunk, self.have).map_err(|e| disk(&file.path, &e))?,
         }
         self.have += chunk.len() as u64;

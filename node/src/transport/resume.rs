@@ -37,6 +37,11 @@ pub trait BlobSource: Send + Sync {
 
     /// Chunk `index`.
     fn chunk(&self, index: u64) -> Later<'_, Vec<u8>>;
+
+    /// Chunk `index` where it lies in memory, so that it need not be copied; `None`: it does not.
+    fn in_place(&self, _index: u64) -> Option<&[u8]> {
+        None
+    }
 }
 
 /// A blob in memory.
@@ -68,8 +73,12 @@ impl BlobSource for InMemory {
     }
 
     fn chunk(&self, index: u64) -> Later<'_, Vec<u8>> {
-        let chunk = usize::try_from(index).ok().and_then(|at| self.bytes.chunks(MAX_CHUNK_BYTES as usize).nth(at));
-        Box::pin(std::future::ready(chunk.map(<[u8]>::to_vec).ok_or(TransportError::BlobDamaged)))
+        let chunk = self.in_place(index).map(<[u8]>::to_vec);
+        Box::pin(std::future::ready(chunk.ok_or(TransportError::BlobDamaged)))
+    }
+
+    fn in_place(&self, index: u64) -> Option<&[u8]> {
+        self.bytes.chunks(MAX_CHUNK_BYTES as usize).nth(usize::try_from(index).ok()?)
     }
 }
 
@@ -216,7 +225,10 @@ where
     W: AsyncWrite + Unpin + Send,
 {
     for index in from.div_ceil(CHUNK_BYTES)..source.blob().chunks() {
-        send_chunks(stream, &source.chunk(index).await?).await?;
+        match source.in_place(index) {
+            Some(chunk) => send_chunks(stream, chunk).await?,
+            None => send_chunks(stream, &source.chunk(index).await?).await?,
+        }
     }
     Ok(())
 }

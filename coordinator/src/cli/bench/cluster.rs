@@ -8,11 +8,12 @@ use super::super::args::ClusterBenchArgs;
 use super::super::cluster::LocalCluster;
 use super::super::exit::{Code, Coded as _, Failure};
 use super::super::home::Home;
-use super::super::output::Out;
+use super::super::output::{Out, size};
 use super::{Model, another_input};
 use obelysk_node::job_bytes::JobSpec;
+use obelysk_node::traffic::frames;
 use obelysk_node::{ModelFolder, NodeBackend, NodeSuite, usage};
-use obelysk_protocol::circuit::PublicInput;
+use obelysk_protocol::circuit::{PublicInput, segment_count};
 use obelysk_protocol::verifier::aggregate::verify_bytes;
 use obelysk_protocol::verifier::proof::MODE_FORKED;
 use obelysk_shard::local;
@@ -44,6 +45,11 @@ struct Row {
     overhead: f64,
     /// The coordinator's share of the cluster's core-seconds.
     coordinator: f64,
+    segments: usize,
+    /// Frames other than chunks of blobs, both ways, joining and leaving included, over the segments: the most of all runs.
+    control_bytes_per_segment: u64,
+    /// Chunks of blobs, likewise.
+    bulk_bytes_per_segment: u64,
 }
 
 /// Runs `bench cluster`.
@@ -61,6 +67,9 @@ pub fn run(out: &Out, home: &Home, args: &ClusterBenchArgs) -> Result<(), Failur
         show(&format!("{} nodes", row.nodes), row.cluster);
         out.field("overhead", format_args!("{:+.1}% core-seconds", row.overhead * 100.0));
         out.field("coordinator", format_args!("{:.1}% of the cluster's core-seconds", row.coordinator * 100.0));
+        let per_segment =
+            format!("{} of messages, {} of blobs", size(row.control_bytes_per_segment), size(row.bulk_bytes_per_segment));
+        out.field("per segment", format_args!("{per_segment} ({} segments)", row.segments));
         show("starting the nodes", row.start);
         show("their first proof", row.first);
         rows.push(row);
@@ -98,19 +107,26 @@ fn measure(
     let prove = |(input, bytes): &(PublicInput, Vec<u8>)| {
         let (ids, sequences) = (input.ids.clone(), input.sequences.clone());
         let spec = JobSpec { model: folder.id, mode: MODE_FORKED, ids, sequences };
+        // Every frame of the cluster begins or ends in this process.
+        let before = frames();
         let (cost, result) = timed(&nodes, || cluster.prove(out, &spec))?;
         if &result.proof == bytes {
-            return Ok(cost);
+            let passed = frames().since(before);
+            return Ok((cost, passed.control.both(), passed.bulk.both()));
         }
         let text = "nodes and one process gave different bytes; report this with the model and the token count";
         Err(Failure { code: Code::Internal, error: anyhow::anyhow!(text) })
     };
-    let first = prove(&proofs[0])?;
+    let (first, mut control, mut bulk) = prove(&proofs[0])?;
     for proof in &proofs[1..] {
-        warm = Some(least(warm, prove(proof)?));
+        let (cost, messages, blobs) = prove(proof)?;
+        (control, bulk) = (control.max(messages), bulk.max(blobs));
+        warm = Some(least(warm, cost));
     }
     cluster.stop();
     let (Some(alone), Some(cluster)) = (alone, warm) else { return Err(Failure::input("give --runs of at least 1")) };
+    let segments = segment_count(&model.registered.descriptor) as usize;
+    let each = |bytes: u64| bytes.div_ceil(segments.max(1) as u64);
     Ok(Row {
         tokens,
         nodes: args.nodes,
@@ -120,6 +136,9 @@ fn measure(
         cluster,
         overhead: cluster.core_seconds / alone.core_seconds - 1.0,
         coordinator: cluster.own_core_seconds / cluster.core_seconds,
+        segments,
+        control_bytes_per_segment: each(control),
+        bulk_bytes_per_segment: each(bulk),
     })
 }
 

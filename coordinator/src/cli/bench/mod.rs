@@ -8,6 +8,7 @@ mod cluster;
 mod fit;
 mod layer;
 mod spans;
+mod transfer;
 
 use super::args::{BenchArgs, BenchCommand};
 use super::exit::{Code, Coded as _, Failure};
@@ -73,6 +74,7 @@ pub fn run(out: &Out, home: &Home, args: &BenchArgs) -> Result<(), Failure> {
         Some(BenchCommand::Layer(args)) => return layer::run(out, home, args),
         Some(BenchCommand::Cluster(args)) => return cluster::run(out, home, args),
         Some(BenchCommand::Brain(args)) => return brain::run(out, args),
+        Some(BenchCommand::Transfer(args)) => return transfer::run(out, args),
         None => {}
     }
     let folder = home.open(&args.model)?;

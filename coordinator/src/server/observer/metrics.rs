@@ -4,7 +4,7 @@ use std::sync::atomic::AtomicU64;
 
 use obelysk_node::engine::WorkKind;
 use obelysk_node::metrics::{raise, work_seconds};
-use obelysk_node::traffic::Bytes;
+use obelysk_node::traffic::{Bytes, frames};
 use obelysk_node::usage;
 use obelysk_protocol::wire::{ItemPhase, JobState, NodeState};
 use prometheus_client::encoding::text::encode;
@@ -47,6 +47,7 @@ pub struct Metrics {
     store: Gauge,
     store_limit: Gauge,
     bytes: Family<Label, Counter>,
+    frames: Family<Labels, Counter>,
     commands: Gauge,
     leader: Gauge,
     expiry: Family<Label, Gauge>,
@@ -126,6 +127,7 @@ impl Default for Metrics {
             store: measured(r, "blob_store", Unit::Bytes, "Blobs held", Gauge::default()),
             store_limit: measured(r, "blob_store_limit", Unit::Bytes, "Most blobs that may be held", Gauge::default()),
             bytes: measured(r, "network", Unit::Bytes, "Bytes over connections, by direction", Family::default()),
+            frames: measured(r, "frame", Unit::Bytes, "Bytes of frames, by class and direction", Family::default()),
             commands: added(r, "command_queue", "Messages waiting for the brain"),
             leader: added(r, "leader", "1 while this coordinator leads, otherwise 0"),
             expiry: measured(
@@ -208,6 +210,9 @@ impl Metrics {
 
     /// Everything as text, in the OpenMetrics format.
     pub(in crate::server) fn text(&self) -> String {
+        for (class, direction, now) in frames().labelled() {
+            raise(&self.frames.get_or_create(&[("class", class), ("direction", direction)]), now);
+        }
         self.cpu.inc_by((usage::cpu_time().as_secs_f64() - self.cpu.get()).max(0.0));
         self.peak_memory.set(gauge(usage::peak_memory_bytes()));
         let mut text = String::new();
@@ -247,6 +252,8 @@ mod tests {
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
         }
+        // How many is a matter of the process, in which other tests run.
+        assert!(text.contains("obelysk_frame_bytes_total{class=\"control\",direction=\"received\"} "), "{text}");
         metrics.set(&Sample { traffic: sample.traffic, ..Sample::default() });
         let text = metrics.text();
         assert!(text.contains("direction=\"sent\"} 9") && !text.contains("holder=\"node\""), "{text}");
