@@ -139,9 +139,9 @@ impl World {
             if input == Input::Tick {
                 self.later(50, Input::Tick);
             }
-            for effect in self.state.apply(now, input) {
-                self.effect(effect);
-            }
+            let effects = self.state.apply(now, input);
+            self.state.audit().unwrap_or_else(|what| panic!("at {now}: {what}"));
+            effects.into_iter().for_each(|effect| self.effect(effect));
         }
     }
 

@@ -297,6 +297,7 @@ impl Life {
     fn feed(&mut self, term: u64, input: Input) -> Result<(), String> {
         let Some(leader) = self.leaders.get_mut(&term) else { return Ok(()) };
         let effects = leader.state.apply(self.now - leader.since, input);
+        leader.state.audit()?;
         self.audit.decided(term, &effects);
         let mut proposed = Vec::new();
         for (number, facts) in leader.outbox.take(effects) {
