@@ -23,6 +23,7 @@ impl State {
             self.queue.push(job);
             self.man(job);
             out.push(Effect::Record(Fact::JobOpened { job, number, model, spec, segments }));
+            self.record_size(job, out);
         }
         out.push(Effect::Opened { job });
     }
@@ -55,8 +56,9 @@ impl State {
         let Some(job) = self.jobs.get(&id).filter(|job| job.asked.is_some()) else { return };
         match result {
             Ok(proof) => {
-                let report = job.report();
+                let (report, model) = (job.report(), job.model);
                 out.push(Effect::Record(Fact::Published { job: id, proof, report: report.clone() }));
+                self.record_learned(model, out);
                 self.close(id, out);
                 out.push(Effect::Publish { job: id, proof, report });
             }

@@ -10,7 +10,7 @@ use super::types::{Input, JobId, NodeId, Work};
 
 /// Machines, and costs of work, remembered: more than any cluster has, and 1,000 models of 16 segments.
 const MAX_MACHINES: usize = 10_000;
-const MAX_COSTS: usize = 65_536;
+pub(super) const MAX_COSTS: usize = 65_536;
 /// Durations of a kind of work looked at: recent ones, so that a change shows.
 const MAX_DURATIONS: usize = 64;
 /// Fewer durations than this say nothing about stragglers.
@@ -33,12 +33,12 @@ type CostKey = ([u8; 32], Work);
 /// Speeds, memory, costs, failures.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Fleet {
-    machines: BTreeMap<NodeId, Machine>,
-    costs: BTreeMap<CostKey, Cost>,
+    pub(super) machines: BTreeMap<NodeId, Machine>,
+    pub(super) costs: BTreeMap<CostKey, Cost>,
     /// Reference milliseconds that items of a kind took, latest last.
     durations: BTreeMap<([u8; 32], WorkKind), VecDeque<u64>>,
     /// Third quartiles of those.
-    quartiles: BTreeMap<([u8; 32], WorkKind), u64>,
+    pub(super) quartiles: BTreeMap<([u8; 32], WorkKind), u64>,
     /// How many costs of a kind are known, and their sum.
     sums: BTreeMap<([u8; 32], WorkKind), (u64, u128)>,
     /// Who is set aside, by the end of that.
@@ -48,16 +48,20 @@ pub(super) struct Fleet {
     /// Who worked last on a segment: its weights are there.
     pub(super) last: BTreeMap<([u8; 32], u32), NodeId>,
     /// Memory that segments of a job need at most, as the model's sizes say.
-    sizes: BTreeMap<JobId, Vec<u64>>,
+    pub(super) sizes: BTreeMap<JobId, Vec<u64>>,
+    /// When what was learned of a model was last recorded.
+    pub(super) recorded_ms: BTreeMap<[u8; 32], u64>,
     /// The job that was sized last: it may not have come yet.
     announced: Option<JobId>,
 }
 
 #[derive(Debug, Clone, Default)]
-struct Machine {
+pub(super) struct Machine {
     /// Core-microseconds for the job of calibration, all kinds together; 0: not calibrated.
-    trial_us: u64,
-    memory_bytes: u64,
+    pub(super) trial_us: u64,
+    pub(super) memory_bytes: u64,
+    /// Both, as last recorded.
+    pub(super) recorded: (u64, u64),
     /// Times of failures, latest last.
     faults: VecDeque<u64>,
     aside_until_ms: u64,
@@ -66,9 +70,9 @@ struct Machine {
 
 /// What an item costs: moving average in reference core-microseconds, and the least peak memory seen.
 #[derive(Debug, Clone, Copy)]
-struct Cost {
-    core_us: u64,
-    peak_bytes: u64,
+pub(super) struct Cost {
+    pub(super) core_us: u64,
+    pub(super) peak_bytes: u64,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -86,7 +90,10 @@ impl Fleet {
             return;
         }
         let machine = self.machines.entry(node).or_default();
-        machine.trial_us = core_us.map_or(0, |spent| spent.into_iter().fold(0, u64::saturating_add).max(1));
+        // Who comes back with work is not calibrated again: it is as fast as it was.
+        if let Some(spent) = core_us {
+            machine.trial_us = spent.into_iter().fold(0, u64::saturating_add).max(1);
+        }
         machine.memory_bytes = memory_bytes;
     }
 
@@ -96,7 +103,7 @@ impl Fleet {
     }
 
     /// Speed of one of its cores, [`CORE`] for the reference; between 1/64 and 64 times that whatever it claims.
-    fn core_speed(&self, node: NodeId) -> u64 {
+    pub(super) fn core_speed(&self, node: NodeId) -> u64 {
         match self.machines.get(&node).map_or(0, |m| m.trial_us) {
             0 => CORE,
             spent => (REFERENCE_US * CORE / spent).clamp(CORE / 64, CORE * 64),
@@ -199,7 +206,7 @@ impl Fleet {
         }
     }
 
-    fn set_cost(&mut self, key: CostKey, cost: Cost) {
+    pub(super) fn set_cost(&mut self, key: CostKey, cost: Cost) {
         let (count, sum) = self.sums.entry((key.0, key.1.kind)).or_default();
         match self.costs.insert(key, cost) {
             Some(before) => *sum -= u128::from(before.core_us),

@@ -18,6 +18,7 @@ mod joint;
 mod judge;
 mod leases;
 mod members;
+mod memory;
 mod needs;
 mod outbox;
 mod outcome;
@@ -36,7 +37,7 @@ use obelysk_node::engine::WorkKind;
 
 use agenda::Entry;
 use crew::Seat;
-pub use fact::Fact;
+pub use fact::{Fact, Learned};
 use fleet::Fleet;
 pub use fleet::{FAULT_WINDOW_MS, MAX_FAULTS};
 use job::Job;
@@ -136,10 +137,7 @@ impl State {
         match input {
             Input::Tick => self.tick(&mut out),
             Input::NodeJoined { node, models, cores, held } => self.joined(node, models, cores, &held, &mut out),
-            Input::NodeMeasured { node, core_us, memory_bytes } => {
-                self.fleet.measured(node, core_us, memory_bytes);
-                self.members.touch(node);
-            }
+            Input::NodeMeasured { node, core_us, memory_bytes } => self.measured(node, core_us, memory_bytes, &mut out),
             Input::NodeAway { node } => self.away(node),
             Input::NodeDraining { node } => self.draining(node),
             Input::NodeLeft { node } => self.gone(node, None, &mut out),
@@ -172,9 +170,7 @@ impl State {
                 }
             }
             Input::JobSized { job, priority, peak_bytes } => {
-                self.shares.prioritise(job, priority);
-                self.fleet.sized(job, peak_bytes);
-                self.jobs.get_mut(&job).into_iter().for_each(Job::touch_all);
+                self.sized(job, priority, peak_bytes, &mut out);
             }
             Input::Cancel { job } => self.fail(job, JobFailure::Cancelled, &mut out),
         }

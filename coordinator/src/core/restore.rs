@@ -41,6 +41,7 @@ impl State {
         jobs.sort_by_key(|(number, id, _)| (*number, *id));
         state.queue = jobs.iter().map(|(_, id, _)| *id).collect();
         state.jobs = jobs.into_iter().map(|(_, id, job)| (id, job)).collect();
+        state.remember(ledger, roster);
         state.unswept = true;
         state
     }

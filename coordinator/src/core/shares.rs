@@ -40,7 +40,11 @@ impl Shares {
     }
 
     fn weight(&self, job: JobId) -> u64 {
-        weight(self.priorities.get(&job).copied().unwrap_or(DEFAULT_PRIORITY))
+        weight(self.priority(job))
+    }
+
+    pub(super) fn priority(&self, job: JobId) -> u8 {
+        self.priorities.get(&job).copied().unwrap_or(DEFAULT_PRIORITY)
     }
 
     /// What a job has had so far.
