@@ -86,7 +86,8 @@ impl State {
         let (speed, node) = job.crew.fastest().into_iter().find(|(_, node)| able(*node))?;
         let patience = self.patience(job, work, speed, item.races);
         let beyond = ran.checked_sub(patience).filter(|beyond| *beyond > 0)?;
-        (item.second.is_some() || worth_it(first, ran, patience)).then_some((beyond, node))
+        let known = self.fleet.quartile(job.model, work.kind).is_some();
+        (!known || item.second.is_some() || worth_it(first, ran, patience)).then_some((beyond, node))
     }
 
     /// How long an item may run before a node of this speed takes another lease of it: twice what it would need itself, and twice as long

@@ -12,6 +12,7 @@ mod process;
 mod proxy;
 mod restarts;
 mod simulator;
+mod simulator_faults;
 mod simulator_fleet;
 mod toy;
 mod transfer;
