@@ -1,9 +1,19 @@
 //! What outlives a leader: each change of one of these facts is recorded, in order, before anybody can see what follows from it.
 
+use obelysk_node::engine::WorkKind;
 use obelysk_protocol::wire::BlobRef;
 
 use super::outcome::Report;
 use super::types::{JobId, Needs, NodeId, Work};
+
+/// What work on a model takes, as learned from accepted results.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Learned {
+    /// Reference core-microseconds, and the least peak memory seen in bytes, by item in rising order.
+    pub costs: Vec<(Work, u64, u64)>,
+    /// Third quartile of the reference milliseconds that a kind takes, in rising order.
+    pub quartiles: Vec<(WorkKind, u64)>,
+}
 
 /// A durable fact about the cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,5 +91,30 @@ pub enum Fact {
     Forgotten {
         /// The job.
         job: JobId,
+    },
+    /// How much a job counts beside others, and what it needs. It steers who does what, and never what is right.
+    Sized {
+        /// The job.
+        job: JobId,
+        /// 0 to 9.
+        priority: u8,
+        /// Memory that each segment needs, in bytes.
+        peak_bytes: Vec<u64>,
+    },
+    /// How fast a machine was at calibration. It steers who does what, and never what is right.
+    Measured {
+        /// The machine.
+        node: NodeId,
+        /// Core-microseconds of the job of calibration.
+        trial_us: u64,
+        /// Its memory in bytes; 0 when that is not known.
+        memory_bytes: u64,
+    },
+    /// What work on a model takes; recorded now and then. It steers who does what, and never what is right.
+    Learned {
+        /// The model.
+        model: [u8; 32],
+        /// What was learned so far.
+        learned: Learned,
     },
 }

@@ -1,7 +1,7 @@
 //! What is known of how fast the machines are and how much memory they have, of what work costs, and of who fails. Learned from
 //! calibration and accepted results; it steers who does what and never what is right.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use obelysk_node::engine::{Verdict, WorkKind};
 
@@ -10,7 +10,7 @@ use super::types::{Input, JobId, NodeId, Work};
 
 /// Machines, and costs of work, remembered: more than any cluster has, and 1,000 models of 16 segments.
 const MAX_MACHINES: usize = 10_000;
-const MAX_COSTS: usize = 65_536;
+pub(super) const MAX_COSTS: usize = 65_536;
 /// Durations of a kind of work looked at: recent ones, so that a change shows.
 const MAX_DURATIONS: usize = 64;
 /// Fewer durations than this say nothing about stragglers.
@@ -33,27 +33,35 @@ type CostKey = ([u8; 32], Work);
 /// Speeds, memory, costs, failures.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Fleet {
-    machines: BTreeMap<NodeId, Machine>,
-    costs: BTreeMap<CostKey, Cost>,
+    pub(super) machines: BTreeMap<NodeId, Machine>,
+    pub(super) costs: BTreeMap<CostKey, Cost>,
     /// Reference milliseconds that items of a kind took, latest last.
     durations: BTreeMap<([u8; 32], WorkKind), VecDeque<u64>>,
-    /// When live leases were given.
-    started: BTreeMap<u64, u64>,
+    /// Third quartiles of those.
+    pub(super) quartiles: BTreeMap<([u8; 32], WorkKind), u64>,
+    /// How many costs of a kind are known, and their sum.
+    sums: BTreeMap<([u8; 32], WorkKind), (u64, u128)>,
+    /// Who is set aside, by the end of that.
+    asides: BTreeSet<(u64, NodeId)>,
     /// What results at the checker took, by epoch.
     reported: BTreeMap<u64, Sample>,
     /// Who worked last on a segment: its weights are there.
     pub(super) last: BTreeMap<([u8; 32], u32), NodeId>,
     /// Memory that segments of a job need at most, as the model's sizes say.
-    sizes: BTreeMap<JobId, Vec<u64>>,
+    pub(super) sizes: BTreeMap<JobId, Vec<u64>>,
+    /// When what was learned of a model was last recorded.
+    pub(super) recorded_ms: BTreeMap<[u8; 32], u64>,
     /// The job that was sized last: it may not have come yet.
     announced: Option<JobId>,
 }
 
 #[derive(Debug, Clone, Default)]
-struct Machine {
+pub(super) struct Machine {
     /// Core-microseconds for the job of calibration, all kinds together; 0: not calibrated.
-    trial_us: u64,
-    memory_bytes: u64,
+    pub(super) trial_us: u64,
+    pub(super) memory_bytes: u64,
+    /// Both, as last recorded.
+    pub(super) recorded: (u64, u64),
     /// Times of failures, latest last.
     faults: VecDeque<u64>,
     aside_until_ms: u64,
@@ -62,9 +70,9 @@ struct Machine {
 
 /// What an item costs: moving average in reference core-microseconds, and the least peak memory seen.
 #[derive(Debug, Clone, Copy)]
-struct Cost {
-    core_us: u64,
-    peak_bytes: u64,
+pub(super) struct Cost {
+    pub(super) core_us: u64,
+    pub(super) peak_bytes: u64,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -82,7 +90,10 @@ impl Fleet {
             return;
         }
         let machine = self.machines.entry(node).or_default();
-        machine.trial_us = core_us.map_or(0, |spent| spent.into_iter().fold(0, u64::saturating_add).max(1));
+        // Who comes back with work is not calibrated again: it is as fast as it was.
+        if let Some(spent) = core_us {
+            machine.trial_us = spent.into_iter().fold(0, u64::saturating_add).max(1);
+        }
         machine.memory_bytes = memory_bytes;
     }
 
@@ -92,7 +103,7 @@ impl Fleet {
     }
 
     /// Speed of one of its cores, [`CORE`] for the reference; between 1/64 and 64 times that whatever it claims.
-    fn core_speed(&self, node: NodeId) -> u64 {
+    pub(super) fn core_speed(&self, node: NodeId) -> u64 {
         match self.machines.get(&node).map_or(0, |m| m.trial_us) {
             0 => CORE,
             spent => (REFERENCE_US * CORE / spent).clamp(CORE / 64, CORE * 64),
@@ -118,10 +129,8 @@ impl Fleet {
 
     /// Mean cost of a kind of work on a model, over its segments seen.
     pub(super) fn mean(&self, model: [u8; 32], kind: WorkKind) -> Option<u64> {
-        let range = (model, Work::new(kind, 0))..=(model, Work::new(kind, u32::MAX));
-        let (count, sum) =
-            self.costs.range(range).take(64).fold((0, 0_u64), |(n, sum), (_, c)| (n + 1, sum.saturating_add(c.core_us)));
-        sum.checked_div(count)
+        let (count, sum) = self.sums.get(&(model, kind))?;
+        u64::try_from(sum.checked_div(u128::from(*count))?).ok()
     }
 
     /// Memory an item needs: what the model's sizes say, but no more than was seen to be enough; 0 when nothing is known.
@@ -133,18 +142,23 @@ impl Fleet {
 
     /// Third quartile of the reference milliseconds that this kind of work took; `None` while too little is known.
     pub(super) fn quartile(&self, model: [u8; 32], kind: WorkKind) -> Option<u64> {
-        let known = self.durations.get(&(model, kind)).filter(|known| known.len() >= MIN_DURATIONS)?;
-        let mut sorted: Vec<u64> = known.iter().copied().collect();
-        sorted.sort_unstable();
-        sorted.get(sorted.len() * 3 / 4).copied()
+        self.quartiles.get(&(model, kind)).copied()
     }
 
-    pub(super) fn lease_started(&mut self, epoch: u64, now_ms: u64) {
-        self.started.insert(epoch, now_ms);
+    /// Whether a node has the memory for an item, as far as both are known.
+    pub(super) fn has_room(&self, job: JobId, model: [u8; 32], work: Work, node: NodeId) -> bool {
+        let there = self.memory(node);
+        there == 0 || self.needs(job, model, work) <= there
     }
 
-    pub(super) fn started(&self, epoch: u64) -> Option<u64> {
-        self.started.get(&epoch).copied()
+    /// Nodes that were set aside until now.
+    pub(super) fn no_longer_aside(&mut self, now_ms: u64) -> Vec<NodeId> {
+        let mut back = Vec::new();
+        while let Some((_, node)) = self.asides.first().copied().filter(|(until_ms, _)| *until_ms <= now_ms) {
+            self.asides.pop_first();
+            back.push(node);
+        }
+        back
     }
 
     /// Whether a node is set aside for now.
@@ -161,7 +175,9 @@ impl Fleet {
         if machine.faults.len() > MAX_FAULTS {
             machine.faults.clear();
             machine.aside_ms = (machine.aside_ms * 2).clamp(ASIDE_FIRST_MS, ASIDE_MOST_MS);
+            self.asides.remove(&(machine.aside_until_ms, node));
             machine.aside_until_ms = now_ms + machine.aside_ms;
+            self.asides.insert((machine.aside_until_ms, node));
         }
     }
 
@@ -171,9 +187,9 @@ impl Fleet {
         let most = wall_ms.max(1).saturating_mul(1000).saturating_mul(u64::from(cores.max(1)));
         let core_us = core_us.clamp(1, most).saturating_mul(self.core_speed(node)) / CORE;
         if self.costs.len() < MAX_COSTS || self.costs.contains_key(&key) {
-            let cost = self.costs.entry(key).or_insert(Cost { core_us, peak_bytes });
-            cost.core_us = (cost.core_us.saturating_mul(3).saturating_add(core_us) / 4).max(1);
-            cost.peak_bytes = cost.peak_bytes.min(peak_bytes);
+            let known = self.costs.get(&key).copied().unwrap_or(Cost { core_us, peak_bytes });
+            let core_us = (known.core_us.saturating_mul(3).saturating_add(core_us) / 4).max(1);
+            self.set_cost(key, Cost { core_us, peak_bytes: known.peak_bytes.min(peak_bytes) });
             self.last.insert((key.0, key.1.segment), node);
         }
         let reference_ms = wall_ms.saturating_mul(self.speed(node, cores)) / CORE;
@@ -182,6 +198,21 @@ impl Fleet {
         if known.len() > MAX_DURATIONS {
             known.pop_front();
         }
+        if known.len() >= MIN_DURATIONS {
+            let mut sorted: Vec<u64> = known.iter().copied().collect();
+            sorted.sort_unstable();
+            let third = sorted.get(sorted.len() * 3 / 4).copied().unwrap_or(0);
+            self.quartiles.insert((key.0, key.1.kind), third);
+        }
+    }
+
+    pub(super) fn set_cost(&mut self, key: CostKey, cost: Cost) {
+        let (count, sum) = self.sums.entry((key.0, key.1.kind)).or_default();
+        match self.costs.insert(key, cost) {
+            Some(before) => *sum -= u128::from(before.core_us),
+            None => *count += 1,
+        }
+        *sum += u128::from(cost.core_us);
     }
 }
 
@@ -191,8 +222,10 @@ impl State {
         let now = self.now_ms;
         match input {
             Input::WorkDone { node, epoch, core_us, peak_bytes, .. } => {
-                let Some(lease) = self.leases.get(epoch).filter(|lease| lease.node == *node) else { return };
-                let (Some(job), Some(since)) = (self.jobs.get(&lease.job), self.fleet.started(*epoch)) else { return };
+                let Some(lease) = self.leases.get(*epoch).filter(|lease| lease.node == *node) else { return };
+                let (Some(job), Some(since)) = (self.jobs.get(&lease.job), (!lease.adopted).then_some(lease.since_ms)) else {
+                    return;
+                };
                 let (key, wall_ms) = ((job.model, lease.work), now.saturating_sub(since));
                 let sample = Sample { key, node: *node, core_us: *core_us, peak_bytes: *peak_bytes, wall_ms };
                 self.fleet.reported.insert(*epoch, sample);
@@ -200,14 +233,18 @@ impl State {
             Input::CheckResult { epoch, verdict, .. } => {
                 let Some(sample) = self.fleet.reported.remove(epoch) else { return };
                 if *verdict == Verdict::Accept {
-                    let cores = self.members.get(&sample.node).map_or(1, |member| member.cores);
+                    let cores = self.members.get(sample.node).map_or(1, |member| member.cores);
                     self.fleet.learn(sample, cores);
+                    // What this item needs is known better now, for other jobs too.
+                    let (model, work) = sample.key;
+                    self.jobs.values_mut().filter(|job| job.model == model).for_each(|job| job.touch(work));
                 }
             }
             Input::WorkFailed { node, epoch, disagrees: false, .. }
-                if *node != NodeId::REFEREE && self.leases.get(epoch).is_some_and(|lease| lease.node == *node) =>
+                if *node != NodeId::REFEREE && self.leases.belongs(*epoch, *node) =>
             {
                 self.fleet.fault(*node, now);
+                self.members.touch(*node);
             }
             _ => {}
         }
@@ -216,9 +253,6 @@ impl State {
     /// Forgets what no lease or job needs any more; now and then, so that it costs nothing per input.
     pub(super) fn tidy_fleet(&mut self) {
         let slack = 64 + 2 * self.leases.len();
-        if self.fleet.started.len() > slack {
-            self.fleet.started.retain(|epoch, _| self.leases.contains_key(epoch));
-        }
         if self.fleet.reported.len() > slack {
             let oldest = self.fleet.reported.len() - slack;
             let old: Vec<u64> = self.fleet.reported.keys().take(oldest).copied().collect();
@@ -237,7 +271,7 @@ impl State {
 
     /// How fast a node is, [`CORE`] for one core of the reference.
     pub(super) fn speed(&self, node: NodeId) -> u64 {
-        self.fleet.speed(node, self.members.get(&node).map_or(1, |member| member.cores))
+        self.fleet.speed(node, self.members.get(node).map_or(1, |member| member.cores))
     }
 }
 

@@ -1,90 +1,115 @@
 //! Second leases for stragglers: an idle node does the same item again, the first valid result wins, the other is revoked and no fault.
+//!
+//! Whoever goes on slowly for ever holds no item for ever: what it says of its progress spares it only for a while, and where both of
+//! an item take long, a third takes the place of the first, each time after twice the patience, so that honest work that is merely long gets done.
 
-use std::collections::BTreeSet;
+use obelysk_node::engine::WorkKind;
 
+use super::State;
 use super::fleet::CORE;
+use super::job::Job;
+use super::leases::Lease;
 use super::types::{Effect, JobId, NodeId, Work};
-use super::{Lease, State};
 
 /// Nothing that takes less than this is worth a second lease, nor less than an eighth of a lease's time.
 const FLOOR_MS: u64 = 2_000;
+/// What says that it is nearly done is left alone, but not for longer than so many times the patience.
+const NEARLY_DONE: u32 = 900;
+const NEARLY_DONE_PATIENCE: u64 = 4;
+/// Leases that an item may take while nothing is known of how long its kind takes.
+const UNKNOWN_LEASES: u64 = 8;
+/// Doublings of the patience after which it does not grow: a thousand times as long as expected.
+const MAX_RACES: u32 = 10;
 
 impl State {
-    /// Brings second leases up to date: those of items that are done are revoked, those whose first lease is gone take its place.
-    pub(super) fn settle_hedges(&mut self, out: &mut Vec<Effect>) {
-        for ((id, work), epoch) in std::mem::take(&mut self.hedges) {
-            let live = self.leases.get(&epoch).is_some_and(|lease| !lease.expired);
-            let Some(item) = self.jobs.get_mut(&id).and_then(|job| job.items.get_mut(&work)).filter(|_| live) else { continue };
-            if item.accepted.is_some() {
-                if let Some(lease) = self.leases.remove(&epoch) {
-                    out.push(Effect::Revoke { node: lease.node, epoch });
+    /// Gives stragglers of all jobs to nodes that would be idle otherwise; `true` when there were some.
+    pub(super) fn hedge(&mut self, out: &mut Vec<Effect>) -> bool {
+        let mut raced = false;
+        for id in self.queue.clone() {
+            while let Some((work, node)) = self.straggler(id) {
+                if !self.race(id, work, node, out) {
+                    break;
                 }
-            } else if item.lease.is_none() && item.checking.is_none() {
-                item.lease = Some(epoch);
-            } else {
-                self.hedges.insert((id, work), epoch);
+                self.refresh();
+                raced = true;
             }
         }
+        raced
     }
 
-    /// Gives stragglers of a job to nodes that would be idle otherwise.
-    pub(super) fn hedge(&mut self, id: JobId, idle: &mut BTreeSet<NodeId>, out: &mut Vec<Effect>) {
-        while let Some((work, node)) = self.straggler(id, idle) {
-            idle.remove(&node);
-            let Some(first) = self.jobs.get(&id).and_then(|job| job.items.get(&work)).and_then(|item| item.lease) else { return };
-            let Some((home, challenge)) =
-                self.jobs.get(&id).map(|job| (job.home.get(&work.segment).copied(), job.current_challenge()))
-            else {
-                return;
-            };
-            self.assign(id, work, node, challenge, out);
-            // The second lease is the one that assignment put in the item; the first keeps its place and the segment its home.
-            let Some(job) = self.jobs.get_mut(&id) else { return };
-            if let Some(home) = home {
-                job.home.insert(work.segment, home);
-            }
-            let second = job.items.get_mut(&work).and_then(|item| item.lease.replace(first));
-            if let Some(second) = second.filter(|second| *second != first) {
-                self.hedges.insert((id, work), second);
-            } else {
-                return;
-            }
+    fn race(&mut self, id: JobId, work: Work, node: NodeId, out: &mut Vec<Effect>) -> bool {
+        let Some(item) = self.jobs.get_mut(&id).and_then(|job| job.item_mut(work)) else { return false };
+        if let Some(second) = item.second.take()
+            && let Some(first) = item.lease.replace(second)
+            && let Some(lease) = self.leases.remove(first)
+        {
+            out.push(Effect::Revoke { node: lease.node, epoch: first });
         }
+        let Some(epoch) = self.lease_out(id, work, node, out) else { return false };
+        let Some(item) = self.jobs.get_mut(&id).and_then(|job| job.item_mut(work)) else { return false };
+        item.second = Some(epoch);
+        item.races += 1;
+        true
     }
 
     /// The item that has run longest beyond what an idle node would need for it, and that node.
-    fn straggler(&self, id: JobId, idle: &BTreeSet<NodeId>) -> Option<(Work, NodeId)> {
+    fn straggler(&self, id: JobId) -> Option<(Work, NodeId)> {
         let job = self.jobs.get(&id)?;
+        let top = job.crew.top_speed()?;
         let mut found: Option<(u64, Work, NodeId)> = None;
-        for (work, item) in &job.items {
-            let Some(lease) = item.lease.filter(|_| item.doubt.is_none() && item.checking.is_none()) else { continue };
-            if self.hedges.contains_key(&(id, *work)) {
-                continue;
-            }
-            let (Some(held), Some(since)) = (self.leases.get(&lease), self.fleet.started(lease)) else { continue };
-            let Some(quartile) = self.fleet.quartile(job.model, work.kind) else { continue };
-            let ran = self.now_ms.saturating_sub(since);
-            let beyond = |node: NodeId| ran.checked_sub(self.patience(quartile, node)).filter(|beyond| *beyond > 0);
-            let able = idle.iter().filter(|node| **node != held.node && self.may(id, *work, **node) && !item.dead.contains(node));
-            let best =
-                able.filter_map(|node| Some((beyond(*node)?, *node))).max_by_key(|(beyond, node)| (*beyond, u32::MAX - node.0));
-            if let Some((beyond, node)) = best.filter(|_| self.worth_it(held))
-                && found.is_none_or(|(most, ..)| beyond > most)
-            {
-                found = Some((beyond, *work, node));
+        for kind in WorkKind::EVERY {
+            let least = self.usual(job, kind, top);
+            for (since_ms, work) in job.agenda.running(kind) {
+                let ran = self.now_ms.saturating_sub(since_ms);
+                if ran <= least {
+                    break;
+                }
+                if let Some((beyond, node)) = self.rescuer(id, job, work, ran)
+                    && found.is_none_or(|(most, ..)| beyond > most)
+                {
+                    found = Some((beyond, work, node));
+                }
             }
         }
         found.map(|(_, work, node)| (work, node))
     }
 
-    /// How long an item may run before a node of this speed takes a second lease: twice what it would need itself.
-    fn patience(&self, quartile: u64, node: NodeId) -> u64 {
-        let floor = FLOOR_MS.min(self.policy.lease_ms / 8);
-        (2 * quartile).saturating_mul(CORE).checked_div(self.speed(node)).unwrap_or(u64::MAX).max(floor)
+    /// The fastest idle node that would be done with an item sooner than whoever has it, by what it has taken so far.
+    fn rescuer(&self, id: JobId, job: &Job, work: Work, ran: u64) -> Option<(u64, NodeId)> {
+        let item = job.items.get(&work)?;
+        let first = self.leases.get(item.lease?)?;
+        let held: Vec<NodeId> = self.leases.of_item(id, work).iter().filter_map(|e| Some(self.leases.get(*e)?.node)).collect();
+        if !job.has_needs(work) {
+            return None;
+        }
+        let able = |node: NodeId| !held.contains(&node) && !item.dead.contains(&node) && self.may(id, work, node);
+        let (speed, node) = job.crew.fastest().into_iter().find(|(_, node)| able(*node))?;
+        let patience = self.patience(job, work, speed, item.races);
+        let beyond = ran.checked_sub(patience).filter(|beyond| *beyond > 0)?;
+        let known = self.fleet.quartile(job.model, work.kind).is_some();
+        (!known || item.second.is_some() || worth_it(first, ran, patience)).then_some((beyond, node))
     }
 
-    /// What is nearly done is left alone.
-    const fn worth_it(&self, lease: &Lease) -> bool {
-        !lease.expired && lease.permille < 900
+    /// How long an item may run before a node of this speed takes another lease of it: twice what it would need itself, and twice as long
+    /// again for each that was given before.
+    fn patience(&self, job: &Job, work: Work, speed: u64, races: u32) -> u64 {
+        // Some segments are larger than others: by what they cost, where that is known.
+        let mean = self.fleet.mean(job.model, work.kind).unwrap_or(1).max(1);
+        let cost = self.fleet.cost(job.model, work).max(mean);
+        let own = u128::from(self.usual(job, work.kind, speed)) * u128::from(cost) / u128::from(mean);
+        u64::try_from(own).unwrap_or(u64::MAX).saturating_mul(1 << races.min(MAX_RACES))
     }
+
+    /// The same for an item of this kind that costs no more than others.
+    fn usual(&self, job: &Job, kind: WorkKind, speed: u64) -> u64 {
+        let Some(quartile) = self.fleet.quartile(job.model, kind) else {
+            return self.policy.lease_ms.saturating_mul(UNKNOWN_LEASES);
+        };
+        let floor = FLOOR_MS.min(self.policy.lease_ms / 8);
+        (2 * quartile).saturating_mul(CORE).checked_div(speed).unwrap_or(u64::MAX).max(floor)
+    }
+}
+
+const fn worth_it(lease: &Lease, ran: u64, patience: u64) -> bool {
+    lease.permille < NEARLY_DONE || ran > patience.saturating_mul(NEARLY_DONE_PATIENCE)
 }

@@ -1,10 +1,13 @@
-//! One job: its items, what each needs, what became stale, what it took. Knows no node's state.
+//! One job: its items, its challenge, its homes, what it took. Knows no node's state.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use obelysk_node::engine::WorkKind;
 use obelysk_protocol::wire::BlobRef;
 
+use super::agenda::Agenda;
+use super::crew::Crew;
+use super::joint::{Asked, Joint};
 use super::outcome::{JobEvent, Report};
 use super::types::{Needs, NodeId, Work};
 
@@ -39,6 +42,10 @@ pub(super) struct Item {
     pub(super) checking: Option<Candidate>,
     /// The live lease; an expired one is only in the lease table.
     pub(super) lease: Option<u64>,
+    /// A second live lease, given because the first takes long.
+    pub(super) second: Option<u64>,
+    /// Second leases that were given so far.
+    pub(super) races: u32,
     /// Nodes that vanished or fell silent while they ran this item.
     pub(super) dead: BTreeSet<NodeId>,
     pub(super) failures: Vec<(NodeId, String)>,
@@ -60,11 +67,17 @@ impl Item {
         self.accepted.is_none() && self.checking.is_none() && self.lease.is_none()
     }
 
+    /// A lease is over.
+    pub(super) fn release(&mut self, epoch: u64) {
+        self.lease.take_if(|lease| *lease == epoch);
+        self.second.take_if(|lease| *lease == epoch);
+    }
+
     /// Becomes another item under the same name: nothing of the one before counts. What still runs or is checked was leased for
     /// other needs, and is late by them.
-    fn renew(&mut self) {
-        let Self { checking, lease, .. } = std::mem::take(self);
-        *self = Self { checking, lease, ..Self::default() };
+    pub(super) fn renew(&mut self) {
+        let Self { checking, lease, second, .. } = std::mem::take(self);
+        *self = Self { checking, lease, second, ..Self::default() };
     }
 }
 
@@ -72,28 +85,6 @@ impl Item {
 pub(super) struct Challenge {
     pub(super) commits: Vec<BlobRef>,
     pub(super) extra: BlobRef,
-}
-
-/// What an opening of all segments opens: the challenge, and all proofs and openings by segment.
-pub(super) type Basis = (BlobRef, Vec<BlobRef>, Vec<BlobRef>);
-
-/// The opening of all segments, at one of its steps. No fact: a new leader begins it anew, from results that are.
-#[derive(Debug, Clone)]
-pub(super) struct Joint {
-    pub(super) basis: Basis,
-    /// Public bytes of this step.
-    pub(super) step: BlobRef,
-    /// How many steps came before.
-    pub(super) number: u32,
-    /// Each segment's part in the step before; before the first, its opening.
-    before: Vec<Record>,
-}
-
-/// All pieces, as they went to the checker to be joined: with the step that they are parts of, if they are.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Asked {
-    pub(super) basis: Basis,
-    pub(super) joint: Option<(BlobRef, Vec<BlobRef>)>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -108,32 +99,58 @@ pub(super) struct Job {
     pub(super) model: [u8; 32],
     pub(super) spec: BlobRef,
     pub(super) segments: u32,
+    /// Changed through [`Job::item_mut`] and what enters results alone, so that all that follows is seen.
     pub(super) items: BTreeMap<Work, Item>,
-    pub(super) challenge: Option<Challenge>,
+    challenge: Option<Challenge>,
+    /// Segments whose accepted commit is the one that the challenge was drawn from.
+    committed: u32,
+    /// Accepted items by kind.
+    done: [u32; WorkKind::EVERY.len()],
+    /// Counts what could change what an opening of all segments opens.
+    pub(super) turns: u64,
     /// Commits of a challenge being derived.
     pub(super) deriving: Option<Vec<BlobRef>>,
     /// What the checker joins at this moment.
     pub(super) asked: Option<Asked>,
     pub(super) joint: Option<Joint>,
     /// Preferred node of each segment.
-    pub(super) home: BTreeMap<u32, NodeId>,
+    home: BTreeMap<u32, NodeId>,
     /// Nodes set aside for this job after a contradiction nobody could settle.
     pub(super) benched: BTreeSet<NodeId>,
     pub(super) ties: u32,
     pub(super) waiting_since_ms: Option<u64>,
+    pub(super) agenda: Agenda,
+    pub(super) crew: Crew,
+    /// Homes are to be given again.
+    pub(super) unplaced: bool,
+    /// Segments were left without a home.
+    pub(super) homeless: bool,
+    /// Something changed since it was last looked at what needs no node.
+    pub(super) stirred: bool,
+    /// Whether something waits for somebody who is only busy, and whether that is known.
+    pub(super) awaits: bool,
+    pub(super) weighed: bool,
+    touched: BTreeSet<Work>,
+    /// The challenge when the agenda was last brought up to date.
+    entered_under: Option<BlobRef>,
+    /// No bytes.
+    pub(super) nothing: BlobRef,
     phases: BTreeMap<WorkKind, Phase>,
     peak_bytes: u64,
 }
 
 impl Job {
     pub(super) fn new(model: [u8; 32], spec: BlobRef, segments: u32) -> Self {
-        let all = WorkKind::ALL.into_iter().flat_map(|kind| (0..segments).map(move |segment| Work::new(kind, segment)));
+        let works = || WorkKind::ALL.into_iter().flat_map(move |kind| (0..segments).map(move |segment| Work::new(kind, segment)));
         Self {
             model,
             spec,
             segments,
-            items: all.map(|work| (work, Item::default())).collect(),
+            items: works().map(|work| (work, Item::default())).collect(),
             challenge: None,
+            committed: 0,
+            done: [0; WorkKind::EVERY.len()],
+            turns: 0,
             deriving: None,
             asked: None,
             joint: None,
@@ -141,9 +158,63 @@ impl Job {
             benched: BTreeSet::new(),
             ties: 0,
             waiting_since_ms: None,
+            agenda: Agenda::default(),
+            crew: Crew::default(),
+            unplaced: true,
+            homeless: true,
+            stirred: true,
+            awaits: false,
+            weighed: false,
+            touched: works().collect(),
+            entered_under: None,
+            nothing: BlobRef::of(&[]),
             phases: BTreeMap::new(),
             peak_bytes: 0,
         }
+    }
+
+    /// An item, to change anything but its result.
+    pub(super) fn item_mut(&mut self, work: Work) -> Option<&mut Item> {
+        let item = self.items.get_mut(&work)?;
+        self.touched.insert(work);
+        self.stirred = true;
+        Some(item)
+    }
+
+    /// As [`Job::item_mut`], of a kind that not every job has.
+    pub(super) fn item_entry(&mut self, work: Work) -> &mut Item {
+        self.touched.insert(work);
+        self.stirred = true;
+        self.items.entry(work).or_default()
+    }
+
+    /// This item is to be looked at again.
+    pub(super) fn touch(&mut self, work: Work) {
+        if self.items.contains_key(&work) {
+            self.touched.insert(work);
+        }
+    }
+
+    pub(super) fn touch_all(&mut self) {
+        self.touched = self.items.keys().copied().collect();
+    }
+
+    /// Whether something is to be brought up to date.
+    pub(super) fn is_restless(&self, now_ms: u64) -> bool {
+        self.unplaced || !self.touched.is_empty() || self.agenda.is_due(now_ms) || self.current_challenge() != self.entered_under
+    }
+
+    /// Items whose standing may be another than the agenda says.
+    pub(super) fn take_touched(&mut self, now_ms: u64) -> BTreeSet<Work> {
+        let due = self.agenda.due(now_ms);
+        self.touched.extend(due);
+        let challenge = self.current_challenge();
+        if challenge != self.entered_under {
+            self.entered_under = challenge;
+            let later = self.items.range(Work::new(WorkKind::Prove, 0)..).map(|(work, _)| *work);
+            self.touched.extend(later);
+        }
+        std::mem::take(&mut self.touched)
     }
 
     /// The accepted result of an item.
@@ -151,201 +222,109 @@ impl Job {
         self.items.get(&Work::new(kind, segment))?.accepted.as_ref()
     }
 
-    fn output(&self, kind: WorkKind, segment: u32) -> Option<BlobRef> {
+    pub(super) fn output(&self, kind: WorkKind, segment: u32) -> Option<BlobRef> {
         self.accepted(kind, segment).map(|record| record.output)
     }
 
     /// All accepted results of a kind, by segment; `None` while one is missing.
     pub(super) fn outputs(&self, kind: WorkKind) -> Option<Vec<BlobRef>> {
+        if self.count(kind) < self.segments {
+            return None;
+        }
         (0..self.segments).map(|segment| self.output(kind, segment)).collect()
+    }
+
+    /// Accepted items of a kind.
+    pub(super) const fn count(&self, kind: WorkKind) -> u32 {
+        self.done[kind.code() as usize]
+    }
+
+    /// Enters a result of an item that has none.
+    pub(super) fn enter_result(&mut self, work: Work, record: Record) {
+        self.retract(work, "it is replaced");
+        let output = record.output;
+        self.item_entry(work).accepted = Some(record);
+        self.count_result(work, output, true);
+    }
+
+    /// Takes back an accepted result. What was built on it stays as it is until the new result shows whether it differs.
+    pub(super) fn retract(&mut self, work: Work, reason: &str) -> Option<JobEvent> {
+        let record = self.items.get_mut(&work)?.accepted.take()?;
+        self.count_result(work, record.output, false);
+        Some(JobEvent::Redo { work, reason: reason.to_owned() })
+    }
+
+    fn count_result(&mut self, work: Work, output: BlobRef, there: bool) {
+        let turn = |count: &mut u32| *count = if there { *count + 1 } else { *count - 1 };
+        turn(&mut self.done[work.kind.code() as usize]);
+        let drawn_from = |challenge: &Challenge| challenge.commits.get(work.segment as usize) == Some(&output);
+        if work.kind == WorkKind::Commit && self.challenge.as_ref().is_some_and(drawn_from) {
+            turn(&mut self.committed);
+        }
+        if work.kind != WorkKind::Joint {
+            self.turns += 1;
+        }
+        self.stirred = true;
+        self.touched.insert(work);
+        let below = self.dependents(work);
+        self.touched.extend(below);
+    }
+
+    /// Takes results from the checker that are judged by this blob, or are it.
+    pub(super) fn drop_candidates_with(&mut self, blob: BlobRef) -> Vec<Candidate> {
+        let with = |item: &Item| item.checking.as_ref().is_some_and(|candidate| candidate.record.uses(blob));
+        let works: Vec<Work> = self.items.iter().filter(|(_, item)| with(item)).map(|(work, _)| *work).collect();
+        works.into_iter().filter_map(|work| self.item_mut(work)?.checking.take()).collect()
+    }
+
+    /// Takes a joint item's result away with all else that belongs to the step before.
+    pub(super) fn renew(&mut self, work: Work) {
+        self.retract(work, "a new step");
+        self.item_entry(work).renew();
+    }
+
+    pub(super) const fn challenge(&self) -> Option<&Challenge> {
+        self.challenge.as_ref()
+    }
+
+    pub(super) fn set_challenge(&mut self, challenge: Option<Challenge>) {
+        self.challenge = challenge;
+        self.turns += 1;
+        self.stirred = true;
+        let commits = self.challenge.as_ref().map_or(&[][..], |challenge| &challenge.commits);
+        let same = (0..self.segments).zip(commits).filter(|(l, commit)| self.output(WorkKind::Commit, *l) == Some(**commit));
+        self.committed = u32::try_from(same.count()).unwrap_or(u32::MAX);
     }
 
     /// The challenge, while it belongs to the commits accepted now.
     pub(super) fn current_challenge(&self) -> Option<BlobRef> {
-        let challenge = self.challenge.as_ref()?;
-        (self.settled_commits()? == challenge.commits).then_some(challenge.extra)
+        let settled = self.count(WorkKind::Forward) == self.segments && self.committed == self.segments;
+        self.challenge.as_ref().filter(|_| settled).map(|challenge| challenge.extra)
     }
 
     /// All commits, once none of them can become stale any more: while a forward is being redone, a commit built on the old one
     /// still stands here and must not reach a challenge.
     pub(super) fn settled_commits(&self) -> Option<Vec<BlobRef>> {
-        self.outputs(WorkKind::Forward)?;
+        if self.count(WorkKind::Forward) < self.segments {
+            return None;
+        }
         self.outputs(WorkKind::Commit)
     }
 
-    /// What an item needs; `None` while that is not there yet.
-    pub(super) fn needs(&self, work: Work) -> Option<Needs> {
-        self.needs_under(work, if challenged(work) { self.current_challenge() } else { None })
+    pub(super) fn home(&self, segment: u32) -> Option<NodeId> {
+        self.home.get(&segment).copied()
     }
 
-    /// As [`Job::needs`], under the challenge that holds now: for many items at once.
-    pub(super) fn needs_under(&self, work: Work, challenge: Option<BlobRef>) -> Option<Needs> {
-        let before = work.segment.checked_sub(1).map(|l| self.output(WorkKind::Forward, l).ok_or(()));
-        let mut inputs: Vec<BlobRef> = before.transpose().ok()?.into_iter().collect();
-        let (mut against, mut extra) = (None, BlobRef::of(&[]));
-        match work.kind {
-            WorkKind::Forward => {}
-            WorkKind::Commit => against = Some(self.output(WorkKind::Forward, work.segment)?),
-            WorkKind::Prove => {
-                against = Some(self.output(WorkKind::Forward, work.segment)?);
-                extra = challenge?;
-            }
-            WorkKind::Open => {
-                extra = challenge?;
-                inputs.push(self.output(WorkKind::Prove, work.segment)?);
-            }
-            WorkKind::Joint => {
-                let joint = self.joint.as_ref()?;
-                let [proof, opening] = [WorkKind::Prove, WorkKind::Open].map(|kind| self.output(kind, work.segment));
-                inputs.extend([proof?, opening?, challenge?]);
-                against = Some(joint.before.get(work.segment as usize)?.output);
-                extra = joint.step;
-            }
-        }
-        Some(Needs { inputs, against, extra })
-    }
-
-    /// The earlier result of the same segment that could be the true cause when an item is rejected, and who made it. Whoever does a
-    /// joint step answers for all steps of the segment before it.
-    pub(super) fn cause(&self, work: Work) -> Option<(Work, NodeId)> {
-        let of = |kind| Work::new(kind, work.segment);
-        let parent = match work.kind {
-            WorkKind::Forward => return None,
-            WorkKind::Commit => of(WorkKind::Forward),
-            WorkKind::Prove => of(WorkKind::Commit),
-            WorkKind::Open => of(WorkKind::Prove),
-            WorkKind::Joint => {
-                let joint = self.joint.as_ref()?;
-                let author = joint.before.get(work.segment as usize)?.node;
-                return Some((if joint.number == 0 { of(WorkKind::Open) } else { work }, author));
-            }
-        };
-        Some((parent, self.accepted(parent.kind, parent.segment)?.node))
-    }
-
-    /// Takes back what [`Job::cause`] names.
-    pub(super) fn retract_cause(&mut self, cause: Work, reason: &str) -> Vec<JobEvent> {
-        let mut events = match cause.kind {
-            WorkKind::Joint | WorkKind::Open => self.unjoin(reason),
-            _ => Vec::new(),
-        };
-        events.extend(self.retract(cause, reason));
-        events
-    }
-
-    /// What an opening of all segments would open now.
-    pub(super) fn basis(&self) -> Option<Basis> {
-        Some((self.current_challenge()?, self.outputs(WorkKind::Prove)?, self.outputs(WorkKind::Open)?))
-    }
-
-    /// What can go to the checker to be joined now.
-    pub(super) fn joinable(&self) -> Option<Asked> {
-        let basis = self.basis()?;
-        let joint = match &self.joint {
-            None => None,
-            Some(joint) => Some((joint.step, self.outputs(WorkKind::Joint)?)),
-        };
-        Some(Asked { basis, joint })
-    }
-
-    /// Goes on to the step with these public bytes; what was asked must still be so. Gives its number.
-    pub(super) fn join(&mut self, step: BlobRef) -> Option<u32> {
-        let asked = self.asked.take()?;
-        if self.joinable().as_ref() != Some(&asked) {
-            return None;
-        }
-        let kind = if self.joint.is_some() { WorkKind::Joint } else { WorkKind::Open };
-        let before: Option<Vec<Record>> = (0..self.segments).map(|l| self.accepted(kind, l).cloned()).collect();
-        let number = self.joint.as_ref().map_or(0, |joint| joint.number + 1);
-        self.joint = Some(Joint { basis: asked.basis, step, number, before: before? });
-        for l in 0..self.segments {
-            self.items.entry(Work::new(WorkKind::Joint, l)).or_default().renew();
-        }
-        Some(number)
-    }
-
-    /// Gives the opening of all up; it begins again when all pieces are in.
-    pub(super) fn unjoin(&mut self, reason: &str) -> Vec<JobEvent> {
-        if self.joint.take().is_none() {
-            return Vec::new();
-        }
-        let works = (0..self.segments).map(|l| Work::new(WorkKind::Joint, l));
-        works
-            .filter_map(|work| {
-                if let Some(item) = self.items.get_mut(&work) {
-                    item.doubt = None;
-                }
-                self.retract(work, reason)
-            })
-            .collect()
-    }
-
-    /// Drops the doubt of an item that needs something else by now.
-    pub(super) fn drop_void_doubt(&mut self, work: Work) {
-        if self.items.get(&work).is_none_or(|item| item.doubt.is_none()) {
-            return;
-        }
-        let Some(needs) = self.needs(work) else { return };
-        if let Some(item) = self.items.get_mut(&work) {
-            item.doubt.take_if(|doubt| doubt.needs != needs);
+    /// Gives a segment a home.
+    pub(super) fn set_home(&mut self, segment: u32, node: NodeId) {
+        if self.home.insert(segment, node) != Some(node) {
+            WorkKind::EVERY.into_iter().for_each(|kind| self.touch(Work::new(kind, segment)));
         }
     }
 
-    /// Whether the opening of all stands on this blob.
-    pub(super) fn joins_with(&self, blob: BlobRef) -> bool {
-        self.joint.as_ref().is_some_and(|joint| joint.step == blob || joint.before.iter().any(|record| record.output == blob))
-    }
-
-    /// Whether a later result confirms this accepted one although its author lied elsewhere.
-    fn vouched(&self, work: Work, author: NodeId) -> bool {
-        let l = work.segment;
-        match work.kind {
-            // A commit recomputes the boundary, so another node's commit confirms it; the author's own does not.
-            WorkKind::Forward => self.accepted(WorkKind::Commit, l).is_some_and(|r| r.node != author),
-            WorkKind::Commit => self.accepted(WorkKind::Prove, l).is_some(),
-            WorkKind::Prove => self.accepted(WorkKind::Open, l).is_some(),
-            // In mode 2 it may still prove false: then whoever does the first joint step says so, and its author is known.
-            WorkKind::Open => true,
-            WorkKind::Joint => false,
-        }
-    }
-
-    /// Takes back what `author` delivered and nothing confirms.
-    pub(super) fn distrust(&mut self, author: NodeId) -> Vec<JobEvent> {
-        let mine = |item: &Item| item.accepted.as_ref().is_some_and(|r| r.node == author);
-        let suspects: Vec<Work> =
-            self.items.iter().filter(|(work, item)| mine(item) && !self.vouched(**work, author)).map(|(work, _)| *work).collect();
-        suspects.into_iter().filter_map(|work| self.retract(work, "its author was quarantined")).collect()
-    }
-
-    /// Takes back an accepted result. What was built on it stays as it is until the new result shows whether it differs.
-    pub(super) fn retract(&mut self, work: Work, reason: &str) -> Option<JobEvent> {
-        self.items.get_mut(&work)?.accepted.take()?;
-        Some(JobEvent::Redo { work, reason: reason.to_owned() })
-    }
-
-    /// Takes back every accepted result, and drops every doubt, whose inputs are now known to be others. In order of dependency, so one pass is enough.
-    pub(super) fn drop_stale(&mut self) -> Vec<JobEvent> {
-        let works: Vec<Work> = self.items.keys().copied().collect();
-        let mut events = Vec::new();
-        // Known when the first item that needs it is reached: nothing taken back from there on changes it.
-        let mut challenge = None;
-        for work in works {
-            let now = if challenged(work) { *challenge.get_or_insert_with(|| self.current_challenge()) } else { None };
-            let Some(needs) = self.needs_under(work, now) else { continue };
-            let stale = self.items.get(&work).and_then(|i| i.accepted.as_ref()).is_some_and(|r| r.needs != needs);
-            if let Some(item) = self.items.get_mut(&work) {
-                item.doubt.take_if(|doubt| doubt.needs != needs);
-            }
-            if stale {
-                events.extend(self.retract(work, "its inputs changed"));
-            }
-        }
-        events
-    }
-
-    pub(super) fn count(&self, kind: WorkKind) -> u32 {
-        (0..self.segments).map(|l| u32::from(self.accepted(kind, l).is_some())).sum()
+    /// Ranks of nodes by what is left of their own.
+    pub(super) fn own_ranks(&self) -> BTreeMap<NodeId, u8> {
+        self.agenda.ranks()
     }
 
     pub(super) fn started(&mut self, kind: WorkKind, now_ms: u64) {
@@ -380,9 +359,4 @@ impl Job {
             nodes: self.items.values().filter_map(|i| i.accepted.as_ref()).map(|r| r.node).collect(),
         }
     }
-}
-
-/// Whether an item needs the challenge.
-const fn challenged(work: Work) -> bool {
-    matches!(work.kind, WorkKind::Prove | WorkKind::Open | WorkKind::Joint)
 }

@@ -10,13 +10,14 @@ use obelysk_node::engine::{Verdict, WorkKind};
 use super::job::{Candidate, Doubt};
 use super::outcome::{JobEvent, JobFailure};
 use super::types::{Effect, JobId, NodeId, Work};
-use super::{Fact, MAX_TIES, Member, Presence, State, tell};
+use super::{Fact, MAX_TIES, State, tell};
 
 impl State {
     pub(super) fn judged(&mut self, id: JobId, work: Work, epoch: u64, verdict: Verdict, out: &mut Vec<Effect>) {
         let Some(job) = self.jobs.get_mut(&id) else { return };
-        let Some(item) = job.items.get_mut(&work) else { return };
+        let Some(item) = job.item_mut(work) else { return };
         let Some(candidate) = item.checking.take_if(|c| c.epoch == epoch) else { return };
+        self.checking.remove(&epoch);
         let node = candidate.record.node;
         self.weigh(id, work, candidate, verdict, out);
         // Last: what follows from the verdict is recorded before the node forgets the result.
@@ -26,7 +27,7 @@ impl State {
     fn weigh(&mut self, id: JobId, work: Work, candidate: Candidate, verdict: Verdict, out: &mut Vec<Effect>) {
         let Some(job) = self.jobs.get_mut(&id) else { return };
         let node = candidate.record.node;
-        let quarantined = self.members.get(&node).is_some_and(|m| m.presence == Presence::Quarantined);
+        let quarantined = self.members.is_quarantined(node);
         // Judged against results that were taken back since, or made by a liar: as if it had never come.
         if quarantined || job.needs(work).as_ref() != Some(&candidate.record.needs) {
             return;
@@ -55,20 +56,24 @@ impl State {
         let now = self.now_ms;
         let Some(job) = self.jobs.get_mut(&id) else { return };
         job.spent(work.kind, now, &candidate);
-        let Some(item) = job.items.get_mut(&work) else { return };
+        let Some(item) = job.item_mut(work) else { return };
         let Candidate { record, core_us, peak_bytes, .. } = candidate;
         let (node, needs, output) = (record.node, record.needs.clone(), record.output);
-        item.accepted = Some(record);
-        let (slower, doubt) = (item.lease.take(), item.doubt.take());
+        (item.lease, item.second) = (None, None);
+        let (doubt, challenge) = (item.doubt.take(), job.current_challenge());
+        job.enter_result(work, record);
         let (done, total) = (job.count(work.kind), job.segments);
         // A joint step costs no sync: after a restart the opening of all begins anew.
         if work.kind != WorkKind::Joint {
             out.push(Effect::Record(Fact::Accepted { job: id, work, node, needs, output, core_us, peak_bytes }));
         }
         tell(id, JobEvent::Accepted { work, node, done, total }, out);
-        job.drop_stale().into_iter().for_each(|event| tell(id, event, out));
-        if let Some(lease) = slower.and_then(|epoch| self.leases.remove(&epoch).map(|lease| (epoch, lease.node))) {
-            out.push(Effect::Revoke { node: lease.1, epoch: lease.0 });
+        job.drop_stale_after(work, challenge).into_iter().for_each(|event| tell(id, event, out));
+        // Whoever else has the item, in time or overdue, need not go on.
+        for epoch in self.leases.of_item(id, work) {
+            if let Some(lease) = self.leases.remove(epoch) {
+                out.push(Effect::Revoke { node: lease.node, epoch });
+            }
         }
         if let Some(Doubt { reporter, reason, .. }) = doubt.filter(|doubt| doubt.reporter != node) {
             self.quarantine(reporter, format!("{work} of job {id}: {reason}; {node} did it correctly"), out);
@@ -95,8 +100,8 @@ impl State {
             self.quarantine(node, format!("{work} of job {id}: {reason}"), out);
             return;
         };
-        let known_liar = self.members.get(&author).is_some_and(|m| m.presence == Presence::Quarantined);
-        let Some(item) = job.items.get_mut(&work) else { return };
+        let known_liar = self.members.is_quarantined(author);
+        let Some(item) = job.item_mut(work) else { return };
         let second = item.doubt.as_ref().is_some_and(|doubt| doubt.reporter != node);
         if node == author || author == NodeId::REFEREE {
             self.quarantine(node, format!("{work} of job {id}: {reason}"), out);
@@ -124,18 +129,16 @@ impl State {
             return;
         }
         let (parent, author) = job.cause(work).unzip();
-        let Some(Doubt { reporter, .. }) = job.items.get_mut(&work).and_then(|item| item.doubt.take()) else { return };
-        let here = |node: &NodeId| self.members.get(node).is_some_and(|m| m.presence == Presence::Here);
+        let Some(Doubt { reporter, .. }) = job.item_mut(work).and_then(|item| item.doubt.take()) else { return };
+        let here = |node: &NodeId| self.members.is_here(*node);
         match author.filter(here) {
             // Only the author is left: it runs the item itself, and its own proof will tell.
-            Some(_) if !here(&reporter) => {
-                job.benched.insert(reporter);
-            }
+            Some(_) if !here(&reporter) => self.bench(id, reporter),
             _ => {
-                job.benched.extend(author);
                 let reason = "it was contradicted and nobody else could decide";
                 let events = parent.map(|parent| job.retract_cause(parent, reason)).unwrap_or_default();
                 events.into_iter().for_each(|event| tell(id, event, out));
+                author.into_iter().for_each(|author| self.bench(id, author));
             }
         }
     }
@@ -151,16 +154,14 @@ impl State {
             return;
         }
         // Remembered even when it has left, so that it cannot come back.
-        self.members.entry(node).or_insert(Member::absent_and_out()).presence = Presence::Quarantined;
+        self.members.quarantine(node);
         out.push(Effect::Record(Fact::Quarantined { node, reason: reason.clone() }));
         self.drop_leases(node, None, out);
         for (id, job) in &mut self.jobs {
             let event = JobEvent::Quarantined { node, reason: reason.clone() };
             out.push(Effect::Notify { job: *id, event });
             job.distrust(node).into_iter().for_each(|event| tell(*id, event, out));
-            for item in job.items.values_mut() {
-                item.doubt.take_if(|doubt| doubt.reporter == node);
-            }
+            job.drop_doubts_of(node);
         }
         out.push(Effect::Quarantine { node, reason });
     }
@@ -191,11 +192,11 @@ mod tests {
 
     fn put(job: &mut Job, work: Work) {
         let record = result(job, work, AUTHOR);
-        job.items.entry(work).or_default().accepted = Some(record);
+        job.enter_result(work, record);
     }
 
     fn doubt(job: &mut Job, work: Work, needs: Needs) {
-        job.items.entry(work).or_default().doubt = Some(Doubt { reporter: REPORTER, reason: "so it says".to_owned(), needs });
+        job.item_entry(work).doubt = Some(Doubt { reporter: REPORTER, reason: "so it says".to_owned(), needs });
     }
 
     /// A job of one segment, done up to and with this kind.
@@ -204,7 +205,7 @@ mod tests {
         for kind in WorkKind::ALL.into_iter().filter(|kind| *kind <= last) {
             if kind == WorkKind::Prove {
                 let commits = job.settled_commits().expect("committed");
-                job.challenge = Some(job::Challenge { commits, extra: BlobRef::of(b"challenge") });
+                job.set_challenge(Some(job::Challenge { commits, extra: BlobRef::of(b"challenge") }));
             }
             put(&mut job, Work::new(kind, 0));
         }
@@ -223,7 +224,7 @@ mod tests {
         let needs = job.needs(work).expect("joined");
         put(&mut job, work);
         doubt(&mut job, work, needs.clone());
-        let item = job.items.entry(work).or_default();
+        let item = job.item_entry(work);
         item.dead.extend([AUTHOR, THIRD]);
         item.failures.push((THIRD, "out of memory".to_owned()));
         item.not_before_ms = 99;
@@ -248,16 +249,17 @@ mod tests {
     fn sent_away(same: bool, verdict: Verdict) -> Vec<NodeId> {
         let (mut job, work, epoch) = (done_to(WorkKind::Commit), Work::new(WorkKind::Prove, 0), 9);
         let commits = job.settled_commits().expect("committed");
-        job.challenge = Some(job::Challenge { commits, extra: BlobRef::of(b"challenge") });
+        job.set_challenge(Some(job::Challenge { commits, extra: BlobRef::of(b"challenge") }));
         let record = result(&job, work, THIRD);
         let needs = record.needs.clone();
         let other = Needs { extra: BlobRef::of(b"another challenge"), ..needs.clone() };
         doubt(&mut job, work, if same { needs } else { other });
-        job.items.entry(work).or_default().checking = Some(Candidate { epoch, record, core_us: 1, peak_bytes: 1 });
+        job.item_entry(work).checking = Some(Candidate { epoch, record, core_us: 1, peak_bytes: 1 });
         let policy = Policy { lease_ms: 100, away_grace_ms: 50, wait_deadline_ms: 1000, retry_pause_ms: 1 };
         let mut state = State::new(policy);
         state.jobs.insert(ID, job);
         state.queue.push(ID);
+        state.checking.insert(epoch, (ID, work));
         for node in [AUTHOR, REPORTER, THIRD] {
             state.apply(1, Input::NodeJoined { node, models: BTreeSet::from([MODEL]), cores: 1, held: BTreeSet::new() });
         }

@@ -6,8 +6,9 @@ use obelysk_node::engine::WorkKind;
 
 use super::State;
 use super::fleet::CORE;
+use super::job::Job;
 use super::outcome::JobFailure;
-use super::types::{Effect, Input, JobId, Work};
+use super::types::{Effect, Input, JobId};
 
 /// Priority of a job that says nothing.
 pub const DEFAULT_PRIORITY: u8 = 5;
@@ -39,7 +40,11 @@ impl Shares {
     }
 
     fn weight(&self, job: JobId) -> u64 {
-        weight(self.priorities.get(&job).copied().unwrap_or(DEFAULT_PRIORITY))
+        weight(self.priority(job))
+    }
+
+    pub(super) fn priority(&self, job: JobId) -> u8 {
+        self.priorities.get(&job).copied().unwrap_or(DEFAULT_PRIORITY)
     }
 
     /// What a job has had so far.
@@ -56,8 +61,10 @@ impl Shares {
     /// Lets new jobs begin where the one that had least is, not at nothing: they would crowd the others out.
     fn settle(&mut self, jobs: &[JobId]) {
         let least = jobs.iter().filter_map(|job| self.had.get(job)).min().copied().unwrap_or(0);
-        for job in jobs {
-            self.had.entry(*job).or_insert(least);
+        if jobs.iter().any(|job| !self.had.contains_key(job)) {
+            for job in jobs {
+                self.had.entry(*job).or_insert(least);
+            }
         }
         if self.had.len() > jobs.len() || self.priorities.len() > jobs.len() + 1 {
             let announced = self.announced;
@@ -68,13 +75,15 @@ impl Shares {
 }
 
 impl State {
-    /// Jobs in the order in which their turn is.
-    pub(super) fn turns(&mut self) -> Vec<JobId> {
-        let mut jobs = self.queue.clone();
-        self.shares.settle(&jobs);
-        // Stable: of equals, the first to come.
-        jobs.sort_by_key(|job| self.shares.had(*job));
-        jobs
+    /// Gives every job its share, and forgets those of jobs that are gone.
+    pub(super) fn settle_shares(&mut self) {
+        self.shares.settle(&self.queue);
+    }
+
+    /// The job with something to look at whose turn it is: of equals, the first to come.
+    pub(super) fn next_turn(&self) -> Option<JobId> {
+        let hot = |id: &&JobId| self.jobs.get(*id).is_some_and(|job| job.agenda.is_hot());
+        self.queue.iter().filter(hot).min_by_key(|id| self.shares.had(**id)).copied()
     }
 
     /// Refuses a job for which there is no room; `true` when it did.
@@ -97,18 +106,14 @@ impl State {
 
     /// Seconds that the whole fleet needs for everything accepted and `more` core-microseconds.
     fn backlog_s(&self, more: u64) -> u64 {
-        let open = |id: &JobId| {
-            let job = self.jobs.get(id)?;
-            let left = job.items.iter().filter(|(_, item)| item.accepted.is_none());
-            Some(left.map(|(work, _)| self.known_cost(job.model, *work)).fold(0, u64::saturating_add))
+        // By the means of what was measured; what never ran counts nothing here, so that a guess refuses nobody.
+        let open = |job: &Job| {
+            let kind = |kind: &WorkKind| Some((self.fleet.mean(job.model, *kind)?, u64::from(job.segments - job.count(*kind))));
+            let left = WorkKind::ALL.iter().filter_map(kind).map(|(mean, items)| mean.saturating_mul(items));
+            left.fold(0, u64::saturating_add)
         };
-        let waiting = self.queue.iter().filter_map(open).fold(more, u64::saturating_add);
-        let speed: u64 = self.members.keys().map(|node| self.speed(*node)).fold(0, u64::saturating_add);
+        let waiting = self.jobs.values().map(open).fold(more, u64::saturating_add);
+        let speed: u64 = self.members.iter().map(|(node, _)| self.speed(node)).fold(0, u64::saturating_add);
         waiting.saturating_mul(CORE) / speed.max(1) / 1_000_000
-    }
-
-    /// As measured; what never ran counts nothing here, so that a guess refuses nobody.
-    fn known_cost(&self, model: [u8; 32], work: Work) -> u64 {
-        self.fleet.mean(model, work.kind).map_or(0, |_| self.fleet.cost(model, work))
     }
 }

@@ -51,6 +51,11 @@ pub struct Work {
 }
 
 impl Work {
+    /// No item comes before this one.
+    pub(super) const FIRST: Self = Self { kind: WorkKind::Forward, segment: 0 };
+    /// Nor after this one.
+    pub(super) const LAST: Self = Self { kind: WorkKind::Joint, segment: u32::MAX };
+
     /// The item of this kind and segment.
     #[must_use]
     pub const fn new(kind: WorkKind, segment: u32) -> Self {

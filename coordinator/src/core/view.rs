@@ -2,9 +2,10 @@
 
 use obelysk_node::engine::WorkKind;
 
+use super::State;
 use super::job::{Item, Job};
+use super::members::Presence;
 use super::types::{JobId, NodeId, Work};
-use super::{Presence, State};
 
 /// The whole cluster at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -133,13 +134,13 @@ impl State {
     pub fn view(&self) -> View {
         View {
             now_ms: self.now_ms,
-            nodes: self.members.keys().filter_map(|node| self.node_view(*node)).collect(),
+            nodes: self.members.iter().filter_map(|(node, _)| self.node_view(node)).collect(),
             jobs: self.queue.iter().filter_map(|id| Some(self.job_view(*id, self.jobs.get(id)?))).collect(),
         }
     }
 
     fn node_view(&self, node: NodeId) -> Option<NodeView> {
-        let member = self.members.get(&node)?;
+        let member = self.members.get(node)?;
         let standing = match member.presence {
             Presence::Here => Standing::Here,
             Presence::Away { .. } => Standing::Away,
@@ -147,7 +148,7 @@ impl State {
             Presence::Quarantined => Standing::Quarantined,
         };
         let running = member.running.and_then(|epoch| {
-            let lease = self.leases.get(&epoch)?;
+            let lease = self.leases.get(epoch)?;
             Some(Running { epoch, job: lease.job, work: lease.work, permille: lease.permille, expired: lease.expired })
         });
         Some(NodeView { node, cores: member.cores, standing, running })
@@ -176,7 +177,7 @@ impl State {
     }
 
     fn item_state(&self, job: &Job, work: Work, item: &Item) -> ItemState {
-        let lease = item.lease.and_then(|epoch| self.leases.get(&epoch));
+        let lease = item.lease.and_then(|epoch| self.leases.get(epoch));
         match (&item.accepted, &item.checking, lease) {
             (Some(record), _, _) => ItemState::Accepted { node: record.node },
             (None, Some(candidate), _) => ItemState::Checking { node: candidate.record.node },

@@ -5,12 +5,12 @@ use std::fmt;
 
 use obelysk_node::engine::WorkKind;
 use obelysk_node::identity::{Id, NodeKeyId};
-use obelysk_protocol::wire::{BlobRef, MAX_INPUTS, MAX_PHASES, MAX_TEXT_BYTES};
+use obelysk_protocol::wire::{BlobRef, MAX_INPUTS, MAX_PHASES, MAX_PRIORITY, MAX_TEXT_BYTES};
 use zeroize::Zeroizing;
 
 use super::bytes::{Reader, Writer};
 use crate::consensus::MAX_ENTRY_BYTES;
-use crate::core::{JobId, Needs, Work};
+use crate::core::{JobId, Learned, Needs, Work};
 use crate::identity::Document;
 
 /// Version of these bytes.
@@ -131,6 +131,31 @@ pub enum Entry {
         /// The job.
         job: JobId,
     },
+    /// How much a job counts beside others, and what it needs.
+    Sized {
+        /// The job.
+        job: JobId,
+        /// 0 to 9.
+        priority: u8,
+        /// Memory that each segment needs, in bytes.
+        peak_bytes: Vec<u64>,
+    },
+    /// How fast a machine was at calibration.
+    Measured {
+        /// The machine.
+        node: NodeKeyId,
+        /// Core-microseconds of the job of calibration.
+        trial_us: u64,
+        /// Its memory in bytes; 0 when that is not known.
+        memory_bytes: u64,
+    },
+    /// What work on a model takes.
+    Learned {
+        /// The model.
+        model: [u8; 32],
+        /// What was learned.
+        learned: Learned,
+    },
     /// A document of the authority, replaced whole.
     Document {
         /// Which.
@@ -149,6 +174,11 @@ const FAILED: u8 = 6;
 const QUARANTINED: u8 = 7;
 const FORGOTTEN: u8 = 8;
 const DOCUMENT: u8 = 9;
+const SIZED: u8 = 10;
+const MEASURED: u8 = 11;
+const LEARNED: u8 = 12;
+/// Most items of a model: each segment in each kind of work.
+const MAX_ITEMS: usize = MAX_SEGMENTS as usize * WorkKind::EVERY.len();
 
 impl Entry {
     /// The bytes.
@@ -205,6 +235,24 @@ impl Entry {
                 w.u8(FORGOTTEN);
                 w.raw(&job.0);
             }
+            Self::Sized { job, priority, peak_bytes } => {
+                w.u8(SIZED);
+                w.raw(&job.0);
+                w.u8(*priority);
+                w.count(peak_bytes.len());
+                peak_bytes.iter().for_each(|bytes| w.u64(*bytes));
+            }
+            Self::Measured { node, trial_us, memory_bytes } => {
+                w.u8(MEASURED);
+                w.raw(&node.0);
+                w.u64(*trial_us);
+                w.u64(*memory_bytes);
+            }
+            Self::Learned { model, learned } => {
+                w.u8(LEARNED);
+                w.raw(model);
+                write_learned(&mut w, learned);
+            }
             Self::Document { which, bytes } => {
                 w.u8(DOCUMENT);
                 w.u8(document_code(*which));
@@ -238,6 +286,12 @@ impl Entry {
             FAILED => Self::Failed { job: JobId(r.array()?), reason: r.text(MAX_TEXT_BYTES)?, unix_s: r.u64()? },
             QUARANTINED => Self::Quarantined { node: Id(r.array()?), reason: r.text(MAX_TEXT_BYTES)? },
             FORGOTTEN => Self::Forgotten { job: JobId(r.array()?) },
+            SIZED => {
+                let (job, priority) = (JobId(r.array()?), r.u8().filter(|priority| *priority <= MAX_PRIORITY)?);
+                Self::Sized { job, priority, peak_bytes: r.list(MAX_SEGMENTS as usize, Reader::u64)? }
+            }
+            MEASURED => Self::Measured { node: Id(r.array()?), trial_us: r.u64()?, memory_bytes: r.u64()? },
+            LEARNED => Self::Learned { model: r.array()?, learned: read_learned(&mut r)? },
             DOCUMENT => {
                 let which = document_of(r.u8()?)?;
                 let bytes = Sealed(Zeroizing::new(r.bytes(MAX_ENTRY_BYTES)?.to_vec()));
@@ -287,6 +341,26 @@ fn read_piece(r: &mut Reader<'_>) -> Option<Piece> {
     let against = r.blobs(1)?.pop();
     let needs = Needs { inputs, against, extra: r.blob()? };
     Some(Piece { node, needs, output: r.blob()?, core_us: r.u64()?, peak_bytes: r.u64()? })
+}
+
+fn write_learned(w: &mut Writer, learned: &Learned) {
+    w.count(learned.costs.len());
+    for (work, core_us, peak_bytes) in &learned.costs {
+        write_work(w, *work);
+        w.u64(*core_us);
+        w.u64(*peak_bytes);
+    }
+    w.count(learned.quartiles.len());
+    for (kind, ms) in &learned.quartiles {
+        w.u8(kind.code());
+        w.u64(*ms);
+    }
+}
+
+fn read_learned(r: &mut Reader<'_>) -> Option<Learned> {
+    let costs = r.list(MAX_ITEMS, |r| Some((read_work(r)?, r.u64()?, r.u64()?)))?;
+    let quartiles = r.list(WorkKind::EVERY.len(), |r| Some((WorkKind::from_code(r.u8()?)?, r.u64()?)))?;
+    Some(Learned { costs, quartiles })
 }
 
 fn write_took(w: &mut Writer, took: &Took) {

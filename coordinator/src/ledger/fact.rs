@@ -24,6 +24,9 @@ impl Entry {
             Fact::Failed { job, reason } => Self::Failed { job, reason: clip(reason), unix_s },
             Fact::Quarantined { node, reason } => Self::Quarantined { node: roster.key(node)?, reason: clip(reason) },
             Fact::Forgotten { job } => Self::Forgotten { job },
+            Fact::Sized { job, priority, peak_bytes } => Self::Sized { job, priority, peak_bytes },
+            Fact::Measured { node, trial_us, memory_bytes } => Self::Measured { node: roster.key(node)?, trial_us, memory_bytes },
+            Fact::Learned { model, learned } => Self::Learned { model, learned },
         })
     }
 }

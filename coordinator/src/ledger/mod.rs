@@ -21,7 +21,7 @@ use obelysk_protocol::wire::BlobRef;
 use zeroize::Zeroizing;
 
 use crate::consensus::Machine;
-use crate::core::{JobId, MAX_JOBS, Work};
+use crate::core::{JobId, Learned, MAX_JOBS, Work};
 use crate::identity::Document;
 use bytes::{Reader, Writer};
 pub use entry::{Entry, MAX_SEGMENTS, MAX_TOOK_NODES, Piece, Sealed, Took};
@@ -32,6 +32,10 @@ pub use storage::LedgerStorage;
 pub const MAX_ENDED: usize = 1024;
 /// Nodes remembered as out; beyond, the one that has been out longest is forgotten.
 pub const MAX_QUARANTINED: usize = 4096;
+/// Machines whose speed is kept; beyond, the one that has been known longest is forgotten. As many as can be out.
+pub const MAX_MACHINES: usize = 4096;
+/// Models of which is kept what work on them takes: a fleet works on few at a time, and one can have half a megabyte of it.
+pub const MAX_LEARNED: usize = 16;
 /// First bytes of a snapshot.
 const SNAPSHOT: [u8; 8] = *b"OBLKFCT1";
 
@@ -48,6 +52,8 @@ pub struct OpenJob {
     pub segments: u32,
     /// When it was opened, by the clock of whoever led.
     pub opened_unix_s: u64,
+    /// Its priority and the memory that its segments need, if that was said.
+    pub sized: Option<(u8, Vec<u64>)>,
     /// Results that stand.
     pub accepted: BTreeMap<Work, Piece>,
     /// All commits and the challenge drawn from them, the last one drawn.
@@ -98,6 +104,10 @@ pub struct Ledger {
     /// In the order in which they were put out.
     quarantined: Vec<(NodeKeyId, String)>,
     documents: BTreeMap<Document, Sealed>,
+    /// Speed and memory, in the order in which machines came to be known.
+    machines: Vec<(NodeKeyId, u64, u64)>,
+    /// By model, in the order in which they came to be known.
+    learned: Vec<([u8; 32], Learned)>,
 }
 
 impl Ledger {
@@ -120,6 +130,16 @@ impl Ledger {
     /// Nodes that are out and why.
     pub fn quarantined(&self) -> impl Iterator<Item = (NodeKeyId, &str)> {
         self.quarantined.iter().map(|(node, reason)| (*node, reason.as_str()))
+    }
+
+    /// Core-microseconds of calibration and memory of machines.
+    pub fn machines(&self) -> impl Iterator<Item = (NodeKeyId, u64, u64)> {
+        self.machines.iter().copied()
+    }
+
+    /// What work on models takes.
+    pub fn learned(&self) -> impl Iterator<Item = ([u8; 32], &Learned)> {
+        self.learned.iter().map(|(model, learned)| (*model, learned))
     }
 
     /// A document of the authority.
@@ -160,8 +180,8 @@ impl Ledger {
             Entry::JobOpened { job, number, model, spec, segments, unix_s } => {
                 let known = self.open.contains_key(&job) || self.ended.contains_key(&job);
                 if !known && self.open.len() < MAX_JOBS {
-                    let (accepted, challenge) = (BTreeMap::new(), None);
-                    let opened = OpenJob { number, model, spec, segments, opened_unix_s: unix_s, accepted, challenge };
+                    let (sized, accepted, challenge) = (None, BTreeMap::new(), None);
+                    let opened = OpenJob { number, model, spec, segments, opened_unix_s: unix_s, sized, accepted, challenge };
                     self.open.insert(job, opened);
                 }
             }
@@ -192,6 +212,27 @@ impl Ledger {
             }
             Entry::Forgotten { job } => {
                 self.ended.remove(&job);
+            }
+            Entry::Sized { job, priority, peak_bytes } => {
+                if let Some(job) = self.open.get_mut(&job).filter(|job| peak_bytes.len() <= job.segments as usize) {
+                    job.sized = Some((priority, peak_bytes));
+                }
+            }
+            Entry::Measured { node, trial_us, memory_bytes } => {
+                match self.machines.iter_mut().find(|(known, ..)| *known == node) {
+                    Some(machine) => *machine = (node, trial_us, memory_bytes),
+                    None => self.machines.push((node, trial_us, memory_bytes)),
+                }
+                let above = self.machines.len().saturating_sub(MAX_MACHINES);
+                self.machines.drain(..above);
+            }
+            Entry::Learned { model, learned } => {
+                match self.learned.iter_mut().find(|(known, _)| *known == model) {
+                    Some((_, known)) => *known = learned,
+                    None => self.learned.push((model, learned)),
+                }
+                let above = self.learned.len().saturating_sub(MAX_LEARNED);
+                self.learned.drain(..above);
             }
             Entry::Document { which, bytes } => {
                 self.documents.insert(which, bytes);
@@ -224,11 +265,16 @@ impl Ledger {
         for (id, open) in &self.open {
             let (job, &OpenJob { number, model, spec, segments, opened_unix_s: unix_s, .. }) = (*id, open);
             entries.push(Entry::JobOpened { job, number, model, spec, segments, unix_s });
+            let sized = open.sized.clone();
+            entries.extend(sized.map(|(priority, peak_bytes)| Entry::Sized { job, priority, peak_bytes }));
             entries.extend(open.accepted.iter().map(|(work, piece)| Entry::Accepted { job, work: *work, piece: piece.clone() }));
             entries.extend(open.challenge.clone().map(|(commits, extra)| Entry::Challenged { job, commits, extra }));
         }
         let out = self.quarantined.iter().cloned();
         entries.extend(out.map(|(node, reason)| Entry::Quarantined { node, reason }));
+        let machine = |(node, trial_us, memory_bytes)| Entry::Measured { node, trial_us, memory_bytes };
+        entries.extend(self.machines().map(machine));
+        entries.extend(self.learned().map(|(model, learned)| Entry::Learned { model, learned: learned.clone() }));
         entries.extend(self.documents.iter().map(|(which, bytes)| Entry::Document { which: *which, bytes: bytes.clone() }));
         entries
     }

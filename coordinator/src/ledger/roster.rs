@@ -25,7 +25,8 @@ impl Roster {
     pub fn of(ledger: &Ledger) -> Self {
         let mut roster = Self { numbers: BTreeMap::from([(REFEREE, NodeId::REFEREE)]), keys: vec![REFEREE] };
         let authors = ledger.open_jobs().flat_map(|(_, job)| job.accepted.values().map(|piece| piece.node));
-        for key in authors.chain(ledger.quarantined().map(|(node, _)| node)) {
+        let measured = ledger.machines().map(|(node, ..)| node);
+        for key in authors.chain(ledger.quarantined().map(|(node, _)| node)).chain(measured) {
             roster.meet(key);
         }
         roster

@@ -28,6 +28,7 @@ fn samples() -> Vec<(&'static str, Entry)> {
     let work = Work::new(WorkKind::Prove, 1);
     let took = Took { phases: vec![(WorkKind::Forward, 9, 10)], peak_bytes: 11, nodes: vec![Id([12; 32]), Id([13; 32])] };
     let reason = || "cause; remedy".to_owned();
+    let learned = Learned { costs: vec![(work, 19, 20)], quartiles: vec![(WorkKind::Open, 21)] };
     let bytes = Sealed(Zeroizing::new(b"document".to_vec()));
     vec![
         ("JobOpened", opened(A, 3)),
@@ -38,6 +39,9 @@ fn samples() -> Vec<(&'static str, Entry)> {
         ("Failed", Entry::Failed { job: A, reason: reason(), unix_s: 1_800_000_002 }),
         ("Quarantined", Entry::Quarantined { node: Id([0xcc; 32]), reason: reason() }),
         ("Forgotten", Entry::Forgotten { job: A }),
+        ("Sized", Entry::Sized { job: A, priority: 7, peak_bytes: vec![15, 16] }),
+        ("Measured", Entry::Measured { node: Id([0xdd; 32]), trial_us: 17, memory_bytes: 18 }),
+        ("Learned", Entry::Learned { model: [7; 32], learned }),
         ("Document", Entry::Document { which: Document::Registry, bytes }),
     ]
 }
@@ -162,6 +166,12 @@ fn bounds_displace_the_oldest() {
     let out: Vec<Entry> = (0..=MAX_QUARANTINED).map(out).collect();
     let first = ledger(&out).quarantined().next().expect("some").0;
     assert_eq!(first, key(1));
+    let speed = |n| Entry::Measured { node: key(n), trial_us: 1, memory_bytes: 2 };
+    let speeds: Vec<Entry> = (0..=MAX_MACHINES).map(speed).collect();
+    assert_eq!(ledger(&speeds).machines().next(), Some((key(1), 1, 2)));
+    let learned = |n| Entry::Learned { model: key(n).0, learned: Learned::default() };
+    let models: Vec<Entry> = (0..=MAX_LEARNED).map(learned).collect();
+    assert_eq!(ledger(&models).learned().next().map(|(model, _)| model), Some(key(1).0));
 }
 
 #[test]

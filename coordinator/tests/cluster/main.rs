@@ -11,6 +11,7 @@ mod outlive;
 mod process;
 mod restarts;
 mod simulator;
+mod simulator_faults;
 mod simulator_fleet;
 mod toy;
 mod transfer;

@@ -61,6 +61,8 @@ struct Life {
     deadly: Option<u32>,
     log: Vec<String>,
     end: Option<Result<Vec<u8>, String>>,
+    /// What the brain keeps up to date and does not.
+    wrong: Option<String>,
 }
 
 impl Life {
@@ -92,6 +94,7 @@ impl Life {
             deadly: None,
             log: Vec::new(),
             end: None,
+            wrong: None,
         }
     }
 
@@ -133,7 +136,11 @@ impl Life {
                 self.log.push(format!("{now} > {input:?}"));
             }
             // What a dead machine sent before it died still arrives; what it sends after does not exist.
-            for effect in self.state.apply(now, input) {
+            let effects = self.state.apply(now, input);
+            if let Err(what) = self.state.audit() {
+                return self.wrong = Some(what);
+            }
+            for effect in effects {
                 self.log.push(format!("{now}   < {effect:?}"));
                 self.effect(effect);
             }
@@ -304,6 +311,9 @@ fn one_life(seed: u64, steps: u8) -> Result<(bool, bool), String> {
     let honest = start.iter().filter(|(node, m)| **node != NodeId::REFEREE && m.lies == 0).count();
     let tail = || life.log[life.log.len().saturating_sub(400)..].join("\n");
     let told = |what: String| format!("{what}\n{start:?}\n{}", tail());
+    if let Some(wrong) = &life.wrong {
+        return Err(told(wrong.clone()));
+    }
     // Two liars can outvote one honest node where nobody referees; the proof is safe then, the honest node's name is not.
     if refereed || liars <= 1 {
         let wronged: Vec<_> = life.quarantined.iter().filter(|node| start[node].lies == 0).collect();

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::toy::{MODEL, Toy, challenge, compute, expected_proof, spec};
+use obelysk_coordinator::core::view::Standing;
 use obelysk_coordinator::core::{Effect, Input, JobEvent, JobId, Needs, NodeId, Policy, State, Work};
 use obelysk_node::engine::{Checker as _, Pieces, WorkKind};
 use obelysk_protocol::wire::BlobRef;
@@ -17,15 +18,15 @@ const ITEM_MS: u64 = 400;
 /// Virtual end of a life.
 const LIFE_MS: u64 = 4_000_000;
 
-fn job(n: u8) -> JobId {
+pub fn job(n: u8) -> JobId {
     JobId([n; 32])
 }
 
 /// SplitMix64.
-struct Random(u64);
+pub struct Random(pub u64);
 
 impl Random {
-    fn below(&mut self, n: u64) -> u64 {
+    pub fn below(&mut self, n: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -34,42 +35,51 @@ impl Random {
 }
 
 #[derive(Debug, Clone, Copy, Default)]
-struct Machine {
+pub struct Machine {
     /// In percent of the reference.
-    speed: u64,
-    memory: u64,
+    pub speed: u64,
+    pub memory: u64,
     /// Percent of its items that take thirty times as long.
-    stalls: u64,
+    pub stalls: u64,
     /// Percent of its items after whose start it is taken away with notice, to come back later.
-    preempted: u64,
+    pub preempted: u64,
     /// Percent of its items that fail.
-    fails: u64,
+    pub fails: u64,
+    /// It was never calibrated: the brain takes it for the reference.
+    pub unknown: bool,
+    /// So many times as much progress as it makes, whatever it makes, it says until this permille, and then a little at a time for ever.
+    pub dawdles: Option<u32>,
 }
 
-const fn machine(speed: u64) -> Machine {
-    Machine { speed, memory: 0, stalls: 0, preempted: 0, fails: 0 }
+pub const fn machine(speed: u64) -> Machine {
+    Machine { speed, memory: 0, stalls: 0, preempted: 0, fails: 0, unknown: false, dawdles: None }
 }
 
-struct World {
+pub struct World {
     random: Random,
     state: State,
     now: u64,
     sequence: u64,
     events: BTreeMap<(u64, u64), Input>,
     blobs: BTreeMap<BlobRef, Vec<u8>>,
-    machines: BTreeMap<NodeId, Machine>,
+    pub machines: BTreeMap<NodeId, Machine>,
     specs: BTreeMap<JobId, Vec<u8>>,
     accepted: BTreeSet<(JobId, Work)>,
     leases: BTreeMap<u64, (JobId, Work, NodeId)>,
     /// Every assignment there was.
-    assigned: Vec<(u64, JobId, Work, NodeId)>,
-    seconds: usize,
-    lost: Vec<String>,
-    ends: BTreeMap<JobId, (u64, Result<Vec<u8>, String>)>,
+    pub assigned: Vec<(u64, JobId, Work, NodeId)>,
+    pub seconds: usize,
+    pub lost: Vec<String>,
+    pub ends: BTreeMap<JobId, (u64, Result<Vec<u8>, String>)>,
+    /// An item that takes down whoever runs it.
+    pub lethal: Option<(JobId, Work)>,
+    /// What the coordinator's clock is ahead, and how far it jumps now and then.
+    pub ahead_ms: u64,
+    pub jumps_ms: u64,
 }
 
 impl World {
-    fn new(seed: u64, machines: &[Machine]) -> Self {
+    pub fn new(seed: u64, machines: &[Machine]) -> Self {
         let mut world = Self {
             random: Random(seed),
             state: State::new(POLICY),
@@ -85,6 +95,9 @@ impl World {
             seconds: 0,
             lost: Vec::new(),
             ends: BTreeMap::new(),
+            lethal: None,
+            ahead_ms: 0,
+            jumps_ms: 0,
         };
         for (i, machine) in machines.iter().enumerate() {
             let node = NodeId(i as u32 + 1);
@@ -101,13 +114,14 @@ impl World {
     }
 
     fn join(&mut self, node: NodeId, delay: u64) {
-        let Machine { speed, memory, .. } = self.machines[&node];
-        self.later(delay, Input::NodeMeasured { node, core_us: Some([5_000_000 / speed; 4]), memory_bytes: memory });
+        let Machine { speed, memory, unknown, .. } = self.machines[&node];
+        let core_us = (!unknown).then_some([5_000_000 / speed; 4]);
+        self.later(delay, Input::NodeMeasured { node, core_us, memory_bytes: memory });
         let models = BTreeSet::from([MODEL]);
         self.later(delay, Input::NodeJoined { node, models, cores: 1, held: BTreeSet::new() });
     }
 
-    fn submit(&mut self, job: JobId, segments: u32, priority: u8, peak_bytes: Vec<u64>) {
+    pub fn submit(&mut self, job: JobId, segments: u32, priority: u8, peak_bytes: Vec<u64>) {
         let bytes = spec(segments, u64::from(job.0[0]));
         let blob = self.keep(bytes.clone());
         self.specs.insert(job, bytes);
@@ -130,7 +144,7 @@ impl World {
     }
 
     /// Runs until all jobs ended.
-    fn live(&mut self) {
+    pub fn live(&mut self) {
         while let Some(((now, _), input)) = self.events.pop_first() {
             if self.ends.len() == self.specs.len() || now > LIFE_MS {
                 break;
@@ -138,10 +152,13 @@ impl World {
             self.now = now;
             if input == Input::Tick {
                 self.later(50, Input::Tick);
+                if self.jumps_ms > 0 && self.random.below(20) == 0 {
+                    self.ahead_ms = self.random.below(self.jumps_ms);
+                }
             }
-            for effect in self.state.apply(now, input) {
-                self.effect(effect);
-            }
+            let effects = self.state.apply(now + self.ahead_ms, input);
+            self.state.audit().unwrap_or_else(|what| panic!("at {now}: {what}"));
+            effects.into_iter().for_each(|effect| self.effect(effect));
         }
     }
 
@@ -204,6 +221,12 @@ impl World {
 
     fn run(&mut self, node: NodeId, epoch: u64, work: Work, spec: BlobRef, needs: &Needs) {
         let machine = self.machines[&node];
+        if self.leases.get(&epoch).is_some_and(|(job, ..)| self.lethal == Some((*job, work))) {
+            return self.later(ITEM_MS / 2, Input::NodeAway { node });
+        }
+        if let Some(permille) = machine.dawdles {
+            return self.dawdle(node, epoch, permille);
+        }
         let mut took = (ITEM_MS + self.random.below(ITEM_MS / 4)) * 100 / machine.speed;
         if self.random.below(100) < machine.fails {
             let reason = "out of memory".to_owned();
@@ -228,8 +251,20 @@ impl World {
         self.later(took, Input::WorkDone { node, epoch, output, core_us, peak_bytes: 1 });
     }
 
+    /// Says that it is nearly done, and then a little more just before each end of its lease.
+    fn dawdle(&mut self, node: NodeId, epoch: u64, permille: u32) {
+        for (i, permille) in (permille..=1000).enumerate() {
+            self.later(1 + i as u64 * POLICY.lease_ms * 9 / 10, Input::Progress { node, epoch, permille });
+        }
+    }
+
+    /// Nodes that are here, as the brain has it.
+    pub fn here(&self) -> usize {
+        self.state.view().nodes.iter().filter(|node| node.standing == Standing::Here).count()
+    }
+
     /// When a job ended, its bytes being right.
-    fn proved(&self, job: JobId) -> u64 {
+    pub fn proved(&self, job: JobId) -> u64 {
         let (at, end) = self.ends.get(&job).expect("the job ends");
         match end {
             Ok(proof) => assert!(*proof == expected_proof(&self.specs[&job], SIZE), "other bytes than an undisturbed run"),

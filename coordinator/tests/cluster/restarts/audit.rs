@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use obelysk_coordinator::core::{Effect, Fact, JobId, NodeId, Work};
+use obelysk_coordinator::core::{Effect, Fact, JobEvent, JobId, NodeId, Work};
 use obelysk_coordinator::ledger::{Entry, Ledger};
 use obelysk_node::identity::NodeKeyId;
 use obelysk_protocol::wire::BlobRef;
@@ -19,6 +19,10 @@ pub(super) struct Audit {
     /// By term and epoch: the accepted result that its acknowledgement stands for.
     owed: BTreeMap<(u64, u64), (Work, BlobRef)>,
     given: BTreeMap<u64, (u64, NodeId, Work)>,
+    /// Leases in force, by term, as far as others have seen it.
+    live: BTreeSet<(u64, Work, u64, NodeId)>,
+    /// Leases of items that had one.
+    pub(super) seconds: usize,
 }
 
 impl Audit {
@@ -68,16 +72,38 @@ impl Audit {
         }
     }
 
+    /// A node said hello and which leases it has: of others it knows nothing any more.
+    pub(super) fn greeted(&mut self, term: u64, node: NodeId, held: &BTreeSet<u64>) {
+        self.live.retain(|(t, _, epoch, n)| (*t, *n) != (term, node) || held.contains(epoch));
+    }
+
     /// A leader lets others see this.
     pub(super) fn released(&mut self, term: u64, effect: &Effect, ledger: &Ledger) -> Result<(), String> {
+        if let Effect::Ack { epoch, .. } = effect {
+            self.live.retain(|(.., other, _)| other != epoch);
+        }
         let known = |job: &JobId| ledger.ended(*job).is_some() || ledger.open_jobs().any(|(id, _)| id == *job);
         match effect {
             Effect::Assign { node, epoch, work, .. } => {
                 let holder = (term, *node, *work);
+                let now = self.live.iter().filter(|(t, w, ..)| (*t, *w) == (term, *work)).count();
+                if now > 1 {
+                    return Err(format!("{work} has {now} leases and gets another"));
+                }
+                self.seconds += now;
+                self.live.insert((term, *work, *epoch, *node));
                 match self.given.insert(*epoch, holder) {
                     Some(other) => Err(format!("epoch {epoch} given twice: {other:?}, {holder:?}")),
                     None => Ok(()),
                 }
+            }
+            Effect::Revoke { epoch, .. } => {
+                self.live.retain(|(.., other, _)| other != epoch);
+                Ok(())
+            }
+            Effect::Notify { event: JobEvent::Lost { work, node, .. }, .. } => {
+                self.live.retain(|(t, w, _, n)| (*t, *w, *n) != (term, *work, *node));
+                Ok(())
             }
             Effect::Ack { epoch, .. } => match self.owed.get(&(term, *epoch)) {
                 Some(result) if !self.agreed.contains(result) => Err(format!("{} acknowledged before it was agreed", result.0)),

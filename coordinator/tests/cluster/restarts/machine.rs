@@ -164,6 +164,9 @@ impl Life {
     pub(super) fn hear(&mut self, term: u64, key: u8, said: Said) -> Result<(), String> {
         let Some(leader) = self.leaders.get_mut(&term) else { return Ok(()) };
         let node = leader.roster.meet(key_of(key)).ok_or("too many machines")?;
+        if let Said::Hello(held) = &said {
+            self.audit.greeted(term, node, held);
+        }
         let input = match said {
             Said::Hello(held) => Input::NodeJoined { node, models: BTreeSet::from([MODEL]), cores: 1 + u32::from(key), held },
             Said::Holding(Held { epoch, job, work, inputs, extra, .. }) => {

@@ -1,6 +1,6 @@
 //! Many lives, the seeds that once failed, and faults that must be found.
 
-use super::{Bug, Life, SIZE, key_of};
+use super::{Bug, Life, SIZE, is_wide, key_of};
 use crate::simulator::Random;
 use crate::toy::{expected_proof, joint_spec, spec};
 
@@ -11,8 +11,9 @@ const FIND_WITHIN: u64 = 500;
 /// Lives that ended wrongly while something had a fault.
 const ONCE_FAILED: [u64; 0] = [];
 
-fn one_life(seed: u64, bug: Bug) -> Result<bool, String> {
-    let segments = 1 + Random(!seed).below(5) as u32;
+/// Whether there was more than one leader, and how many second leases.
+fn one_life(seed: u64, bug: Bug) -> Result<(bool, usize), String> {
+    let segments = if is_wide(seed) { 8 + Random(!seed).below(6) as u32 } else { 1 + Random(!seed).below(5) as u32 };
     // Every other life has joint steps, as in mode 2.
     let spec = if seed.is_multiple_of(2) { spec(segments, seed) } else { joint_spec(segments, seed, 1 + (seed % 7) as u8) };
     let mut life = Life::new(seed, &spec, segments, bug);
@@ -26,27 +27,31 @@ fn one_life(seed: u64, bug: Bug) -> Result<bool, String> {
         return Err(told(format!("honest {key} quarantined")));
     }
     match &life.told {
-        Some(Ok(proof)) if *proof == expected_proof(&spec, SIZE) => Ok(life.term > 1),
+        Some(Ok(proof)) if *proof == expected_proof(&spec, SIZE) => Ok((life.term > 1, life.audit.seconds)),
         Some(Ok(_)) => Err(told("other bytes than an undisturbed run".to_owned())),
         Some(Err(failure)) => Err(told(format!("failed although success was due: {failure}"))),
         None => Err(told("the client was never told".to_owned())),
     }
 }
 
-fn guarded(seed: u64, bug: Bug) -> Result<bool, String> {
+fn guarded(seed: u64, bug: Bug) -> Result<(bool, usize), String> {
     std::panic::catch_unwind(|| one_life(seed, bug)).unwrap_or_else(|_| Err("panicked".to_owned()))
 }
 
 fn run(seeds: std::ops::Range<u64>) {
-    let (total, mut restarted) = (seeds.end - seeds.start, 0);
+    let (total, mut restarted, mut raced) = (seeds.end - seeds.start, 0, 0);
     for seed in seeds {
         match guarded(seed, Bug::None) {
-            Ok(again) => restarted += u64::from(again),
+            Ok((again, seconds)) => {
+                restarted += u64::from(again);
+                raced += u64::from(again && seconds > 0);
+            }
             Err(what) => panic!("life {seed}: {what}\nlife {seed} failed; OBELYSK_SIM_SEED={seed} replays it"),
         }
     }
-    println!("{total} lives, {restarted} with more than one leader");
+    println!("{total} lives, {restarted} with more than one leader, {raced} of those with second leases");
     assert!(total < 100 || restarted * 2 > total, "too few lives had a restart");
+    assert!(total < 100 || raced * 50 > total, "too few lives had both restarts and second leases");
 }
 
 #[test]
