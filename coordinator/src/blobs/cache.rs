@@ -21,6 +21,11 @@ impl<T> Cache<T> {
         Self { limit, held: 0, uses: 0, values: BTreeMap::new(), order: BTreeMap::new() }
     }
 
+    /// Bytes of the values.
+    pub(super) const fn held(&self) -> u64 {
+        self.held
+    }
+
     /// The value, when it is here.
     pub(super) fn get(&mut self, blob: BlobRef) -> Option<Arc<T>> {
         let (used, _, value) = self.values.get_mut(&blob)?;

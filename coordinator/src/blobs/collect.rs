@@ -2,6 +2,11 @@
 //!
 //! A blob is put first and referred to afterwards; in between, and while a reference is on its way to the log, only its age protects it.
 //! Ended anywhere, a collection leaves nothing half-done: it deletes whole objects, each for itself.
+//!
+//! In a bucket that several coordinators share, the age alone is not enough: one could find a blob old, and delete it after another has
+//! put it anew. So one of them deletes, the holder, and looks before each deletion that it still is. Who begins to lead becomes the holder
+//! before it puts anything; if the one before says that it is removing, then for as long as a deletion of it can be under way, puts wait,
+//! look again, and write again what is gone. What another put and refers to was put when that one led, so its age is right in every later list.
 
 use std::time::{Duration, SystemTime};
 
@@ -9,7 +14,7 @@ use obelysk_protocol::wire::BlobRef;
 
 use super::objects::Listed;
 use super::place::{BLOBS, DAMAGED};
-use super::{BlobError, Blobs, Inner, Kept, key_of, locked, parse_key};
+use super::{BlobError, Blobs, Inner, Kept, locked, parse_key};
 
 /// Damaged blobs are evidence for this long.
 const EVIDENCE: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -42,41 +47,63 @@ impl Blobs {
             }
             Inner::Objects(objects) => objects,
         };
-        let mut done = Collected::default();
-        for listed in objects.store.list(BLOBS.to_owned()).await.map_err(|e| objects.failed(e, 0))? {
-            let Some(blob) = parse_key(&listed.key, listed.length) else { continue };
-            if live(&blob) {
-                done.live += 1;
-            } else if !is_older(&listed, grace) || !objects.remove(blob, &live, grace).await? {
-                done.young += 1;
-            } else {
-                done.removed += 1;
-                done.bytes += blob.length;
-            }
-        }
-        objects.forget_evidence().await?;
-        if let Some(before) = SystemTime::now().checked_sub(grace) {
-            done.torn = objects.store.sweep(before).await.map_err(|e| objects.failed(e, 0))?;
-        }
-        Ok(done)
+        let done = match objects.store.begin_removing().await.map_err(|e| objects.failed(e, 0))? {
+            true => objects.collect(&live, grace).await,
+            false => Ok(Collected::default()),
+        };
+        objects.store.end_removing().await.map_err(|e| objects.failed(e, 0))?;
+        done
     }
 }
 
 impl Kept {
-    /// Deletes one blob, unless it was put again or became live since it was listed: nobody puts while this looks.
-    async fn remove(&self, blob: BlobRef, live: &impl Fn(&BlobRef) -> bool, grace: Duration) -> Result<bool, BlobError> {
-        let _alone = self.door.write().await;
-        let fresh = {
-            let mut fresh = locked(&self.fresh);
-            fresh.retain(|_, put| put.elapsed() < grace);
-            fresh.contains_key(&blob)
-        };
-        if fresh || live(&blob) {
-            return Ok(false);
+    async fn collect(&self, live: &impl Fn(&BlobRef) -> bool, grace: Duration) -> Result<Collected, BlobError> {
+        locked(&self.fresh).retain(|_, put| put.at.elapsed() < grace);
+        let mut done = Collected::default();
+        for listed in self.store.list(BLOBS.to_owned()).await.map_err(|e| self.failed(e, 0))? {
+            let Some(blob) = parse_key(&listed.key, listed.length) else { continue };
+            if live(&blob) {
+                done.live += 1;
+                continue;
+            }
+            let gone = if is_older(&listed, grace) { self.remove(blob, live, grace).await? } else { Some(false) };
+            match gone {
+                Some(true) => {
+                    done.removed += 1;
+                    done.bytes += blob.length;
+                }
+                Some(false) => done.young += 1,
+                // Another removes from now on.
+                None => return Ok(done),
+            }
         }
-        locked(&self.cache).remove(blob);
-        locked(&self.outlines).remove(blob);
-        self.store.delete(key_of(blob)).await.map_err(|e| self.failed(e, 0)).map(|()| true)
+        if !self.holds().await? {
+            return Ok(done);
+        }
+        self.forget_evidence().await?;
+        if let Some(before) = SystemTime::now().checked_sub(grace) {
+            done.torn = self.store.sweep(before).await.map_err(|e| self.failed(e, 0))?;
+        }
+        Ok(done)
+    }
+
+    async fn holds(&self) -> Result<bool, BlobError> {
+        self.store.holds().await.map_err(|e| self.failed(e, 0))
+    }
+
+    /// Deletes one blob, unless it was put again or became live since it was listed: nobody puts while this looks. `None`: another
+    /// process removes now.
+    async fn remove(&self, blob: BlobRef, live: &impl Fn(&BlobRef) -> bool, grace: Duration) -> Result<Option<bool>, BlobError> {
+        let _alone = self.door.write().await;
+        let fresh = locked(&self.fresh).get(&blob).is_some_and(|put| put.at.elapsed() < grace);
+        if fresh || live(&blob) {
+            return Ok(Some(false));
+        }
+        // Last of all: what follows is over before the next holder relies on what it puts.
+        if !self.holds().await? {
+            return Ok(None);
+        }
+        self.delete(blob).await.map(|()| Some(true))
     }
 
     async fn forget_evidence(&self) -> Result<(), BlobError> {

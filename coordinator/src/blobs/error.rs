@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use obelysk_protocol::wire::BlobRef;
 
+use super::objects::Fault;
+
 /// Why a blob is not kept or not given.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BlobError {
@@ -58,12 +60,39 @@ pub enum BlobError {
         /// What is wrong.
         cause: String,
     },
-    /// The place named in the settings is none.
-    #[error("setting `blobs`: `{0}` is no folder; give one, on a shared file system if several machines use it")]
-    Place(String),
+    /// The store does not answer now: nothing is known to be missing.
+    #[error("blob store {place}: {cause}; it is tried again")]
+    Unreached {
+        /// Bucket.
+        place: String,
+        /// What happened.
+        cause: String,
+    },
+    /// The store cannot be used as it is set up.
+    #[error("blob store {place}: {cause}")]
+    Refused {
+        /// Bucket.
+        place: String,
+        /// What is wrong, and what to do.
+        cause: String,
+    },
+    /// A setting cannot be used.
+    #[error("setting `{setting}` {cause}")]
+    Setting {
+        /// Which.
+        setting: &'static str,
+        /// What is wrong with it, and what it should be.
+        cause: String,
+    },
 }
 
 impl BlobError {
+    /// Whether somebody has to change a setting, or what lies behind it, before it can work.
+    #[must_use]
+    pub const fn is_setting(&self) -> bool {
+        matches!(self, Self::Refused { .. } | Self::Setting { .. })
+    }
+
     pub(super) fn missing(blob: BlobRef, place: &str) -> Self {
         let digest = blob.digest.iter().map(|b| format!("{b:02x}")).collect();
         Self::Missing { digest, place: place.to_owned() }
@@ -71,5 +100,19 @@ impl BlobError {
 
     pub(super) fn file(path: &Path, cause: &dyn Display) -> Self {
         Self::File { path: path.to_owned(), cause: cause.to_string() }
+    }
+}
+
+impl Fault {
+    /// As an error of that place; bytes wanted and free matter where it is full.
+    pub(super) fn named(self, place: &str, bytes: u64, free: u64) -> BlobError {
+        let place = place.to_owned();
+        match self {
+            Self::Full => BlobError::NoRoom { bytes, place, free },
+            Self::Missing => BlobError::Store { place, cause: "an object went away".to_owned() },
+            Self::Unreached(cause) => BlobError::Unreached { place, cause },
+            Self::Refused(cause) => BlobError::Refused { place, cause },
+            Self::Source(cause) | Self::Failed(cause) => BlobError::Store { place, cause },
+        }
     }
 }

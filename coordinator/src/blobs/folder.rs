@@ -12,10 +12,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
-use obelysk_protocol::wire::Outline;
+use obelysk_node::identity::Id;
+use obelysk_protocol::wire::{BlobRef, Outline};
 
 use super::objects::{Fault, Later, Listed, Objects, Reading};
-use super::place::{BLOBS, DAMAGED, MODELS};
+use super::place::{BLOBS, DAMAGED, key_of};
 
 /// Files that are being written.
 const ASIDE: &str = "aside";
@@ -55,7 +56,7 @@ pub(super) struct Folder {
 
 impl Folder {
     pub(super) fn open(root: &Path, disk: Arc<dyn Disk>) -> std::io::Result<Self> {
-        for inner in ["", BLOBS, DAMAGED, MODELS, ASIDE] {
+        for inner in ["", BLOBS, DAMAGED, ASIDE] {
             std::fs::create_dir_all(root.join(inner))?;
         }
         let root = std::fs::canonicalize(root)?;
@@ -66,6 +67,7 @@ impl Folder {
                 _ => {}
             }
         }
+        take_over(&root)?;
         // Also when they were there: the process that made them may have ended before this.
         for folder in [root.join(BLOBS), root.clone()] {
             disk.sync_folder(&folder)?;
@@ -202,6 +204,23 @@ impl Objects for Folder {
     fn free(&self) -> Option<u64> {
         obelysk_model::fetch::space::free(&self.root).ok()
     }
+}
+
+/// Gives blobs of jobs, which builds before had named `DIGEST-LENGTH` in this folder, their place. What was half-written then goes.
+fn take_over(root: &Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(root)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let Some(name) = name.to_str().filter(|_| entry.path().is_file()) else { continue };
+        if name.starts_with(".fresh-") {
+            std::fs::remove_file(entry.path())?;
+        } else if let Some((digest, length)) = name.split_once('-')
+            && let (Ok(digest), Ok(length)) = (digest.parse::<Id<32>>(), length.parse())
+        {
+            std::fs::rename(entry.path(), root.join(key_of(BlobRef { digest: digest.0, length })))?;
+        }
+    }
+    Ok(())
 }
 
 fn fault(error: &std::io::Error) -> Fault {

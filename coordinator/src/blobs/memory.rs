@@ -1,4 +1,4 @@
-//! Blobs and documents in memory, bounded, gone with the process.
+//! Blobs in memory, bounded, gone with the process.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -17,7 +17,6 @@ pub(super) struct Memory {
 struct Held {
     bytes: u64,
     blobs: BTreeMap<BlobRef, Arc<Vec<u8>>>,
-    documents: BTreeMap<String, Vec<u8>>,
 }
 
 impl Memory {
@@ -54,23 +53,5 @@ impl Memory {
         let gone: Vec<BlobRef> = locked(&self.held).blobs.keys().filter(|blob| !live(blob)).copied().collect();
         gone.iter().for_each(|blob| self.remove(*blob));
         (gone.len() as u64, gone.iter().map(|blob| blob.length).sum())
-    }
-
-    #[expect(clippy::unnecessary_wraps, reason = "as where documents are files")]
-    pub(super) fn put_document(&self, name: &str, bytes: Vec<u8>) -> Result<(), BlobError> {
-        locked(&self.held).documents.insert(name.to_owned(), bytes);
-        Ok(())
-    }
-
-    #[expect(clippy::unnecessary_wraps, reason = "as where documents are files")]
-    pub(super) fn remove_document(&self, name: &str) -> Result<(), BlobError> {
-        locked(&self.held).documents.remove(name);
-        Ok(())
-    }
-
-    pub(super) fn documents(&self, folder: &str) -> BTreeMap<String, Vec<u8>> {
-        let held = locked(&self.held);
-        let inside = |name: &String| name.strip_prefix(folder).is_some_and(|rest| rest.starts_with('/'));
-        held.documents.iter().filter(|(name, _)| inside(name)).map(|(name, bytes)| (name.clone(), bytes.clone())).collect()
     }
 }

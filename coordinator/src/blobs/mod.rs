@@ -1,24 +1,29 @@
 //! Bytes by digest: put once, safe from a loss of power when `put` returns, checked whenever they are read.
 //!
-//! In a folder; or in memory, for clusters that end with their process. Whole or not there:
-//! nothing half-written is ever visible. Decides nothing: who owns a blob is known above; [`Blobs::collect`] asks. One process at a time
-//! may collect.
+//! In a folder of this process; in a bucket, which several share; or in memory, for clusters that end with their process. Whole or not
+//! there: nothing half-written is ever visible. Decides nothing: who owns a blob is known above; [`Blobs::collect`] asks. One process at a
+//! time may collect: in a bucket the one that took over last.
 
+mod bucket;
+mod bucket_place;
 mod cache;
 mod collect;
 mod error;
 mod folder;
 mod memory;
 mod objects;
+mod others;
 mod place;
+mod refusal;
 mod serve;
+mod upload;
 
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use obelysk_protocol::wire::{BlobRef, CHUNK_BYTES, Outline, OutlineBuilder};
@@ -27,8 +32,9 @@ use cache::Cache;
 pub use collect::Collected;
 pub use error::BlobError;
 use memory::Memory;
-use objects::{Fault, Objects, Reading};
-pub(crate) use place::MODELS;
+use objects::{Fault, Objects};
+pub use others::{Asked, Others, OthersLater};
+pub use place::StoreSettings;
 use place::{DAMAGED, key_of, parse_key};
 pub use serve::Stored;
 
@@ -36,8 +42,8 @@ pub use serve::Stored;
 const READ_BYTES: u64 = 8 * CHUNK_BYTES;
 /// Outlines kept: 32 bytes for each MiB of the models and results under way.
 const OUTLINES: u64 = 64 << 20;
-/// Largest document beside the blobs: one line per published model.
-const MAX_DOCUMENT_BYTES: u64 = 1 << 20;
+/// What was put within this is not written again: far less than anybody keeps what nothing refers to.
+const PUT_AGAIN: Duration = Duration::from_secs(300);
 
 /// A store of blobs. Clones are the same store.
 #[derive(Debug, Clone)]
@@ -56,9 +62,23 @@ struct Kept {
     place: String,
     cache: Mutex<Cache<Vec<u8>>>,
     outlines: Mutex<Cache<Outline>>,
-    /// When a blob was last put by this process. Whoever puts holds `door` for reading, whoever deletes for writing.
-    fresh: Mutex<BTreeMap<BlobRef, Instant>>,
+    /// Puts by this process. Whoever begins one holds `door` for reading, whoever deletes for writing.
+    fresh: Mutex<BTreeMap<BlobRef, Fresh>>,
     door: tokio::sync::RwLock<()>,
+    /// Until then, whoever deleted here before this process may still do so.
+    settles: Mutex<Option<Instant>>,
+    /// The other coordinators' stores, where each has one of its own.
+    others: OnceLock<Arc<dyn Others>>,
+}
+
+/// The last put of a blob.
+#[derive(Debug, Clone, Copy)]
+struct Fresh {
+    at: Instant,
+    /// It is in its place, and with the others, since then.
+    done: Option<Instant>,
+    /// Somebody other than a job put it, or is about to refer to it.
+    spared: bool,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -80,6 +100,8 @@ impl Blobs {
             outlines: Mutex::new(Cache::new(OUTLINES)),
             fresh: Mutex::default(),
             door: tokio::sync::RwLock::new(()),
+            settles: Mutex::default(),
+            others: OnceLock::new(),
         }))))
     }
 
@@ -98,7 +120,31 @@ impl Blobs {
         self.put_as(blob, Arc::new(bytes)).await.map(|()| blob)
     }
 
-    /// As [`Blobs::put`], for bytes whose digest was checked before. What is there already is written again: that mends it if it was damaged.
+    /// Makes the place this cluster's and no other's, where clusters might meet.
+    ///
+    /// # Errors
+    /// [`BlobError::Refused`]: it is another's. [`BlobError::Unreached`], [`BlobError::Store`].
+    pub async fn claim(&self, cluster: &str) -> Result<(), BlobError> {
+        match &*self.0 {
+            Inner::Memory(_) => Ok(()),
+            Inner::Objects(objects) => objects.store.claim(cluster.to_owned()).await.map_err(|e| objects.failed(e, 0)),
+        }
+    }
+
+    /// From now on this process alone removes blobs, until another says so: for whoever begins to lead. For a few seconds after
+    /// another's time a put takes until it is sure that nothing removes it.
+    ///
+    /// # Errors
+    /// [`BlobError`]: the store does not serve.
+    pub async fn take_over(&self) -> Result<(), BlobError> {
+        let Inner::Objects(objects) = &*self.0 else { return Ok(()) };
+        let settles = objects.store.take_over().await.map_err(|e| objects.failed(e, 0))?;
+        *locked(&objects.settles) = Some(Instant::now() + settles);
+        Ok(())
+    }
+
+    /// As [`Blobs::put`], for bytes whose digest was checked before. What is there already is written again: that mends it if it was
+    /// damaged, and makes it young.
     ///
     /// # Errors
     /// As [`Blobs::put`].
@@ -110,18 +156,28 @@ impl Blobs {
         if blob.length == 0 {
             return Ok(());
         }
-        let _here = objects.door.read().await;
-        locked(&objects.fresh).insert(blob, Instant::now());
+        let before = objects.begin(blob).await;
         // In the cache is only what was written, or read and found right, since this process began.
-        if locked(&objects.cache).get(blob).is_some() && objects.has(blob).await? {
+        if before.is_some_and(|done| done.elapsed() < PUT_AGAIN)
+            && locked(&objects.cache).get(blob).is_some()
+            && objects.has(blob).await?
+        {
+            objects.done(blob);
             return Ok(());
         }
-        objects.store.put(key_of(blob), bytes.clone()).await.map_err(|e| objects.failed(e, blob.length))?;
+        loop {
+            objects.store.put(key_of(blob), bytes.clone()).await.map_err(|e| objects.failed(e, blob.length))?;
+            if objects.is_settled(blob).await? {
+                break;
+            }
+        }
+        objects.spread(blob, &bytes).await?;
+        objects.done(blob);
         locked(&objects.cache).put(blob, bytes, blob.length);
         Ok(())
     }
 
-    /// As [`Blobs::put_as`], from a file of any size, never all of it in memory. The digest is checked while the file is read.
+    /// As [`Blobs::put_here`], from a file of any size, never all of it in memory. The digest is checked while the file is read.
     ///
     /// # Errors
     /// [`BlobError::File`] when the file cannot be read or is not that blob; else as [`Blobs::put`].
@@ -136,16 +192,9 @@ impl Blobs {
             }
             Inner::Objects(objects) => objects,
         };
-        let _here = objects.door.read().await;
-        locked(&objects.fresh).insert(blob, Instant::now());
-        let failed = |fault| match fault {
-            Fault::Source(cause) => BlobError::file(path, &cause),
-            other => objects.failed(other, blob.length),
-        };
-        let source = Reading::open(blob, path).map_err(failed)?;
-        let outline = objects.store.put_file(key_of(blob), source).await.map_err(failed)?;
-        locked(&objects.outlines).put(blob, outline, blob.outline_bytes().max(1));
-        Ok(())
+        objects.begin(blob).await;
+        objects.spare(blob);
+        objects.put_file_here(blob, path).await
     }
 
     /// Whether the blob is here. Its bytes are not looked at.
@@ -160,11 +209,53 @@ impl Blobs {
         }
     }
 
-    /// The bytes, found to be right.
+    /// The bytes, found to be right; of the others if they are not here.
     ///
     /// # Errors
-    /// [`BlobError::Missing`]; [`BlobError::Damaged`], after which the blob is missing and what was there lies aside; [`BlobError::Store`].
+    /// [`BlobError::Missing`]; [`BlobError::Damaged`], after which the blob is missing and what was there lies aside;
+    /// [`BlobError::Unreached`]: whoever may have it is away; [`BlobError::Store`].
     pub async fn get(&self, blob: BlobRef) -> Result<Arc<Vec<u8>>, BlobError> {
+        match self.get_here(blob).await {
+            Err(error @ (BlobError::Missing { .. } | BlobError::Damaged { .. })) => {
+                if self.ask(blob).await? {
+                    self.get_here(blob).await
+                } else {
+                    Err(error)
+                }
+            }
+            found => found,
+        }
+    }
+
+    /// The bytes if they are in memory.
+    #[must_use]
+    pub fn cached(&self, blob: BlobRef) -> Option<Arc<Vec<u8>>> {
+        match &*self.0 {
+            Inner::Memory(memory) => memory.get(blob),
+            Inner::Objects(objects) => locked(&objects.cache).get(blob),
+        }
+    }
+
+    /// Bytes of what is kept in memory to be at hand.
+    #[must_use]
+    pub fn cached_bytes(&self) -> u64 {
+        match &*self.0 {
+            Inner::Memory(_) => 0,
+            Inner::Objects(objects) => locked(&objects.cache).held(),
+        }
+    }
+
+    /// Whether several coordinators have this store.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        matches!(&*self.0, Inner::Objects(objects) if objects.store.is_shared())
+    }
+
+    /// As [`Blobs::get`], from here and nowhere else.
+    ///
+    /// # Errors
+    /// As [`Blobs::get`].
+    pub async fn get_here(&self, blob: BlobRef) -> Result<Arc<Vec<u8>>, BlobError> {
         let objects = match &*self.0 {
             _ if blob.length == 0 => return Ok(Arc::default()),
             Inner::Memory(memory) => return memory.get(blob).ok_or_else(|| BlobError::missing(blob, "memory")),
@@ -173,12 +264,7 @@ impl Blobs {
         if let Some(bytes) = locked(&objects.cache).get(blob) {
             return Ok(bytes);
         }
-        let bytes = Arc::new(objects.store.get(key_of(blob)).await.map_err(|e| objects.lost(e, blob))?);
-        let read = bytes.clone();
-        let right = tokio::task::spawn_blocking(move || BlobRef::of(&read) == blob).await;
-        if !right.unwrap_or(false) {
-            return Err(objects.set_aside(blob).await);
-        }
+        let Some(bytes) = objects.read_right(blob).await? else { return Err(objects.set_aside(blob).await) };
         locked(&objects.cache).put(blob, bytes.clone(), blob.length);
         Ok(bytes)
     }
@@ -243,9 +329,10 @@ impl Blobs {
     }
 
     /// Makes a blob that is here young, for somebody who is about to refer to it.
-    pub fn touch(&self, blob: BlobRef) {
+    pub async fn touch(&self, blob: BlobRef) {
         if let Inner::Objects(objects) = &*self.0 {
-            locked(&objects.fresh).insert(blob, Instant::now());
+            objects.begin(blob).await;
+            objects.spare(blob);
         }
     }
 
@@ -266,54 +353,52 @@ impl Blobs {
             Inner::Objects(objects) => &objects.place,
         }
     }
-
-    /// Keeps a small named document beside the blobs, replacing an earlier one whole.
-    ///
-    /// # Errors
-    /// As [`Blobs::put`].
-    pub async fn put_document(&self, name: &str, bytes: Vec<u8>) -> Result<(), BlobError> {
-        match &*self.0 {
-            Inner::Memory(memory) => memory.put_document(name, bytes),
-            Inner::Objects(objects) => {
-                let length = bytes.len() as u64;
-                objects.store.put(name.to_owned(), Arc::new(bytes)).await.map_err(|e| objects.failed(e, length))
-            }
-        }
-    }
-
-    /// Removes a document; none is as good.
-    ///
-    /// # Errors
-    /// [`BlobError::Store`].
-    pub async fn remove_document(&self, name: &str) -> Result<(), BlobError> {
-        match &*self.0 {
-            Inner::Memory(memory) => memory.remove_document(name),
-            Inner::Objects(objects) => objects.store.delete(name.to_owned()).await.map_err(|e| objects.failed(e, 0)),
-        }
-    }
-
-    /// The documents whose names begin with this folder.
-    ///
-    /// # Errors
-    /// [`BlobError::Store`]; also for one larger than a document may be.
-    pub async fn documents(&self, folder: &str) -> Result<BTreeMap<String, Vec<u8>>, BlobError> {
-        let objects = match &*self.0 {
-            Inner::Memory(memory) => return Ok(memory.documents(folder)),
-            Inner::Objects(objects) => objects,
-        };
-        let mut out = BTreeMap::new();
-        for listed in objects.store.list(folder.to_owned()).await.map_err(|e| objects.failed(e, 0))? {
-            if listed.length > MAX_DOCUMENT_BYTES {
-                return Err(objects.broken(format!("{} has {} bytes, which no document has", listed.key, listed.length)));
-            }
-            let bytes = objects.store.get(listed.key.clone()).await.map_err(|e| objects.failed(e, 0))?;
-            out.insert(listed.key, bytes);
-        }
-        Ok(out)
-    }
 }
 
 impl Kept {
+    /// A put begins; when the last one was done. From here on nothing removes the blob, and what was about to has done so.
+    async fn begin(&self, blob: BlobRef) -> Option<Instant> {
+        let _here = self.door.read().await;
+        let mut fresh = locked(&self.fresh);
+        let before = fresh.get(&blob).copied();
+        let spared = before.is_some_and(|before| before.spared);
+        fresh.insert(blob, Fresh { at: Instant::now(), done: None, spared });
+        before.and_then(|before| before.done)
+    }
+
+    fn done(&self, blob: BlobRef) {
+        if let Some(fresh) = locked(&self.fresh).get_mut(&blob) {
+            (fresh.at, fresh.done) = (Instant::now(), Some(Instant::now()));
+        }
+    }
+
+    fn spare(&self, blob: BlobRef) {
+        if let Some(fresh) = locked(&self.fresh).get_mut(&blob) {
+            fresh.spared = true;
+        }
+    }
+
+    /// Waits until nobody else removes any more, and says whether the blob just put is still there.
+    async fn is_settled(&self, blob: BlobRef) -> Result<bool, BlobError> {
+        let settles = *locked(&self.settles);
+        let Some(until) = settles.filter(|until| *until > Instant::now()) else { return Ok(true) };
+        tokio::time::sleep_until(until.into()).await;
+        self.has(blob).await
+    }
+
+    /// The bytes if they are right. What came over a network is read twice before it counts as damaged.
+    async fn read_right(&self, blob: BlobRef) -> Result<Option<Arc<Vec<u8>>>, BlobError> {
+        for _ in 0..if self.store.is_shared() { 2 } else { 1 } {
+            let bytes = Arc::new(self.store.get(key_of(blob)).await.map_err(|e| self.lost(e, blob))?);
+            let read = bytes.clone();
+            let right = tokio::task::spawn_blocking(move || BlobRef::of(&read) == blob).await;
+            if right.unwrap_or(false) {
+                return Ok(Some(bytes));
+            }
+        }
+        Ok(None)
+    }
+
     async fn has(&self, blob: BlobRef) -> Result<bool, BlobError> {
         match self.store.length(key_of(blob)).await {
             Ok(length) => Ok(length == blob.length),
@@ -354,14 +439,7 @@ impl Kept {
     }
 
     fn failed(&self, fault: Fault, bytes: u64) -> BlobError {
-        match fault {
-            Fault::Full => BlobError::NoRoom { bytes, place: self.place.clone(), free: self.store.free().unwrap_or(0) },
-            Fault::Missing => self.broken("an object went away".to_owned()),
-            Fault::Source(cause) | Fault::Failed(cause) => self.broken(cause),
-        }
-    }
-
-    fn broken(&self, cause: String) -> BlobError {
-        BlobError::Store { place: self.place.clone(), cause }
+        let free = if fault == Fault::Full { self.store.free().unwrap_or(0) } else { 0 };
+        fault.named(&self.place, bytes, free)
     }
 }

@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use obelysk_protocol::wire::{BlobRef, CHUNK_BYTES, Outline, OutlineBuilder};
 
@@ -23,6 +23,10 @@ pub(super) enum Fault {
     Full,
     /// The file to be put cannot be read, or is not the blob announced.
     Source(String),
+    /// It does not answer now; whether it has what was asked for is not known.
+    Unreached(String),
+    /// It cannot be used as it is set up: cause and remedy.
+    Refused(String),
     /// Anything else.
     Failed(String),
 }
@@ -67,6 +71,36 @@ pub(super) trait Objects: Debug + Send + Sync {
     /// Removes what writes that never ended left behind, if nobody touched it since `before`. Says how many.
     fn sweep(&self, before: SystemTime) -> Later<'_, u64>;
 
+    /// Makes this the place of this cluster and no other.
+    fn claim(&self, _cluster: String) -> Later<'_, ()> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    /// Has this process alone delete from now on. For so long, what is written may still be deleted by the one that did before.
+    fn take_over(&self) -> Later<'_, Duration> {
+        Box::pin(std::future::ready(Ok(Duration::ZERO)))
+    }
+
+    /// Says that this process is about to remove; whether it may.
+    fn begin_removing(&self) -> Later<'_, bool> {
+        Box::pin(std::future::ready(Ok(true)))
+    }
+
+    /// Says that it removes no more.
+    fn end_removing(&self) -> Later<'_, ()> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    /// Whether this process may still remove, a moment before it does.
+    fn holds(&self) -> Later<'_, bool> {
+        Box::pin(std::future::ready(Ok(true)))
+    }
+
+    /// Whether several processes write here.
+    fn is_shared(&self) -> bool {
+        false
+    }
+
     /// The folder, when it is one.
     fn folder(&self) -> Option<std::path::PathBuf>;
 
@@ -87,6 +121,11 @@ impl Reading {
     pub(super) fn open(blob: BlobRef, path: &Path) -> Result<Self, Fault> {
         let file = File::open(path).map_err(|e| Fault::Source(e.to_string()))?;
         Ok(Self { blob, file, at: 0, builder: OutlineBuilder::new(blob.length) })
+    }
+
+    /// Bytes of the blob announced.
+    pub(super) const fn length(&self) -> u64 {
+        self.blob.length
     }
 
     /// The next piece, or `None` at the end. Blocking.

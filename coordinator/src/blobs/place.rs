@@ -1,10 +1,12 @@
-//! Where blobs lie: names of objects, and opening a folder. Refuses addresses, which would make a folder with an odd name.
+//! Where blobs lie: names of objects, and opening a folder or a bucket. Refuses other addresses, which would make a folder with an odd name.
 
 use std::path::Path;
 use std::sync::Arc;
 
 use obelysk_protocol::wire::BlobRef;
 
+use super::bucket::Bucket;
+use super::bucket_place::{Credentials, Place};
 use super::folder::{Disk, Folder, RealDisk};
 use super::{BlobError, Blobs};
 
@@ -12,8 +14,6 @@ use super::{BlobError, Blobs};
 pub(super) const BLOBS: &str = "blobs";
 /// Folder of what was found damaged.
 pub(super) const DAMAGED: &str = "damaged";
-/// Folder of documents about published models.
-pub(crate) const MODELS: &str = "models";
 /// `blobs/ab/abcd…`: 256 folders, so that none has more entries than file systems like.
 pub(super) fn key_of(blob: BlobRef) -> String {
     let hex: String = blob.digest.iter().map(|b| format!("{b:02x}")).collect();
@@ -29,16 +29,38 @@ pub(super) fn parse_key(key: &str, length: u64) -> Option<BlobRef> {
     (key_of(blob) == key).then_some(blob)
 }
 
+/// Where blobs are to lie.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct StoreSettings {
+    /// A folder, or `s3://BUCKET/PREFIX`.
+    pub place: String,
+    /// Of a bucket: the server, such as `https://minio.example:9000`; empty: Amazon's.
+    pub endpoint: String,
+    /// Of a bucket: its region; empty: us-east-1.
+    pub region: String,
+    /// Of a bucket: a file of mode 0600 with the key; empty: from the environment.
+    pub credentials: String,
+}
+
 impl Blobs {
-    /// Opens the folder that the setting `blobs` names. Within a runtime.
+    /// Opens the folder or the bucket that the settings name, and sees that it can be used. Within a runtime.
     ///
     /// # Errors
-    /// [`BlobError`]: no folder, or no right to it.
-    pub fn open(place: &str, cache_bytes: u64) -> Result<Self, BlobError> {
-        if place.contains("://") {
-            return Err(BlobError::Place(place.to_owned()));
+    /// [`BlobError`]: no such place, or no right to it.
+    pub async fn open(settings: &StoreSettings, cache_bytes: u64) -> Result<Self, BlobError> {
+        if !settings.place.contains("://") {
+            return Self::local(Path::new(&settings.place), cache_bytes);
         }
-        Self::local(Path::new(place), cache_bytes)
+        let place = Place::parse(&settings.place, &settings.endpoint, &settings.region)?;
+        let bucket = Bucket::new(place, &Credentials::find(&settings.credentials)?);
+        let opened = match bucket {
+            Ok(bucket) => bucket.check().await.map(|()| bucket),
+            Err(fault) => Err(fault),
+        };
+        match opened {
+            Ok(bucket) => Ok(Self::over(Arc::new(bucket), settings.place.clone(), cache_bytes)),
+            Err(fault) => Err(fault.named(&settings.place, 0, 0)),
+        }
     }
 
     /// Blobs in a folder, created if absent: written aside, synced, renamed, the folder synced. Within a runtime.
@@ -64,7 +86,11 @@ mod tests {
 
     #[tokio::test]
     async fn an_address_is_no_folder() {
-        assert_eq!(Blobs::open("s3://bucket/prefix", 0).err(), Some(BlobError::Place("s3://bucket/prefix".to_owned())));
+        for place in ["gs://bucket/prefix", "file:///var/lib"] {
+            let settings = StoreSettings { place: place.to_owned(), ..StoreSettings::default() };
+            let error = Blobs::open(&settings, 0).await.expect_err("no folder");
+            assert!(error.is_setting() && error.to_string().contains("`store`"), "{error}");
+        }
     }
 
     #[test]

@@ -21,17 +21,17 @@ pub struct Stored {
 }
 
 impl Blobs {
-    /// The blob, ready to be sent.
+    /// As [`Blobs::source`], from here and nowhere else.
     ///
     /// # Errors
     /// As [`Blobs::get`].
-    pub async fn source(&self, blob: BlobRef) -> Result<Box<dyn BlobSource>, BlobError> {
+    pub async fn source_here(&self, blob: BlobRef) -> Result<Box<dyn BlobSource>, BlobError> {
         let at_hand = match &*self.0 {
             Inner::Memory(_) => true,
             Inner::Objects(objects) => blob.length <= WHOLE_BYTES || locked(&objects.cache).get(blob).is_some(),
         };
         if at_hand {
-            return Ok(Box::new(InMemory { blob, bytes: self.get(blob).await? }));
+            return Ok(Box::new(InMemory { blob, bytes: self.get_here(blob).await? }));
         }
         let outline = self.outline(blob).await?;
         Ok(Box::new(Stored { blobs: self.clone(), outline, ahead: tokio::sync::Mutex::default() }))

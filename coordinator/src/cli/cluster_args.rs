@@ -86,6 +86,9 @@ pub struct ServeArgs {
     /// Folder for the ledger of jobs, tokens and members, and for blobs [default: `coordinator` in the home folder].
     #[arg(long, value_name = "DIR")]
     pub state: Option<PathBuf>,
+    /// Where blobs lie: a folder, or `s3://BUCKET/PREFIX` with the key in the environment [default: in the folder of --state].
+    #[arg(long, value_name = "PLACE")]
+    pub store: Option<String>,
     /// Models to take jobs for: folders or registered names [default: all registered].
     #[arg(long)]
     pub model: Vec<String>,

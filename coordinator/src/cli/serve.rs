@@ -10,7 +10,9 @@ use anyhow::anyhow;
 use obelysk_coordinator::consensus::{Consensus as _, Role};
 use obelysk_coordinator::identity::FileStorage;
 use obelysk_coordinator::replica::{self, Place};
-use obelysk_coordinator::{Admissions, Coordinator, CoordinatorConfig, Facts, Handle, ProofChecker, Replica, ReplicaError};
+use obelysk_coordinator::{
+    Admissions, BlobError, Blobs, Coordinator, CoordinatorConfig, Facts, Handle, ProofChecker, Replica, ReplicaError,
+};
 use obelysk_node::engine::Engine;
 use obelysk_node::identity::{unix_now, write_private};
 use obelysk_node::{NodeBackend, NodeSuite, ProverEngine, calibration};
@@ -32,13 +34,14 @@ pub fn run(out: &Out, home: &Home, args: ServeArgs) -> Result<(), Failure> {
     runtime()?.block_on(async {
         let part = match config.place()? {
             None if replica::is_one(&state) => return Err(needs_peer_listen(&state)),
-            None => Part::alone(&files, &state)?,
+            None => Part::alone(&files, &state, opened(&config).await?)?,
             Some(place) => {
+                let blobs = opened(&config).await?;
                 if !replica::is_one(&state) {
                     // What older releases left is taken over first.
-                    drop(Part::alone(&files, &state)?);
+                    drop(Part::alone(&files, &state, blobs.clone())?);
                 }
-                Part::among_others(Replica::open(&state, &place)?)
+                Part::among_others(Replica::open(&state, &place, &blobs)?)
             }
         };
         serve(out, home, (config, state, args.model), part).await
@@ -54,21 +57,27 @@ pub fn join(out: &Out, home: &Home, args: CoordinatorJoinArgs) -> Result<(), Fai
     let _files = FileStorage::open(&state)?;
     let place = config.place()?.ok_or_else(|| needs_peer_listen(&state))?;
     runtime()?.block_on(async {
-        let member = replica::is_one(&state).then(|| Replica::open(&state, &place));
+        let blobs = opened(&config).await?;
+        let member = replica::is_one(&state).then(|| Replica::open(&state, &place, &blobs));
         let replica = match member {
             Some(Ok(replica)) => {
                 out.note("this folder is a coordinator's already; it goes on");
                 replica
             }
             Some(Err(error)) if !matches!(error, ReplicaError::NotJoined(_)) => return Err(error.into()),
-            _ => added(out, home, (&admin, &state), &place).await?,
+            _ => added(out, home, (&admin, &state, &blobs), &place).await?,
         };
         self::serve(out, home, (config, state, args.model), Part::among_others(replica)).await
     })
 }
 
 /// Asks the leader to take this machine in.
-async fn added(out: &Out, home: &Home, (admin, state): (&AdminArgs, &Path), place: &Place) -> Result<Replica, Failure> {
+async fn added(
+    out: &Out,
+    home: &Home,
+    (admin, state, blobs): (&AdminArgs, &Path, &Blobs),
+    place: &Place,
+) -> Result<Replica, Failure> {
     if state.join("ledger").exists() {
         let text =
             "holds a coordinator that is alone, with a cluster of its own; choose another folder with --state, or remove it";
@@ -79,7 +88,7 @@ async fn added(out: &Out, home: &Home, (admin, state): (&AdminArgs, &Path), plac
     let answer = desk.order(Message::PeerAdd(PeerAdd { csr, peer, service })).await?;
     let Message::PeerAdded(added) = answer else { return Err(unexpected(&answer)) };
     let mut own = desk.credential().duplicate()?;
-    let replica = Replica::join(state, place, &own, added)?;
+    let replica = Replica::join((state, blobs), place, &own, added)?;
     // Orders can be given from this machine too, and still when the one that was asked is gone.
     own.addresses.insert(0, place.service.clone());
     write_private(&admin_file(state), own.to_text()?.as_bytes())?;
@@ -95,8 +104,8 @@ struct Part {
 }
 
 impl Part {
-    fn alone(files: &FileStorage, state: &Path) -> Result<Self, Failure> {
-        let facts = Facts::open(state)?;
+    fn alone(files: &FileStorage, state: &Path, blobs: Blobs) -> Result<Self, Failure> {
+        let facts = Facts::open_with(state, blobs)?;
         let imported = facts.storage().import(files)?;
         // Also after a crash between the two: nothing reads them any more.
         files.set_aside()?;
@@ -117,6 +126,16 @@ fn needs_peer_listen(state: &Path) -> Failure {
     Failure::input(format!("the folder {} {text}", state.display()))
 }
 
+/// The store of blobs that the settings name. Who has to correct them hears so by the exit code.
+async fn opened(config: &CoordinatorConfig) -> Result<Blobs, Failure> {
+    config.open_store().await.map_err(unusable)
+}
+
+fn unusable(error: BlobError) -> Failure {
+    let code = if error.is_setting() { Code::Input } else { Code::Cluster };
+    Failure { code, error: error.into() }
+}
+
 /// Settings from file and arguments, and the folder.
 fn configured(home: &Home, args: &ServeArgs) -> Result<(CoordinatorConfig, PathBuf), Failure> {
     let mut config: CoordinatorConfig = match &args.config {
@@ -135,10 +154,11 @@ fn configured(home: &Home, args: &ServeArgs) -> Result<(CoordinatorConfig, PathB
     if config.job_logs.as_os_str().is_empty() {
         config.job_logs = state.join("jobs");
     }
-    if config.blobs.is_empty() {
-        let folder = state.join("models");
-        let text = folder.to_str().ok_or_else(|| Failure::input(format!("{} is not text; set `blobs`", folder.display())))?;
-        config.blobs = text.to_owned();
+    config.store = args.store.clone().unwrap_or(config.store);
+    if config.store.is_empty() {
+        let folder = state.join("blobs");
+        let text = folder.to_str().ok_or_else(|| Failure::input(format!("{} is not text; set `store`", folder.display())))?;
+        config.store = text.to_owned();
     }
     Ok((config, state))
 }
@@ -158,6 +178,9 @@ async fn serve(
         }
     }
     let admissions = Arc::new(Admissions::open(Arc::new(facts.storage()))?);
+    if let Some(blobs) = &facts.blobs {
+        blobs.claim(&admissions.cluster().to_string()).await.map_err(unusable)?;
+    }
     if let Some(replica) = &replica {
         replica.keep_certified(&state, admissions.clone())?;
     }

@@ -20,6 +20,8 @@ pub enum Document {
     Authority,
     /// Tokens and members: no secrets, but nobody else's to write.
     Registry,
+    /// Published models and the digests of their lists of files.
+    Models,
 }
 
 /// Why state cannot be kept or read.
@@ -101,6 +103,7 @@ impl FileStorage {
         self.0.folder().join(match document {
             Document::Authority => "authority.json",
             Document::Registry => "registry.json",
+            Document::Models => "models.txt",
         })
     }
 }

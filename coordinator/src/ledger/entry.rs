@@ -307,11 +307,12 @@ const fn document_code(which: Document) -> u8 {
     match which {
         Document::Authority => 1,
         Document::Registry => 2,
+        Document::Models => 3,
     }
 }
 
 fn document_of(code: u8) -> Option<Document> {
-    [Document::Authority, Document::Registry].into_iter().find(|which| document_code(*which) == code)
+    [Document::Authority, Document::Registry, Document::Models].into_iter().find(|which| document_code(*which) == code)
 }
 
 fn write_work(w: &mut Writer, work: Work) {

@@ -13,9 +13,11 @@ use std::time::{Duration, Instant};
 
 use obelysk_node::error::TransportError;
 use obelysk_node::identity::{Credential, Id, IdentityError, NodeKey, unix_now};
+use obelysk_node::transport::Parts;
 use obelysk_node::transport::rustls::pki_types::CertificateDer;
 use obelysk_protocol::wire::PeerAdded;
 
+use crate::blobs::{BlobError, Blobs};
 use crate::consensus::raft::core::Pace;
 use crate::consensus::raft::member::Member;
 use crate::consensus::raft::{Begin, PeerIdentity, RaftConsensus, Start, StartError};
@@ -23,10 +25,13 @@ use crate::consensus::{Consensus as _, Role, SoloError};
 use crate::evidence::Evidence;
 use crate::identity::{AdmissionError, Admissions, Document, SERVER_LIFE_S};
 use crate::ledger::SharedLedger;
-use crate::server::{Facts, Folder};
+use crate::server::Facts;
 use blobs::{Answers, Replicas};
+pub(crate) use blobs::{kept_by, lacking};
 pub use files::is_one;
 
+/// Bytes of blobs that began to arrive from others and wait for the rest: several of the largest files of models.
+const MAX_PARTS_BYTES: u64 = 1 << 40;
 /// Length of a tick: a leader that is gone is missed after one to two seconds.
 const TICK: Duration = Duration::from_millis(100);
 /// How often it is looked whether the certificate is to be renewed.
@@ -54,6 +59,9 @@ pub enum ReplicaError {
     /// Its certificate does not fit its key.
     #[error(transparent)]
     Transport(#[from] TransportError),
+    /// Its blobs.
+    #[error(transparent)]
+    Blobs(#[from] BlobError),
     /// A file of its folder.
     #[error("{path}: {cause}; free or replace the disk, then start again")]
     Disk {
@@ -108,18 +116,18 @@ impl Replica {
     ///
     /// # Errors
     /// [`ReplicaError`].
-    pub fn open(state: &Path, place: &Place) -> Result<Self, ReplicaError> {
+    pub fn open(state: &Path, place: &Place, blobs: &Blobs) -> Result<Self, ReplicaError> {
         let (alone, key) = (files::alone(state), files::load(state)?);
         match (key, alone) {
             // Its log says who the others are.
             (Some(credential), false) if files::has_log(state) => {
-                Self::start(state, place, credential, (Begin::Join(files::seeds(state)), SharedLedger::default()))
+                Self::start((state, blobs), place, credential, (Begin::Join(files::seeds(state)), SharedLedger::default()))
             }
             (None, false) if files::had_log(state) => Err(ReplicaError::KeyLost(state.display().to_string())),
             (None, false) => Err(ReplicaError::NotJoined(state.display().to_string())),
             (Some(_), false) if files::had_log(state) => Err(ReplicaError::LogLost(state.display().to_string())),
             (Some(_), false) => Err(ReplicaError::NotJoined(state.display().to_string())),
-            (known, _) => Self::found(state, place, known),
+            (known, _) => Self::found((state, blobs), place, known),
         }
     }
 
@@ -127,7 +135,12 @@ impl Replica {
     ///
     /// # Errors
     /// [`ReplicaError`].
-    pub fn join(state: &Path, place: &Place, cluster: &Credential, added: PeerAdded) -> Result<Self, ReplicaError> {
+    pub fn join(
+        (state, blobs): (&Path, &Blobs),
+        place: &Place,
+        cluster: &Credential,
+        added: PeerAdded,
+    ) -> Result<Self, ReplicaError> {
         let key = files::key(state)?;
         let members = added.members.iter();
         let seeds: Vec<Member> =
@@ -145,11 +158,11 @@ impl Replica {
         };
         files::save_seeds(state, &seeds)?;
         files::save(state, &credential)?;
-        Self::start(state, place, credential, (Begin::Join(seeds), SharedLedger::default()))
+        Self::start((state, blobs), place, credential, (Begin::Join(seeds), SharedLedger::default()))
     }
 
     /// A cluster of one member, with everything that the coordinator knew when it was alone.
-    fn found(state: &Path, place: &Place, known: Option<Credential>) -> Result<Self, ReplicaError> {
+    fn found((state, blobs): (&Path, &Blobs), place: &Place, known: Option<Credential>) -> Result<Self, ReplicaError> {
         let facts = Facts::alone(state)?;
         let term = match *facts.consensus.role().borrow() {
             Role::Leader { term } => term,
@@ -167,23 +180,17 @@ impl Replica {
         };
         let ledger = facts.ledger.clone();
         drop((admissions, facts));
-        let replica = Self::start(state, place, credential, (Begin::First(term), ledger))?;
+        let replica = Self::start((state, blobs), place, credential, (Begin::First(term), ledger))?;
         files::set_alone_aside(state)?;
         Ok(replica)
     }
 
     fn start(
-        state: &Path,
+        (state, blobs): (&Path, &Blobs),
         place: &Place,
         credential: Credential,
         (begin, ledger): (Begin, SharedLedger),
     ) -> Result<Self, ReplicaError> {
-        let disk = |path: &Path, e: &dyn std::fmt::Display| ReplicaError::Disk {
-            path: path.display().to_string(),
-            cause: e.to_string(),
-        };
-        let path = state.join("blobs");
-        let folder = Arc::new(Folder::open(&path).map_err(|e| disk(&path, &e))?);
         let log = files::log_folder(state)?;
         let authority = CertificateDer::from(credential.authority.clone());
         let certificate = CertificateDer::from(credential.certificate.clone());
@@ -198,13 +205,16 @@ impl Replica {
             begin,
             pace: Pace::default(),
             tick: TICK,
-            questions: Some(Arc::new(Answers::new(folder.clone()))),
+            questions: Some(Arc::new(Answers::new(blobs.clone(), ledger.clone()))),
         };
         let raft = RaftConsensus::start(start, Box::new(ledger.clone()))?;
-        let blobs = Replicas::start(folder, &raft, ledger.clone());
+        if !blobs.is_shared() {
+            let folder = state.join("arriving");
+            Replicas::start(blobs, Parts::open(&folder, MAX_PARTS_BYTES)?, &raft, ledger.clone());
+        }
         let (consensus, members) = (raft.clone(), Some(raft.clone()));
         let evidence = Some(Evidence::of_coordinator(state));
-        let facts = Facts { ledger, consensus, blobs: Some(Arc::new(blobs)), outlive: true, evidence, members };
+        let facts = Facts { ledger, consensus, blobs: Some(blobs.clone()), outlive: true, evidence, members };
         Ok(Self { raft, identity, facts, credential })
     }
 

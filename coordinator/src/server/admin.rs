@@ -128,18 +128,18 @@ async fn carry_out(shared: &Arc<Shared>, order: Message) -> Result<Message, Admi
             let _ = shared.evictions.send(node);
             Ok(done(format!("node {node} is out; its certificate counts no more")))
         }
-        Message::ModelsAfter(page) => Ok(Message::Models(Models { models: shared.models.after(page.model) })),
-        Message::ModelPublish(order) => Ok(match shared.models.publish(&shared.blobs, order.model, order.manifest).await {
+        Message::ModelsAfter(page) => Ok(Message::Models(Models { models: shared.models.after(page.model).await })),
+        Message::ModelPublish(order) => Ok(match shared.models.publish(order.model, order.manifest).await {
             Ok(bytes) => {
                 tracing::info!(model = %Id(order.model), bytes, "model published");
                 done(format!("nodes may have model {} ({bytes} bytes)", Id(order.model)))
             }
             Err(error) => refused(&error),
         }),
-        Message::ModelWithdraw(order) => Ok(match shared.models.withdraw(&shared.blobs, order.model).await {
+        Message::ModelWithdraw(order) => Ok(match shared.models.withdraw(order.model).await {
             Ok(true) => done(format!("model {} is offered no more; nodes that have it keep it", Id(order.model))),
             Ok(false) => return Err(AdmissionError::NoSuch(format!("published model {}", Id(order.model)))),
-            Err(error) => refused(&error.into()),
+            Err(error) => refused(&error),
         }),
         order if council::is_about(&order) => council::answer(shared, order).await,
         question => questions::answer(shared, question).await,

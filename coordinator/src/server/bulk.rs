@@ -24,11 +24,9 @@ pub(super) async fn fetched(shared: &Shared, fetch: &BlobFetch, send: &mut SendS
 
 /// A job's blob, or one that lies in the store for nodes to have.
 async fn source(shared: &Shared, blob: BlobRef) -> Result<Box<dyn BlobSource>, String> {
-    let store = shared.store.clone();
-    let found = tokio::task::spawn_blocking(move || store.get(blob)).await.ok().flatten();
-    match found {
+    match shared.store.fetch(blob).await {
         Some(bytes) => Ok(Box::new(InMemory { blob, bytes })),
-        None if shared.models.holds(blob) => shared.blobs.source(blob).await.map_err(|e| e.to_string()),
+        None if shared.models.holds(blob).await => shared.blobs.source(blob).await.map_err(|e| e.to_string()),
         None => Err("no such blob: its job has ended".to_owned()),
     }
 }
@@ -69,16 +67,13 @@ pub(super) async fn offered(
     }
 }
 
-/// Puts a result where the job finds it. Waits for the disk.
+/// Puts a result where the job finds it.
 async fn keep(shared: &Arc<Shared>, (job, epoch): (JobId, u64), blob: BlobRef, whole: Whole) -> Result<(), String> {
-    let store = shared.store.clone();
-    let brief = store.is_brief(epoch);
-    let put = move || {
-        let bytes = whole.into_bytes().map_err(|e| e.to_string())?;
-        let put = if brief { store.put_briefly(job, blob, bytes) } else { store.put(job, blob, bytes) };
-        put.map_err(|e| e.to_string())
-    };
-    tokio::task::spawn_blocking(put).await.unwrap_or_else(|_| Err("the coordinator failed; see its log".to_owned()))
+    let read = tokio::task::spawn_blocking(move || whole.into_bytes().map_err(|e| e.to_string()));
+    let bytes = read.await.unwrap_or_else(|_| Err("the coordinator failed; see its log".to_owned()))?;
+    let store = &shared.store;
+    let put = if store.is_brief(epoch) { store.put_briefly(job, blob, bytes) } else { store.keep(job, blob, bytes).await };
+    put.map_err(|e| e.to_string())
 }
 
 /// Confirms that all of a blob is safe here.
@@ -102,7 +97,7 @@ pub(super) async fn pushed(
     match there {
         Ok(true) => {
             // Young again: what is published next must not be collected before.
-            shared.blobs.touch(blob);
+            shared.blobs.touch(blob).await;
             return stored(&mut send, blob).await;
         }
         Ok(false) => {}
@@ -114,11 +109,15 @@ pub(super) async fn pushed(
         Err(error) => return Err(error),
     };
     let put = match whole {
-        Whole::Memory(bytes) => shared.blobs.put_as(blob, Arc::new(bytes)).await,
+        // Others fetch it when they hear that it is a model's.
+        Whole::Memory(bytes) => shared.blobs.put_here(blob, Arc::new(bytes)).await,
         Whole::File(file) => shared.blobs.put_file(blob, file.path()).await,
     };
     match put {
-        Ok(()) => stored(&mut send, blob).await,
+        Ok(()) => {
+            shared.blobs.touch(blob).await;
+            stored(&mut send, blob).await
+        }
         Err(error) => refuse(&mut send, true, &error.to_string()).await,
     }
 }

@@ -1,7 +1,7 @@
 //! The coordinator's one configuration struct, that of a cluster on one machine, and what can go wrong at start.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use obelysk_node::error::TransportError;
@@ -9,7 +9,7 @@ use obelysk_node::transport::Parts;
 use serde::Deserialize;
 
 use super::store::StoreError;
-use crate::blobs::{BlobError, Blobs};
+use crate::blobs::{BlobError, Blobs, StoreSettings};
 use crate::consensus::SoloError;
 use crate::core::Policy;
 use crate::core::demand::ScalePolicy;
@@ -40,8 +40,14 @@ pub struct CoordinatorConfig {
     pub max_blob_bytes: u64,
     /// Memory for the blobs of all jobs.
     pub max_store_bytes: u64,
-    /// Folder in which models for nodes are kept; empty: memory.
-    pub blobs: String,
+    /// Where blobs lie: a folder, or `s3://BUCKET/PREFIX`; empty: memory.
+    pub store: String,
+    /// Of a bucket: the server, `https://host:port`; empty: Amazon's.
+    pub store_endpoint: String,
+    /// Of a bucket: its region; empty: us-east-1.
+    pub store_region: String,
+    /// Of a bucket: a file of mode 0600 with the key; empty: from the environment.
+    pub store_credentials: String,
     /// Results checked at the same time; 0 means one per core.
     pub check_threads: usize,
     /// TCP address for metrics, `host:port`; empty: none.
@@ -71,7 +77,10 @@ impl Default for CoordinatorConfig {
             retry_pause_ms: 1_000,
             max_blob_bytes: 1 << 30,
             max_store_bytes: 8 << 30,
-            blobs: String::new(),
+            store: String::new(),
+            store_endpoint: String::new(),
+            store_region: String::new(),
+            store_credentials: String::new(),
             check_threads: 0,
             metrics_listen: "127.0.0.1:7451".to_owned(),
             job_logs: PathBuf::new(),
@@ -152,20 +161,38 @@ impl CoordinatorConfig {
         }
     }
 
-    /// Opens the blobs, and where they arrive: beside them in a folder, else in memory.
-    pub(super) fn open_blobs(&self) -> Result<(Blobs, Arc<Parts>), CoordinatorError> {
-        if self.blobs.is_empty() {
-            return Ok((Blobs::in_memory(self.max_store_bytes), Arc::new(Parts::in_memory())));
+    /// Where blobs are to lie, as the settings say it.
+    #[must_use]
+    pub fn store(&self) -> StoreSettings {
+        StoreSettings {
+            place: self.store.clone(),
+            endpoint: self.store_endpoint.clone(),
+            region: self.store_region.clone(),
+            credentials: self.store_credentials.clone(),
         }
-        let blobs = Blobs::open(&self.blobs, self.max_store_bytes)?;
+    }
+
+    /// Opens the blobs that the settings name.
+    ///
+    /// # Errors
+    /// [`BlobError`]: no such place, no right to it, or it does not answer.
+    pub async fn open_store(&self) -> Result<Blobs, BlobError> {
+        if self.store.is_empty() {
+            return Ok(Blobs::in_memory(self.max_store_bytes));
+        }
+        Blobs::open(&self.store(), self.max_store_bytes).await
+    }
+
+    /// Opens the place where blobs arrive: beside them in a folder, of a bucket in the system's folder for what is passing, else in memory.
+    pub(super) fn open_parts(blobs: &Blobs) -> Result<Arc<Parts>, CoordinatorError> {
         let parts = match blobs.folder() {
+            _ if !blobs.is_durable() => Parts::in_memory(),
             Some(folder) => Parts::open(&folder.join("parts"), super::MAX_PARTS_BYTES)?,
-            None => Parts::open(
-                &Path::new(&std::env::temp_dir()).join(format!("obelysk-parts-{}", std::process::id())),
-                super::MAX_PARTS_BYTES,
-            )?,
+            None => {
+                Parts::open(&std::env::temp_dir().join(format!("obelysk-parts-{}", std::process::id())), super::MAX_PARTS_BYTES)?
+            }
         };
-        Ok((blobs, Arc::new(parts)))
+        Ok(Arc::new(parts))
     }
 
     pub(super) const fn policy(&self) -> Policy {

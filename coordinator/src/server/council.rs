@@ -1,7 +1,7 @@
 //! What this coordinator says of the others: who leads, where all are, and orders about them.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use obelysk_node::CoordinatorAddress;
 use obelysk_node::identity::unix_now;
@@ -10,23 +10,31 @@ use obelysk_protocol::wire::{
 };
 use tokio::sync::watch;
 
-use super::{LEAD_PATIENCE, Shared, clip};
+use super::{LEAD_PATIENCE, Shared, clip, named};
+use crate::blobs::Blobs;
 use crate::consensus::Role;
 use crate::consensus::raft::member::{ChangeError, Member};
 use crate::consensus::raft::{Electorate, RaftConsensus};
 use crate::identity::{AdmissionError, Authority};
+use crate::ledger::SharedLedger;
+use crate::replica::{kept_by, lacking};
 
 /// How often it is looked for newcomers that have caught up.
 const PROMOTE_EVERY: Duration = Duration::from_secs(5);
 
+/// How long, and how often, a newcomer is looked at right after it was let in.
+const SOON: Duration = Duration::from_secs(30);
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
+
 /// Whether a message is an order or question about coordinators.
 pub(super) const fn is_about(message: &Message) -> bool {
-    matches!(message, Message::PeersGet(_) | Message::PeerAdd(_) | Message::PeerRemove(_) | Message::PeerLead(_))
+    let asked = matches!(message, Message::PeersGet(_) | Message::KeptGet(_));
+    asked || matches!(message, Message::PeerAdd(_) | Message::PeerRemove(_) | Message::PeerLead(_))
 }
 
 /// Whether every coordinator answers it, whoever leads.
 pub(super) const fn is_for_all(message: &Message) -> bool {
-    matches!(message, Message::PeersGet(_))
+    matches!(message, Message::PeersGet(_) | Message::KeptGet(_))
 }
 
 impl Shared {
@@ -96,6 +104,7 @@ pub(super) async fn answer(shared: &Arc<Shared>, order: Message) -> Result<Messa
     })?;
     match order {
         Message::PeersGet(_) => peers(&raft).await,
+        Message::KeptGet(which) => kept(shared, &raft, which.id).await,
         Message::PeerAdd(order) => add(shared, raft, order),
         Message::PeerRemove(which) => Ok(told(raft.remove(which.id).await, || {
             tracing::warn!(id = format!("{:016x}", which.id), "a coordinator is removed");
@@ -114,16 +123,61 @@ pub(super) async fn promote(shared: std::sync::Weak<Shared>) {
         tokio::time::sleep(PROMOTE_EVERY).await;
         let Some((shared, raft)) = shared.upgrade().and_then(|s| Some((s.clone(), s.members.clone()?))) else { return };
         let leads = matches!(*shared.role.borrow(), Role::Leader { .. });
+        let known = (shared.ledger.clone(), shared.blobs.clone());
         drop(shared);
         let learners = if leads { raft.electorate().borrow().learners.clone() } else { Vec::new() };
         for learner in learners {
-            let id = format!("{:016x}", learner.id());
-            match raft.promote(learner.id()).await {
-                Ok(()) => tracing::info!(id, "a coordinator has joined, and votes"),
-                Err(error) => tracing::debug!(id, %error, "a coordinator does not vote yet"),
-            }
+            vote(&raft, &known, &learner).await;
         }
     }
+}
+
+/// Lets a newcomer vote that has the log and all that it names: whoever votes may have to lead.
+async fn vote(raft: &RaftConsensus, (ledger, blobs): &(SharedLedger, Blobs), learner: &Member) -> bool {
+    let id = format!("{:016x}", learner.id());
+    // Known here before it is asked: one that has not heard of them lacks them too.
+    let known = if blobs.is_shared() { 0 } else { named(ledger, blobs).await.blobs.len() as u64 };
+    match kept_by(raft, learner).await {
+        Ok(kept) if kept.lacking > 0 => {
+            let (of, mib) = (kept.blobs, kept.lacking_bytes >> 20);
+            tracing::info!(id, lacking = kept.lacking, of, mib, "a coordinator fetches what it lacks before it votes");
+            return false;
+        }
+        Ok(kept) if kept.blobs < known => {
+            tracing::debug!(id, knows = kept.blobs, known, "a coordinator does not know all blobs yet");
+            return false;
+        }
+        Ok(_) => {}
+        Err(error) => {
+            tracing::debug!(id, %error, "a coordinator cannot be asked what it has yet");
+            return false;
+        }
+    }
+    match raft.promote(learner.id()).await {
+        Ok(()) => {
+            tracing::info!(id, "a coordinator has joined, and votes");
+            true
+        }
+        // Somebody else let it.
+        Err(ChangeError::Known(_)) => true,
+        Err(error) => {
+            tracing::debug!(id, %error, "a coordinator does not vote yet");
+            false
+        }
+    }
+}
+
+/// How much one of them has of what the facts name.
+async fn kept(shared: &Shared, raft: &RaftConsensus, id: u64) -> Result<Message, AdmissionError> {
+    let member = raft.electorate().borrow().all().find(|member| member.id() == id).cloned();
+    let member = member.ok_or_else(|| AdmissionError::NoSuch(format!("coordinator {id:016x}")))?;
+    if id == raft.me().id() {
+        return Ok(Message::Kept(lacking(&shared.ledger, &shared.blobs).await.0));
+    }
+    Ok(match kept_by(raft, &member).await {
+        Ok(kept) => Message::Kept(kept),
+        Err(error) => Message::Refused(Refused { retry: true, reason: clip(error.to_string(), MAX_TEXT_BYTES) }),
+    })
 }
 
 fn told(outcome: Result<(), ChangeError>, done: impl FnOnce() -> String) -> Message {
@@ -169,11 +223,16 @@ fn add(shared: &Shared, raft: Arc<RaftConsensus>, order: PeerAdd) -> Result<Mess
         service = member.service,
         "a coordinator is to join"
     );
+    let known = (shared.ledger.clone(), shared.blobs.clone());
     tokio::spawn(async move {
         let id = format!("{:016x}", member.id());
-        match raft.add(member).await {
-            Ok(()) => tracing::info!(id, "a coordinator has joined, and votes"),
-            Err(error) => tracing::warn!(id, %error, "a coordinator has not joined"),
+        if let Err(error) = raft.learn(member.clone()).await {
+            return tracing::warn!(id, %error, "a coordinator has not joined");
+        }
+        // Soon, if it has little to fetch; otherwise whenever it has.
+        let until = Instant::now() + SOON;
+        while !vote(&raft, &known, &member).await && Instant::now() < until {
+            tokio::time::sleep(LOOK_AGAIN).await;
         }
     });
     let authority = authority.certificate().to_vec();

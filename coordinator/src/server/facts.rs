@@ -4,11 +4,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::CoordinatorError;
-use super::store::{Backing, Folder};
+use crate::blobs::Blobs;
 use crate::consensus::raft::RaftConsensus;
 use crate::consensus::{Consensus, Memory, Solo, SoloError};
 use crate::evidence::Evidence;
 use crate::ledger::{LedgerStorage, SharedLedger};
+
+/// Memory for blobs at hand where no settings say how much.
+const CACHE_BYTES: u64 = 1 << 30;
 
 /// Facts, the log that agrees on them, and the blobs that they name.
 #[derive(Debug, Clone)]
@@ -18,7 +21,7 @@ pub struct Facts {
     /// Agrees on what comes next.
     pub consensus: Arc<dyn Consensus>,
     /// Keeps blobs; without it they end with the process.
-    pub blobs: Option<Arc<dyn Backing>>,
+    pub blobs: Option<Blobs>,
     /// Whether another process goes on after this one. Then nodes are not dismissed when this one stops: they come back.
     pub outlive: bool,
     /// Where results that are not accepted are kept with all they were judged by.
@@ -41,19 +44,17 @@ impl Facts {
     /// # Errors
     /// [`CoordinatorError::Log`]: another process has the folder, it cannot be written, or the log is damaged.
     pub fn open(folder: &Path) -> Result<Self, CoordinatorError> {
-        let ledger = SharedLedger::default();
-        let consensus = Arc::new(Solo::open(&folder.join("ledger"), Box::new(ledger.clone()))?);
-        let path = folder.join("blobs");
-        let failed = |e: std::io::Error| SoloError::Disk { path: path.display().to_string(), cause: e.to_string() };
-        let blobs = Folder::open(&path).map_err(failed)?;
-        Ok(Self {
-            ledger,
-            consensus,
-            blobs: Some(Arc::new(blobs)),
-            outlive: true,
-            evidence: Some(Evidence::of_coordinator(folder)),
-            members: None,
-        })
+        let facts = Self::alone(folder)?;
+        let blobs = Blobs::local(&folder.join("blobs"), CACHE_BYTES)?;
+        Ok(Self { blobs: Some(blobs), ..facts })
+    }
+
+    /// As [`Facts::open`], with blobs in this store.
+    ///
+    /// # Errors
+    /// As [`Facts::open`].
+    pub fn open_with(folder: &Path, blobs: Blobs) -> Result<Self, CoordinatorError> {
+        Ok(Self { blobs: Some(blobs), ..Self::alone(folder)? })
     }
 
     /// As [`Facts::open`], for a coordinator that is to be one of several.

@@ -2,6 +2,7 @@
 //! everything it knew beyond the facts with it. Nothing of an earlier brain reaches a later one: each has a queue of its own.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use obelysk_node::engine::{Checker, Engine};
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -13,6 +14,9 @@ use super::{CoordinatorConfig, Facts};
 use crate::consensus::Role;
 use crate::core::{MAX_TERM, Policy};
 use crate::identity::{AdmissionError, Admissions};
+
+/// Pause between two attempts to reach the store of blobs.
+const STORE_PAUSE: Duration = Duration::from_secs(1);
 
 /// Whether commands are taken here, and otherwise why not.
 #[derive(Debug, Clone)]
@@ -92,6 +96,9 @@ async fn lead(
     gate: &watch::Sender<Gate>,
     (role, stop): (&mut watch::Receiver<Role>, &mut watch::Receiver<bool>),
 ) -> Ended {
+    if let Some(ended) = take_over(parts, gate, (&mut *role, &mut *stop)).await {
+        return ended;
+    }
     let (commands, inbox) = mpsc::channel(MAX_COMMANDS);
     let (parts, sender) = (parts.clone(), commands.clone());
     // Looks at every file of every job.
@@ -110,8 +117,27 @@ async fn lead(
     brain.run(inbox, role, stop).await
 }
 
+/// Has no other coordinator remove blobs any more; waits as long as the store does not answer, and it is to lead.
+async fn take_over(
+    parts: &Parts,
+    gate: &watch::Sender<Gate>,
+    (role, stop): (&mut watch::Receiver<Role>, &mut watch::Receiver<bool>),
+) -> Option<Ended> {
+    let blobs = parts.facts.blobs.as_ref()?;
+    while let Err(error) = blobs.take_over().await {
+        tracing::error!(%error, "this coordinator leads when its blobs can be had");
+        gate.send_replace(Gate::Closed(error.to_string()));
+        tokio::select! {
+            () = tokio::time::sleep(STORE_PAUSE) => {}
+            _ = role.changed() => return Some(Ended::Lost("another coordinator leads".to_owned())),
+            _ = stop.wait_for(|stop| *stop) => return Some(Ended::Stopped),
+        }
+    }
+    None
+}
+
 impl Parts {
-    /// Takes over the blobs that the facts name, and forgets all others and all leases.
+    /// Takes over the blobs that the facts name, and forgets all leases.
     fn adopt_blobs(&self) {
         self.store.begin_term();
         let needed = self.facts.ledger.lock().blobs();
@@ -121,6 +147,5 @@ impl Parts {
                 tracing::warn!(%job, missing, "blobs of this job are gone; what can be is made again");
             }
         }
-        self.store.collect();
     }
 }

@@ -46,12 +46,13 @@ pub use facts::Facts;
 use guard::Guard;
 use lead::Gate;
 use models::Published;
+pub(crate) use models::named;
 use observer::Observer;
 pub use observer::{DONE, Entry, FAILED, Id, JobFacts, Replay, replay};
 use progress::Watcher;
 pub use progress::{JobResult, Phase, Progress};
 use store::Store;
-pub use store::{Backing, Folder, StoreError, UNREACHED};
+pub use store::StoreError;
 pub use submit::{submit_remote, submit_remote_at};
 
 /// Nodes served at once: twice the largest fleet planned.
@@ -140,8 +141,12 @@ impl Coordinator {
         facts: Facts,
     ) -> Result<Handle, CoordinatorError> {
         config.validate()?;
-        let (blobs, parts) = config.open_blobs()?;
-        let models = Published::load(&blobs).await?;
+        let (durable, blobs) = match facts.blobs.clone() {
+            Some(blobs) => (Some(blobs.clone()), blobs),
+            None => (None, config.open_store().await?),
+        };
+        let parts = CoordinatorConfig::open_parts(&blobs)?;
+        let models = Published::new(facts.storage(), facts.ledger.clone(), blobs.clone());
         let certificates = Arc::new(certificate::OwnCertificate::new(admissions.clone())?);
         let own = certificates.clone();
         let tls = ServerTls { certificates, authority: admissions.authority().certificate().clone() };
@@ -150,7 +155,7 @@ impl Coordinator {
         let (count, nodes) = watch::channel(0);
         let (gate_end, gate) = watch::channel(Gate::Closed("the coordinator is starting".to_owned()));
         let (stop, stopped) = watch::channel(false);
-        let store = Store::new(config.max_store_bytes, facts.blobs.clone());
+        let store = Store::new(config.max_store_bytes, durable);
         let (ledger, role, members) = (facts.ledger.clone(), facts.consensus.role(), facts.members.clone());
         let observer = Arc::new(Observer::new(&config.job_logs));
         let lead = lead::Parts::new(
@@ -198,9 +203,13 @@ async fn collect(shared: std::sync::Weak<Shared>) {
     loop {
         tokio::time::sleep(COLLECT_EVERY).await;
         let Some(shared) = shared.upgrade().filter(|shared| shared.blobs.is_durable()) else { return };
-        let published = shared.models.live();
-        // Published meanwhile is young, or was live before.
-        let live = |blob: &BlobRef| published.contains(blob) || shared.models.holds(*blob) || shared.store.has(*blob);
+        // What becomes live while this looks is young, or the store's.
+        let named = models::named(&shared.ledger, &shared.blobs).await;
+        let live = |blob: &BlobRef| named.blobs.contains(blob) || shared.store.needs(*blob);
+        if !named.unread.is_empty() {
+            tracing::debug!(lists = named.unread.len(), "no blobs are removed until the lists of all models are here");
+            continue;
+        }
         match shared.blobs.collect(live, COLLECT_GRACE).await {
             Ok(done) => tracing::debug!(?done, "old blobs removed"),
             Err(error) => tracing::warn!(%error, "old blobs were not removed; they only take space"),
@@ -273,9 +282,7 @@ impl Shared {
         let job = JobId(BlobRef::of(&name).digest);
         let commands = self.lead().await.map_err(CoordinatorError::NotLeading)?;
         if self.ledger.lock().ended(job).is_none() {
-            let store = self.store.clone();
-            let put = tokio::task::spawn_blocking(move || store.put(job, blob, spec));
-            put.await.map_err(|_| CoordinatorError::Stopped)??;
+            self.store.keep(job, blob, spec).await?;
         }
         let (watcher, (events, result)) = Watcher::new();
         let (opened, sure) = oneshot::channel();

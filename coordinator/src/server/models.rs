@@ -1,19 +1,34 @@
-//! Models that nodes may have: which, of which files; kept beside the blobs, and the reason why those are not collected.
+//! Models that nodes may have: which, of which files. Agreed among the coordinators like all facts; the lists and files are blobs, which are
+//! kept because of it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use obelysk_node::identity::Id;
 use obelysk_node::models::{MAX_MANIFEST_BYTES, ModelManifest};
 use obelysk_protocol::wire::{BlobRef, MAX_PAGE, ModelEntry};
 
-use crate::blobs::{BlobError, Blobs, MODELS};
+use crate::blobs::{BlobError, Blobs};
+use crate::identity::{Document, Storage as _, StorageError};
+use crate::ledger::{LedgerStorage, SharedLedger};
 
 /// Models published at once: a cluster serves a few.
 const MAX_PUBLISHED: usize = 256;
 
+/// Models and the blobs of their lists.
+type Lists = BTreeMap<[u8; 32], BlobRef>;
+
 /// The models published.
-#[derive(Debug, Default)]
-pub(super) struct Published(Mutex<BTreeMap<[u8; 32], (BlobRef, ModelManifest)>>);
+#[derive(Debug)]
+pub(super) struct Published {
+    storage: Arc<LedgerStorage>,
+    ledger: SharedLedger,
+    blobs: Blobs,
+    /// Lists that were read; others may be read again at any time.
+    read: Mutex<BTreeMap<BlobRef, Arc<ModelManifest>>>,
+    /// One order at a time: each replaces the document.
+    orders: tokio::sync::Mutex<()>,
+}
 
 /// Why a model is not published.
 #[derive(Debug, thiserror::Error)]
@@ -26,99 +41,162 @@ pub(super) enum PublishError {
     Missing { name: String },
     #[error(transparent)]
     Blobs(#[from] BlobError),
+    #[error(transparent)]
+    Log(#[from] StorageError),
+    #[error("the coordinator stops")]
+    Stopped,
+}
+
+/// A line for each model: its id, digest and length of its list.
+fn encode(lists: &Lists) -> Vec<u8> {
+    let line = |(model, list): (&[u8; 32], &BlobRef)| format!("{} {} {}\n", Id(*model), Id(list.digest), list.length);
+    lists.iter().map(line).collect::<String>().into_bytes()
+}
+
+/// What [`encode`] wrote; lines that make no sense are left out, as a later release may write others.
+fn decode(bytes: &[u8]) -> Lists {
+    let entry = |line: &str| {
+        let mut words = line.split(' ');
+        let (model, digest): (Id<32>, Id<32>) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+        Some((model.0, BlobRef { digest: digest.0, length: words.next()?.parse().ok()? }))
+    };
+    std::str::from_utf8(bytes).unwrap_or_default().lines().filter_map(entry).take(MAX_PUBLISHED).collect()
+}
+
+fn lists(ledger: &SharedLedger) -> Lists {
+    ledger.lock().document(Document::Models).map(|bytes| decode(&bytes)).unwrap_or_default()
+}
+
+/// Blobs that the facts name.
+#[derive(Debug, Default)]
+pub(crate) struct Named {
+    /// Those known.
+    pub(crate) blobs: BTreeSet<BlobRef>,
+    /// Lists that are not here, and so which files are not known.
+    pub(crate) unread: BTreeSet<BlobRef>,
+}
+
+/// What jobs and published models need, as far as it can be said from what lies here. Asks no other coordinator.
+pub(crate) async fn named(ledger: &SharedLedger, blobs: &Blobs) -> Named {
+    let mut named = Named { blobs: ledger.lock().blobs().into_values().flatten().collect(), ..Named::default() };
+    for list in lists(ledger).into_values() {
+        named.blobs.insert(list);
+        let text = if list.length > MAX_MANIFEST_BYTES { None } else { blobs.get_here(list).await.ok() };
+        match text.map(|text| ModelManifest::decode(&text)) {
+            Some(Ok(manifest)) => named.blobs.extend(manifest.files.iter().map(|file| file.blob)),
+            _ => drop(named.unread.insert(list)),
+        }
+    }
+    named
 }
 
 impl Published {
-    /// Reads what was published before. A document that makes no sense is left out, with a word in the log.
-    pub(super) async fn load(blobs: &Blobs) -> Result<Self, BlobError> {
-        let mut known = BTreeMap::new();
-        for (name, text) in blobs.documents(MODELS).await? {
-            match ModelManifest::decode(&text) {
-                Ok(manifest) => {
-                    known.insert(manifest.model, (BlobRef::of(&text), manifest));
-                }
-                Err(cause) => tracing::error!(name, cause, "a published model cannot be read; push it again"),
-            }
+    pub(super) fn new(storage: LedgerStorage, ledger: SharedLedger, blobs: Blobs) -> Self {
+        Self { storage: Arc::new(storage), ledger, blobs, read: Mutex::default(), orders: tokio::sync::Mutex::default() }
+    }
+
+    fn read(&self) -> MutexGuard<'_, BTreeMap<BlobRef, Arc<ModelManifest>>> {
+        self.read.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn manifest(&self, list: BlobRef) -> Result<Arc<ModelManifest>, PublishError> {
+        if let Some(known) = self.read().get(&list) {
+            return Ok(known.clone());
         }
-        Ok(Self(Mutex::new(known)))
-    }
-
-    fn known(&self) -> MutexGuard<'_, BTreeMap<[u8; 32], (BlobRef, ModelManifest)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whether a blob is the list or a file of a published model.
-    pub(super) fn holds(&self, blob: BlobRef) -> bool {
-        self.known().values().any(|(list, manifest)| *list == blob || manifest.files.iter().any(|file| file.blob == blob))
-    }
-
-    /// All blobs of published models.
-    pub(super) fn live(&self) -> BTreeSet<BlobRef> {
-        let known = self.known();
-        let files = |(list, manifest): &(BlobRef, ModelManifest)| {
-            std::iter::once(*list).chain(manifest.files.iter().map(|file| file.blob)).collect::<Vec<_>>()
-        };
-        known.values().flat_map(files).collect()
-    }
-
-    /// The models after this id, by id.
-    pub(super) fn after(&self, id: [u8; 32]) -> Vec<ModelEntry> {
-        let known = self.known();
-        let later = known.range((std::ops::Bound::Excluded(id), std::ops::Bound::Unbounded));
-        let entry = |(model, (manifest, list)): (&[u8; 32], &(BlobRef, ModelManifest))| ModelEntry {
-            model: *model,
-            manifest: *manifest,
-            bytes: list.bytes(),
-        };
-        later.take(MAX_PAGE).map(entry).collect()
-    }
-
-    /// Publishes a model whose list and files were put before. Waits for the disk.
-    pub(super) async fn publish(&self, blobs: &Blobs, model: [u8; 32], list: BlobRef) -> Result<u64, PublishError> {
         if list.length > MAX_MANIFEST_BYTES {
             return Err(PublishError::Manifest(format!("it has {} bytes", list.length)));
         }
-        if self.known().len() >= MAX_PUBLISHED && !self.known().contains_key(&model) {
+        let text = self.blobs.get(list).await?;
+        let manifest = Arc::new(ModelManifest::decode(&text).map_err(PublishError::Manifest)?);
+        self.read().insert(list, manifest.clone());
+        Ok(manifest)
+    }
+
+    /// The models whose lists can be read now.
+    async fn known(&self) -> Vec<([u8; 32], BlobRef, Arc<ModelManifest>)> {
+        let lists = lists(&self.ledger);
+        self.read().retain(|list, _| lists.values().any(|known| known == list));
+        let mut known = Vec::new();
+        for (model, list) in lists {
+            match self.manifest(list).await {
+                Ok(manifest) => known.push((model, list, manifest)),
+                Err(error) => tracing::warn!(model = %Id(model), %error, "a published model's list cannot be read now"),
+            }
+        }
+        known
+    }
+
+    /// Whether a blob is the list or a file of a published model.
+    pub(super) async fn holds(&self, blob: BlobRef) -> bool {
+        self.known().await.iter().any(|(_, list, manifest)| *list == blob || manifest.files.iter().any(|file| file.blob == blob))
+    }
+
+    /// The models after this id, by id.
+    pub(super) async fn after(&self, id: [u8; 32]) -> Vec<ModelEntry> {
+        let known = self.known().await;
+        let later = known.into_iter().filter(|(model, ..)| *model > id);
+        later.map(|(model, manifest, list)| ModelEntry { model, manifest, bytes: list.bytes() }).take(MAX_PAGE).collect()
+    }
+
+    /// Publishes a model whose list and files were put before; returns when it is agreed.
+    pub(super) async fn publish(&self, model: [u8; 32], list: BlobRef) -> Result<u64, PublishError> {
+        let _alone = self.orders.lock().await;
+        let mut lists = lists(&self.ledger);
+        if lists.len() >= MAX_PUBLISHED && !lists.contains_key(&model) {
             return Err(PublishError::TooMany(MAX_PUBLISHED));
         }
-        let text = blobs.get(list).await?;
-        let manifest = ModelManifest::decode(&text).map_err(PublishError::Manifest)?;
+        let manifest = self.manifest(list).await?;
         if manifest.model != model {
             return Err(PublishError::Manifest("it is another model's".to_owned()));
         }
-        // Live before they are looked at: from here on nothing collects them.
-        let bytes = manifest.bytes();
-        let before = self.known().insert(model, (list, manifest.clone()));
-        let mut outcome = Ok(());
+        self.blobs.touch(list).await;
         for file in &manifest.files {
-            match blobs.has(file.blob).await {
-                Ok(true) => {}
-                Ok(false) => outcome = Err(PublishError::Missing { name: file.name.clone() }),
-                Err(error) => outcome = Err(error.into()),
+            // Young before it is looked for: from here on nothing collects it.
+            self.blobs.touch(file.blob).await;
+            if !self.blobs.has(file.blob).await? {
+                return Err(PublishError::Missing { name: file.name.clone() });
             }
         }
-        if outcome.is_ok() {
-            outcome = blobs.put_document(&name(&model), text.to_vec()).await.map_err(PublishError::from);
-        }
-        if let Err(error) = outcome {
-            let mut known = self.known();
-            match before {
-                Some(before) => known.insert(model, before),
-                None => known.remove(&model),
-            };
-            return Err(error);
-        }
-        Ok(bytes)
+        lists.insert(model, list);
+        self.write(&lists).await?;
+        Ok(manifest.bytes())
     }
 
     /// Offers a model no more; its files go with the next collection. Whether it was offered.
-    pub(super) async fn withdraw(&self, blobs: &Blobs, model: [u8; 32]) -> Result<bool, BlobError> {
-        blobs.remove_document(&name(&model)).await?;
-        Ok(self.known().remove(&model).is_some())
+    pub(super) async fn withdraw(&self, model: [u8; 32]) -> Result<bool, PublishError> {
+        let _alone = self.orders.lock().await;
+        let mut lists = lists(&self.ledger);
+        if lists.remove(&model).is_none() {
+            return Ok(false);
+        }
+        self.write(&lists).await.map(|()| true)
+    }
+
+    async fn write(&self, lists: &Lists) -> Result<(), PublishError> {
+        let (storage, bytes) = (self.storage.clone(), encode(lists));
+        let written = tokio::task::spawn_blocking(move || storage.write(Document::Models, &bytes)).await;
+        Ok(written.map_err(|_| PublishError::Stopped)??)
     }
 }
 
-fn name(model: &[u8; 32]) -> String {
-    let hex: String = model.iter().map(|b| format!("{b:02x}")).collect();
-    format!("{MODELS}/{hex}")
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_of_models_read_as_they_were_written() {
+        let lists: Lists = (0..5_u8).map(|i| ([i; 32], BlobRef { digest: [i ^ 7; 32], length: 1 << i })).collect();
+        assert_eq!(decode(&encode(&lists)), lists);
+        assert_eq!(decode(b""), Lists::new());
+        let odd = [&b"nonsense\n"[..], &encode(&lists), b"00 11 x\n"].concat();
+        assert_eq!(decode(&odd), lists);
+        let many: Lists = (0..300_u16)
+            .map(|i| {
+                let mut id = [0; 32];
+                id[..2].copy_from_slice(&i.to_be_bytes());
+                (id, BlobRef { digest: id, length: 1 })
+            })
+            .collect();
+        assert_eq!(decode(&encode(&many)).len(), MAX_PUBLISHED);
+    }
 }

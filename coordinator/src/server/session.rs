@@ -362,7 +362,7 @@ async fn transfer(
         Some(Message::BlobFetch(fetch)) => bulk::fetched(shared, &fetch, &mut send).await,
         Some(Message::BlobOffer(offer)) => bulk::offered(shared, node, offer, (send, recv)).await,
         Some(Message::ModelsAfter(page)) => {
-            let models = shared.models.after(page.model);
+            let models = shared.models.after(page.model).await;
             write_message(&mut send, &Message::Models(Models { models })).await?;
             let _ = send.finish();
             Ok(())
@@ -381,10 +381,8 @@ async fn transfer(
             };
             match receive_blob(&mut recv, blob, shared.config.max_blob_bytes).await {
                 Ok(bytes) => {
-                    let store = shared.store.clone();
                     // Confirmed only when it is on disk.
-                    let put = tokio::task::spawn_blocking(move || store.put(job, blob, bytes)).await;
-                    if let Err(error) = put.map_err(|_| TransportError::Lost("the coordinator failed; see its log".to_owned()))? {
+                    if let Err(error) = shared.store.keep(job, blob, bytes).await {
                         return refuse(&mut send, true, &error.to_string()).await;
                     }
                 }
@@ -406,8 +404,7 @@ async fn stored(shared: &Shared, blob: BlobRef) -> Option<Arc<Vec<u8>>> {
     if let Some(bytes) = shared.store.get_held(blob) {
         return Some(bytes);
     }
-    let store = shared.store.clone();
-    tokio::task::spawn_blocking(move || store.get(blob)).await.ok().flatten()
+    shared.store.fetch(blob).await
 }
 
 async fn renew(shared: &Arc<Shared>, key: NodeKeyId, csr: Vec<u8>, send: &mut SendStream) -> Result<(), TransportError> {

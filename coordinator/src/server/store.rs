@@ -1,63 +1,34 @@
-//! Blobs of jobs, bounded in memory, behind them what keeps them when the process ends; and the leases under which nodes may add to them.
-
-mod folder;
+//! Blobs of jobs: whose they are, and the leases under which nodes may add to them. The bytes lie in the cluster's store of blobs, or in
+//! memory, bounded, where nothing outlives the process or where nothing has to.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Debug;
-use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use obelysk_protocol::wire::BlobRef;
+use tokio::runtime::Handle;
 
+use crate::blobs::{BlobError, Blobs};
 use crate::core::{JobId, NodeId};
-pub use folder::Folder;
-
-/// Whoever may have a blob cannot be asked now: it is not lost for that.
-pub const UNREACHED: io::ErrorKind = io::ErrorKind::NotConnected;
-
-/// Keeps blobs when the process ends. Calls wait for the disk.
-///
-/// Deliberately this narrow: a store of objects elsewhere takes the place of a folder.
-pub trait Backing: Debug + Send + Sync {
-    /// Keeps the bytes; when it returns they survive a loss of power.
-    ///
-    /// # Errors
-    /// What the system says; nothing was kept.
-    fn put(&self, blob: BlobRef, bytes: &[u8]) -> io::Result<()>;
-
-    /// The bytes, if they are there and undamaged.
-    ///
-    /// # Errors
-    /// What the system says.
-    fn get(&self, blob: BlobRef) -> io::Result<Option<Vec<u8>>>;
-
-    /// Whether it seems to be there, without reading it.
-    fn has(&self, blob: BlobRef) -> bool;
-
-    /// As [`Backing::has`], wherever it may be. An error of the kind [`UNREACHED`]: not known now.
-    ///
-    /// # Errors
-    /// What the system says.
-    fn find(&self, blob: BlobRef) -> io::Result<bool> {
-        Ok(self.has(blob))
-    }
-
-    /// Forgets one.
-    fn remove(&self, blob: BlobRef);
-
-    /// Forgets all but these.
-    ///
-    /// # Errors
-    /// What the system says.
-    fn collect(&self, live: &BTreeSet<BlobRef>) -> io::Result<()>;
-}
 
 /// Shared between the brain, the sessions and the checks.
 #[derive(Debug, Clone)]
 pub(super) struct Store {
     inner: Arc<Mutex<Inner>>,
-    backing: Option<Arc<dyn Backing>>,
+    backing: Option<Backing>,
+}
+
+/// What keeps blobs when the process ends. Calls wait for it, on threads that may.
+#[derive(Debug, Clone)]
+struct Backing {
+    blobs: Blobs,
+    runtime: Handle,
+}
+
+impl Backing {
+    fn wait<T>(&self, work: impl Future<Output = T>) -> T {
+        self.runtime.block_on(work)
+    }
 }
 
 #[derive(Debug)]
@@ -66,7 +37,7 @@ struct Inner {
     /// Bytes in memory.
     held: u64,
     blobs: BTreeMap<BlobRef, Slot>,
-    /// Being written by the backing, once for each writer.
+    /// Being written, once for each writer.
     writing: Vec<BlobRef>,
     leases: BTreeMap<u64, Grant>,
     /// Blobs whose bytes are gone although somebody needs them.
@@ -75,11 +46,9 @@ struct Inner {
 
 #[derive(Debug, Default)]
 struct Slot {
-    /// In memory; otherwise only with the backing.
+    /// In memory; otherwise in the store of blobs.
     bytes: Option<Arc<Vec<u8>>>,
     owners: BTreeSet<JobId>,
-    /// The backing has it.
-    safe: bool,
 }
 
 /// What a node may deliver, and how often it still may.
@@ -109,15 +78,17 @@ pub enum StoreError {
         /// Its size.
         limit: u64,
     },
-    /// The disk refused.
-    #[error("blob store cannot write: {0}; check the coordinator's folder and the free space there")]
-    Disk(String),
+    /// The store of blobs refused.
+    #[error(transparent)]
+    Blobs(#[from] BlobError),
 }
 
 impl Store {
-    pub(super) fn new(limit: u64, backing: Option<Arc<dyn Backing>>) -> Self {
+    /// Keeps blobs in the store of blobs, or, without one that outlives the process, so many bytes in memory. Within a runtime.
+    pub(super) fn new(limit: u64, blobs: Option<Blobs>) -> Self {
         let inner =
             Inner { limit, held: 0, blobs: BTreeMap::new(), writing: Vec::new(), leases: BTreeMap::new(), lost: BTreeSet::new() };
+        let backing = blobs.filter(Blobs::is_durable).map(|blobs| Backing { blobs, runtime: Handle::current() });
         Self { inner: Arc::new(Mutex::new(inner)), backing }
     }
 
@@ -125,50 +96,52 @@ impl Store {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Bytes held.
+    /// Bytes held in memory.
     pub(super) fn held(&self) -> u64 {
-        self.inner().held
+        let cached = self.backing.as_ref().map_or(0, |backing| backing.blobs.cached_bytes());
+        self.inner().held + cached
     }
 
-    /// Keeps bytes for a job; when it returns they are as safe as the backing makes them. Waits for the disk.
-    pub(super) fn put(&self, job: JobId, blob: BlobRef, bytes: Vec<u8>) -> Result<(), StoreError> {
-        self.put_in(job, blob, bytes, self.backing.as_ref())
-    }
-
-    /// Keeps bytes for a job until it or the process ends, in memory: for what a new leader makes again.
-    pub(super) fn put_briefly(&self, job: JobId, blob: BlobRef, bytes: Vec<u8>) -> Result<(), StoreError> {
-        self.put_in(job, blob, bytes, None)
-    }
-
-    fn put_in(&self, job: JobId, blob: BlobRef, bytes: Vec<u8>, backing: Option<&Arc<dyn Backing>>) -> Result<(), StoreError> {
-        {
-            let mut inner = self.inner();
-            if let Some(slot) = inner.blobs.get_mut(&blob).filter(|slot| slot.safe || backing.is_none()) {
-                slot.owners.insert(job);
-                return Ok(());
-            }
-            if inner.held.saturating_add(blob.length) > inner.limit {
-                return Err(StoreError::Full { limit: inner.limit });
-            }
-            inner.held += blob.length;
-            inner.writing.push(blob);
-        }
-        let written = backing.map_or(Ok(()), |backing| backing.put(blob, &bytes));
+    /// Keeps bytes for a job; when it returns they are as safe as the store of blobs makes them.
+    pub(super) async fn keep(&self, job: JobId, blob: BlobRef, bytes: Vec<u8>) -> Result<(), StoreError> {
+        let Some(backing) = self.backing.as_ref().filter(|_| blob.length > 0) else {
+            return self.put_briefly(job, blob, bytes);
+        };
+        self.inner().writing.push(blob);
+        let written = backing.blobs.put_as(blob, Arc::new(bytes)).await;
         let mut inner = self.inner();
         if let Some(at) = inner.writing.iter().position(|other| *other == blob) {
             inner.writing.swap_remove(at);
         }
-        let fresh = inner.blobs.get(&blob).is_none_or(|slot| slot.bytes.is_none());
-        if written.is_err() || !fresh {
-            inner.held -= blob.length;
-        }
-        written.map_err(|e| StoreError::Disk(e.to_string()))?;
+        written?;
         let slot = inner.blobs.entry(blob).or_default();
         slot.owners.insert(job);
-        slot.safe |= backing.is_some();
-        if fresh {
-            slot.bytes = Some(Arc::new(bytes));
+        if slot.bytes.take().is_some() {
+            inner.held -= blob.length;
         }
+        Ok(())
+    }
+
+    /// As [`Store::keep`], for checks, of which there are few: it waits on its own thread.
+    pub(super) fn put(&self, job: JobId, blob: BlobRef, bytes: Vec<u8>) -> Result<(), StoreError> {
+        match &self.backing {
+            Some(backing) => backing.wait(self.keep(job, blob, bytes)),
+            None => self.put_briefly(job, blob, bytes),
+        }
+    }
+
+    /// Keeps bytes for a job until it or the process ends, in memory: for what a new leader makes again.
+    pub(super) fn put_briefly(&self, job: JobId, blob: BlobRef, bytes: Vec<u8>) -> Result<(), StoreError> {
+        let mut inner = self.inner();
+        if let Some(slot) = inner.blobs.get_mut(&blob) {
+            slot.owners.insert(job);
+            return Ok(());
+        }
+        if inner.held.saturating_add(blob.length) > inner.limit {
+            return Err(StoreError::Full { limit: inner.limit });
+        }
+        inner.held += blob.length;
+        inner.blobs.insert(blob, Slot { bytes: Some(Arc::new(bytes)), owners: BTreeSet::from([job]) });
         Ok(())
     }
 
@@ -177,75 +150,80 @@ impl Store {
         blob.length == 0 || self.inner().blobs.contains_key(&blob)
     }
 
-    /// The bytes if they are in memory.
-    pub(super) fn get_held(&self, blob: BlobRef) -> Option<Arc<Vec<u8>>> {
-        self.inner().blobs.get(&blob)?.bytes.clone()
+    /// Whether some job owns it, or is about to.
+    pub(super) fn needs(&self, blob: BlobRef) -> bool {
+        let inner = self.inner();
+        inner.blobs.contains_key(&blob) || inner.writing.contains(&blob)
     }
 
-    /// The bytes of a blob that some job owns. May wait for the disk. What is missing is remembered for [`Store::take_lost`].
-    pub(super) fn get(&self, blob: BlobRef) -> Option<Arc<Vec<u8>>> {
-        if blob.length == 0 {
-            return Some(Arc::new(Vec::new()));
-        }
-        if let Some(bytes) = self.inner().blobs.get(&blob)?.bytes.clone() {
-            return Some(bytes);
+    /// The bytes if they are in memory.
+    pub(super) fn get_held(&self, blob: BlobRef) -> Option<Arc<Vec<u8>>> {
+        let here = self.inner().blobs.get(&blob)?.bytes.clone();
+        here.or_else(|| self.backing.as_ref()?.blobs.cached(blob))
+    }
+
+    /// The bytes of a blob that some job owns. What is missing is remembered for [`Store::take_lost`].
+    pub(super) async fn fetch(&self, blob: BlobRef) -> Option<Arc<Vec<u8>>> {
+        let Some(backing) = &self.backing else { return self.in_memory(blob).unwrap_or_else(|| self.gone(blob, None)) };
+        if let Some(known) = self.in_memory(blob) {
+            return known;
         }
         let begun = Instant::now();
-        let read = loop {
-            match self.backing.as_ref().map_or(Ok(None), |backing| backing.get(blob)) {
-                Err(error) if error.kind() == UNREACHED && begun.elapsed() < UNREACHED_PATIENCE => {
+        let error = loop {
+            match backing.blobs.get(blob).await {
+                Ok(bytes) => return Some(bytes),
+                Err(error @ BlobError::Unreached { .. }) if begun.elapsed() < UNREACHED_PATIENCE => {
                     tracing::debug!(%error, "a blob cannot be had now");
-                    std::thread::sleep(UNREACHED_PAUSE);
+                    tokio::time::sleep(UNREACHED_PAUSE).await;
                 }
-                read => break read,
+                Err(error) => break error,
             }
         };
-        let mut inner = self.inner();
-        match read {
-            Ok(Some(bytes)) => {
-                let bytes = Arc::new(bytes);
-                let room = inner.held.saturating_add(blob.length) <= inner.limit;
-                if let Some(slot) = inner.blobs.get_mut(&blob).filter(|slot| room && slot.bytes.is_none()) {
-                    slot.bytes = Some(bytes.clone());
-                    inner.held += blob.length;
-                }
-                Some(bytes)
-            }
-            outcome => {
-                tracing::error!(digest = %obelysk_node::identity::Id(blob.digest), ?outcome, "a blob is gone or damaged");
-                inner.blobs.remove(&blob);
-                inner.lost.insert(blob);
-                None
-            }
+        self.gone(blob, Some(&error))
+    }
+
+    /// As [`Store::fetch`], for checks, of which there are few: it waits on its own thread.
+    pub(super) fn get(&self, blob: BlobRef) -> Option<Arc<Vec<u8>>> {
+        match &self.backing {
+            Some(backing) => backing.wait(self.fetch(blob)),
+            None => self.in_memory(blob).unwrap_or_else(|| self.gone(blob, None)),
         }
+    }
+
+    /// What can be said without the store of blobs: bytes, or that nobody owns it.
+    fn in_memory(&self, blob: BlobRef) -> Option<Option<Arc<Vec<u8>>>> {
+        if blob.length == 0 {
+            return Some(Some(Arc::default()));
+        }
+        match self.inner().blobs.get(&blob) {
+            None => Some(None),
+            Some(slot) => slot.bytes.clone().map(Some),
+        }
+    }
+
+    fn gone(&self, blob: BlobRef, error: Option<&BlobError>) -> Option<Arc<Vec<u8>>> {
+        let error = error.map(ToString::to_string);
+        tracing::error!(digest = %obelysk_node::identity::Id(blob.digest), error, "a blob is gone or damaged");
+        let mut inner = self.inner();
+        inner.blobs.remove(&blob);
+        inner.lost.insert(blob);
+        None
     }
 
     /// Takes a blob over for a job, of a process that has ended; says whether it is there.
     pub(super) fn adopt(&self, job: JobId, blob: BlobRef) -> bool {
         // Not under the lock: it may have to be asked for.
-        let found = self.backing.as_ref().map_or(Ok(false), |backing| backing.find(blob));
+        let found = self.backing.as_ref().map_or(Ok(false), |backing| backing.wait(backing.blobs.find(blob)));
         let mut inner = self.inner();
         // What cannot be asked for now is asked for when it is needed.
-        let unknown = found.as_ref().is_err_and(|e| e.kind() == UNREACHED);
+        let unknown = matches!(found, Err(BlobError::Unreached { .. }));
         let here = inner.blobs.contains_key(&blob) || found.unwrap_or(false) || unknown;
         if here {
-            let slot = inner.blobs.entry(blob).or_default();
-            slot.owners.insert(job);
-            slot.safe |= slot.bytes.is_none();
+            inner.blobs.entry(blob).or_default().owners.insert(job);
         } else {
             inner.lost.insert(blob);
         }
         here
-    }
-
-    /// Keeps nothing but what was adopted or put.
-    pub(super) fn collect(&self) {
-        // Under the lock to the end: what is being written meanwhile counts as kept.
-        let inner = self.inner();
-        let live: BTreeSet<BlobRef> = inner.blobs.keys().chain(&inner.writing).copied().collect();
-        if let Some(Err(error)) = self.backing.as_ref().map(|backing| backing.collect(&live)) {
-            tracing::warn!(%error, "old blobs were not removed; they only take space");
-        }
     }
 
     /// Blobs found missing since the last call.
@@ -260,25 +238,34 @@ impl Store {
 
     /// Forgets everything that only this job needed, its leases included, except for `keep`, which leaves memory if it is kept elsewhere.
     pub(super) fn release(&self, job: JobId, keep: Option<BlobRef>) {
+        let (mut over, mut freed) = (Vec::new(), 0);
         let mut inner = self.inner();
-        let mut freed = 0;
         inner.blobs.retain(|blob, slot| {
-            let kept = keep == Some(*blob);
-            if !kept {
-                slot.owners.remove(&job);
+            if keep == Some(*blob) {
+                return true;
             }
-            let over = slot.owners.is_empty();
-            if let Some(backing) = self.backing.as_ref().filter(|_| over) {
-                // Under the lock: another job may be about to put the same bytes.
-                backing.remove(*blob);
+            slot.owners.remove(&job);
+            if !slot.owners.is_empty() {
+                return true;
             }
-            if (over || (kept && self.backing.is_some())) && slot.bytes.take().is_some() {
+            if slot.bytes.is_some() {
                 freed += blob.length;
+            } else {
+                over.push(*blob);
             }
-            !over
+            false
         });
         inner.held -= freed;
         inner.leases.retain(|_, grant| grant.job != job);
+        drop(inner);
+        if let Some(backing) = self.backing.as_ref().filter(|_| !over.is_empty()) {
+            let (store, blobs) = (self.clone(), backing.blobs.clone());
+            backing.runtime.spawn(async move {
+                if let Err(error) = blobs.discard(&over, |blob| store.needs(*blob)).await {
+                    tracing::debug!(%error, "blobs of a job that has ended stay until the next collection");
+                }
+            });
+        }
     }
 
     pub(super) fn lease(&self, epoch: u64, node: NodeId, job: JobId) {
@@ -307,8 +294,7 @@ impl Store {
         let mut inner = self.inner();
         inner.leases.clear();
         if self.backing.is_some() {
-            let held: u64 = inner.blobs.iter().filter(|(_, slot)| slot.bytes.is_some()).map(|(blob, _)| blob.length).sum();
-            inner.held -= held;
+            inner.held = 0;
             inner.blobs.clear();
             inner.lost.clear();
         }
@@ -332,6 +318,25 @@ impl Store {
 mod tests {
     use super::*;
 
+    /// Calls wait for the runtime, so they are made outside of it.
+    fn runtime() -> tokio::runtime::Runtime {
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime")
+    }
+
+    fn files(place: &std::path::Path) -> usize {
+        let folders = std::fs::read_dir(place.join("blobs")).expect("lists").map(|folder| folder.expect("entry").path());
+        folders.map(|folder| std::fs::read_dir(folder).expect("lists").count()).sum()
+    }
+
+    #[track_caller]
+    fn until(what: &str, done: impl Fn() -> bool) {
+        let begun = Instant::now();
+        while !done() {
+            assert!(begun.elapsed() < Duration::from_secs(10), "not in time: {what}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     #[test]
     fn keeps_its_bound_and_frees_with_the_last_owner() {
         let store = Store::new(8, None);
@@ -348,102 +353,55 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_elsewhere_leaves_memory_and_comes_back() {
-        let place = tempfile::tempdir().expect("folder");
-        let open = || Store::new(8, Some(Arc::new(Folder::open(place.path()).expect("opens"))));
+    fn what_is_kept_elsewhere_is_nobodys_until_it_is_adopted() {
+        let (place, runtime) = (tempfile::tempdir().expect("folder"), runtime());
+        let _within = runtime.enter();
+        let open = || Store::new(8, Some(Blobs::local(place.path(), 0).expect("opens")));
         let (job, blob, piece) = (JobId([1; 32]), BlobRef::of(&[7; 8]), BlobRef::of(&[1]));
         let store = open();
-        store.put(job, blob, vec![7; 8]).expect("fits");
+        store.put(job, blob, vec![7; 8]).expect("kept");
+        store.put(job, piece, vec![1]).expect("kept");
+        assert_eq!((store.held(), files(place.path())), (0, 2));
         store.release(job, Some(blob));
-        assert_eq!(store.inner().held, 0);
-        store.put(job, piece, vec![1]).expect("room");
+        until("what is over goes", || files(place.path()) == 1);
         drop(store);
 
         let store = open();
         assert_eq!(store.get(blob), None, "nobody owns it yet");
-        assert!(store.adopt(job, blob) && !store.adopt(job, BlobRef::of(&[9])));
+        assert!(store.adopt(job, blob) && !store.adopt(job, piece));
+        assert_eq!(store.take_lost(), BTreeSet::from([piece]));
         // A term of another leader lies in between: nothing is anybody's until it is adopted again.
-        assert!(store.get(blob).is_some() && store.inner().held == 8);
         store.begin_term();
-        assert!(!store.has(blob) && store.inner().held == 0 && store.take_lost().is_empty());
-        assert!(store.adopt(job, blob));
-        store.collect();
+        assert!(!store.has(blob) && store.take_lost().is_empty() && store.adopt(job, blob));
         assert_eq!(store.get(blob).expect("there").as_slice(), [7; 8]);
-        assert!(!store.adopt(job, piece), "collected");
-        assert_eq!(store.take_lost(), BTreeSet::from([piece]), "of this term");
-        assert!(store.take_lost().is_empty());
-    }
-
-    /// What another member says, or that it cannot be asked, for a while.
-    #[derive(Debug, Default)]
-    struct Elsewhere {
-        away: std::sync::atomic::AtomicU32,
-        bytes: Option<Vec<u8>>,
-    }
-
-    impl Backing for Elsewhere {
-        fn put(&self, _: BlobRef, _: &[u8]) -> io::Result<()> {
-            Ok(())
-        }
-
-        fn get(&self, _: BlobRef) -> io::Result<Option<Vec<u8>>> {
-            let away = self
-                .away
-                .fetch_update(std::sync::atomic::Ordering::Relaxed, std::sync::atomic::Ordering::Relaxed, |n| n.checked_sub(1));
-            if away.is_ok() { Err(io::Error::new(UNREACHED, "away")) } else { Ok(self.bytes.clone()) }
-        }
-
-        fn has(&self, _: BlobRef) -> bool {
-            false
-        }
-
-        fn find(&self, blob: BlobRef) -> io::Result<bool> {
-            Ok(self.get(blob)?.is_some())
-        }
-
-        fn remove(&self, _: BlobRef) {}
-
-        fn collect(&self, _: &BTreeSet<BlobRef>) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    #[test]
-    fn what_cannot_be_asked_for_now_is_not_lost() {
-        let (job, blob) = (JobId([1; 32]), BlobRef::of(&[7; 4]));
-        let there = Elsewhere { away: 3.into(), bytes: Some(vec![7; 4]) };
-        let store = Store::new(8, Some(Arc::new(there)));
-        assert!(store.adopt(job, blob), "nobody said that it is gone");
-        assert_eq!(store.get(blob).expect("they are back").as_slice(), [7; 4]);
-        assert!(store.take_lost().is_empty());
-        let nowhere = Store::new(8, Some(Arc::new(Elsewhere::default())));
-        assert!(!nowhere.adopt(job, blob), "everybody said so");
-        assert_eq!(nowhere.take_lost(), BTreeSet::from([blob]));
+        std::fs::remove_dir_all(place.path().join("blobs")).expect("there");
+        assert_eq!((store.get(blob), store.take_lost()), (None, BTreeSet::from([blob])));
     }
 
     #[test]
     fn what_was_kept_briefly_is_written_when_it_must_last() {
-        let place = tempfile::tempdir().expect("folder");
-        let store = Store::new(8, Some(Arc::new(Folder::open(place.path()).expect("opens"))));
+        let (place, runtime) = (tempfile::tempdir().expect("folder"), runtime());
+        let _within = runtime.enter();
+        let store = Store::new(8, Some(Blobs::local(place.path(), 0).expect("opens")));
         let (job, blob) = (JobId([1; 32]), BlobRef::of(&[7; 4]));
         store.put_briefly(job, blob, vec![7; 4]).expect("fits");
+        assert_eq!((files(place.path()), store.held()), (0, 4));
         store.put(job, blob, vec![7; 4]).expect("fits");
-        assert_eq!((std::fs::read_dir(place.path()).expect("lists").count(), store.inner().held), (1, 4));
-        store.release(job, Some(blob));
+        assert_eq!((files(place.path()), store.held()), (1, 0));
         assert_eq!(store.get(blob).expect("on disk").as_slice(), [7; 4]);
     }
 
     #[test]
     fn what_is_kept_briefly_costs_no_file() {
-        let place = tempfile::tempdir().expect("folder");
-        let store = Store::new(8, Some(Arc::new(Folder::open(place.path()).expect("opens"))));
+        let (place, runtime) = (tempfile::tempdir().expect("folder"), runtime());
+        let _within = runtime.enter();
+        let store = Store::new(8, Some(Blobs::local(place.path(), 0).expect("opens")));
         let (job, part, piece) = (JobId([1; 32]), BlobRef::of(&[7; 4]), BlobRef::of(&[1]));
         store.put_briefly(job, part, vec![7; 4]).expect("fits");
         store.put(job, piece, vec![1]).expect("fits");
-        let files = || std::fs::read_dir(place.path()).expect("lists").count();
-        assert_eq!((store.get(part).expect("here").as_slice(), files()), (&[7; 4][..], 1));
+        assert_eq!((store.get(part).expect("here").as_slice(), files(place.path())), (&[7; 4][..], 1));
         store.release(job, None);
-        assert_eq!((store.get(part), store.inner().held, files()), (None, 0, 0));
+        until("both are gone", || (store.get(part), store.held(), files(place.path())) == (None, 0, 0));
         store.lease(5, NodeId(1), job);
         assert!(!store.is_brief(5));
         store.lease_is_brief(5);

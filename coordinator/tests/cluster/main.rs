@@ -1,6 +1,8 @@
 //! The cluster as a whole, with a toy engine in place of the prover: in virtual time against the brain, and over real sockets.
 
 mod aggregated;
+#[path = "../support/bucket_server.rs"]
+mod bucket_server;
 mod fleet;
 mod joining;
 mod leading;

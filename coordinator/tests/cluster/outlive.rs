@@ -8,13 +8,15 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::bucket_server::{BUCKET, BucketServer, KEY_ID, SECRET, key_file};
 use crate::loopback::{Faulty, Outcome, PATIENCE, config, joined, start};
 use crate::toy::{MODEL, expected_proof, joint_spec, spec, toy};
+use obelysk_coordinator::blobs::StoreSettings;
 use obelysk_coordinator::consensus::Solo;
 use obelysk_coordinator::core::Work;
 use obelysk_coordinator::identity::{FileStorage, TokenOrder};
 use obelysk_coordinator::ledger::SharedLedger;
-use obelysk_coordinator::{Admissions, Coordinator, CoordinatorConfig, Facts, submit_remote};
+use obelysk_coordinator::{Admissions, Blobs, Coordinator, CoordinatorConfig, Facts, submit_remote};
 use obelysk_node::engine::{WorkKind, WorkRequest};
 use obelysk_node::transport::{CLOSE_DONE, connect, fetch, read_message, store, write_message};
 use obelysk_node::{CoordinatorAddress, IdentityStore, Node, NodeConfig};
@@ -23,6 +25,8 @@ use obelysk_protocol::wire::{BlobRef, ClientHello, JobDone, Message, SubmitOnce}
 /// Tell the child where it lives.
 const FOLDER: &str = "OBELYSK_TEST_FOLDER";
 const PORT: &str = "OBELYSK_TEST_PORT";
+/// ... and where the server of its bucket is, if it has one.
+const BUCKET_AT: &str = "OBELYSK_TEST_BUCKET_AT";
 /// Each work item takes this long, so that the end meets it at work.
 const WORK: Duration = Duration::from_millis(120);
 
@@ -31,9 +35,17 @@ const WORK: Duration = Duration::from_millis(120);
 fn child_coordinator() {
     let (Ok(folder), Ok(port)) = (std::env::var(FOLDER), std::env::var(PORT)) else { return };
     let folder = Path::new(&folder);
-    let facts = Facts::open(&folder.join("state")).expect("opens");
-    let admissions = Arc::new(Admissions::open(Arc::new(facts.storage())).expect("opens"));
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("runtime");
+    let facts = match std::env::var(BUCKET_AT) {
+        Err(_) => Facts::open(&folder.join("state")),
+        Ok(endpoint) => {
+            let settings = in_bucket(folder, endpoint);
+            let blobs = runtime.block_on(Blobs::open(&settings, 1 << 20)).expect("the bucket is there");
+            Facts::open_with(&folder.join("state"), blobs)
+        }
+    };
+    let facts = facts.expect("opens");
+    let admissions = Arc::new(Admissions::open(Arc::new(facts.storage())).expect("opens"));
     runtime.block_on(async {
         let listen = ([127, 0, 0, 1], port.parse().expect("a port")).into();
         let config = CoordinatorConfig { listen, wait_deadline_ms: 60_000, ..config() };
@@ -48,11 +60,17 @@ fn child_coordinator() {
     });
 }
 
+fn in_bucket(folder: &Path, endpoint: String) -> StoreSettings {
+    let credentials = key_file(folder, KEY_ID, SECRET);
+    StoreSettings { place: format!("s3://{BUCKET}/cluster"), endpoint, region: String::new(), credentials }
+}
+
 /// A coordinator's place in the world.
 struct Site {
     folder: tempfile::TempDir,
     port: u16,
     child: Option<Child>,
+    bucket_at: Option<String>,
 }
 
 impl Drop for Site {
@@ -63,8 +81,12 @@ impl Drop for Site {
 
 impl Site {
     fn new() -> Self {
+        Self::with(None)
+    }
+
+    fn with(bucket_at: Option<String>) -> Self {
         let port = UdpSocket::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("free").port();
-        let mut site = Self { folder: tempfile::tempdir().expect("folder"), port, child: None };
+        let mut site = Self { folder: tempfile::tempdir().expect("folder"), port, child: None, bucket_at };
         site.start();
         for _ in 0..600 {
             if site.folder.path().join("ready").exists() {
@@ -80,6 +102,9 @@ impl Site {
         let mut command = Command::new(this);
         command.args(["--exact", "outlive::child_coordinator", "--ignored"]).stdout(Stdio::null());
         command.env(FOLDER, self.folder.path()).env(PORT, self.port.to_string());
+        if let Some(endpoint) = &self.bucket_at {
+            command.env(BUCKET_AT, endpoint);
+        }
         self.child = Some(command.spawn().expect("starts"));
     }
 
@@ -185,6 +210,51 @@ async fn sigkill_of_the_coordinator_in_each_phase_costs_nothing_accepted() {
     let counts: Vec<usize> = kept.iter().map(|(_, accepted, ..)| *accepted).collect();
     assert!(counts.windows(2).all(|w| w[0] < w[1]), "what was accepted stays accepted: {counts:?}");
     println!("accepted at each kill: {counts:?}; {} runs for {} items", all.len(), 4 * segments);
+    nodes.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+/// The same with its blobs in a bucket, whose server is away for a while too: three nodes, the same bytes, and nothing in the folder but
+/// the log.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_coordinator_whose_blobs_lie_in_a_bucket_goes_on_where_it_was_killed() {
+    let s3 = tempfile::tempdir().expect("folder");
+    let mut server = Some(BucketServer::start(s3.path(), None).await);
+    let (at, endpoint) = server.as_ref().map(|server| (server.address(), server.endpoint())).expect("runs");
+    let known = endpoint.clone();
+    let mut site = tokio::task::spawn_blocking(move || Site::with(Some(known))).await.expect("starts");
+    let (address, runs) = (site.address(), Runs::default());
+    let nodes = ["a", "b", "c"].map(|name| site.node(name, &runs));
+    let (segments, seed) = (5, 303);
+    let spec = joint_spec(segments, seed, 4);
+    let client = tokio::spawn({
+        let spec = spec.clone();
+        async move { submit_remote(&address, "laptop", &spec, MODEL, |_| ()).await }
+    });
+    let mut kept = Vec::new();
+    for kind in [WorkKind::Forward, WorkKind::Prove, WorkKind::Open] {
+        let begun = || runs.lock().expect("whole").iter().filter(|work| work.kind == kind).count() >= 2;
+        until(kind.name(), begun).await;
+        if kind == WorkKind::Prove {
+            // Results wait until the bucket is there again.
+            drop(server.take());
+            tokio::time::sleep(WORK).await;
+            server = Some(BucketServer::start(s3.path(), Some(at)).await);
+        }
+        tokio::time::sleep(WORK / 2).await;
+        site.kill();
+        kept.push((runs.lock().expect("whole").len(), site.accepted()));
+        site.start();
+    }
+    let result = tokio::time::timeout(PATIENCE, client).await.expect("ends").expect("no panic").expect("proved");
+    assert!(result.proof == expected_proof(&spec, 64), "same bytes");
+    let all = runs.lock().expect("whole").clone();
+    for (before, accepted) in &kept {
+        let again: Vec<_> = all[*before..].iter().filter(|work| accepted.contains(work)).collect();
+        assert!(again.is_empty(), "{again:?} were accepted and run again");
+    }
+    assert!(!kept[2].1.is_empty() && !site.folder.path().join("state/blobs").exists());
+    let proof = Blobs::open(&in_bucket(site.folder.path(), endpoint), 0).await.expect("opens");
+    assert!(*proof.get(BlobRef::of(&result.proof)).await.expect("the proof is in the bucket") == result.proof);
     nodes.iter().for_each(tokio::task::JoinHandle::abort);
 }
 

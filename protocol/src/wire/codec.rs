@@ -111,6 +111,8 @@ messages!(
     PeerAdded,
     PeerRemove,
     PeerLead,
+    KeptGet,
+    Kept,
 );
 
 impl Message {

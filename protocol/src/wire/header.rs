@@ -84,11 +84,13 @@ pub enum MessageId {
     PeerAdded = 104,
     PeerRemove = 105,
     PeerLead = 106,
+    KeptGet = 110,
+    Kept = 111,
 }
 
 impl MessageId {
     /// Every id, in order.
-    pub const ALL: [Self; 75] = [
+    pub const ALL: [Self; 77] = [
         Self::Hello,
         Self::Welcome,
         Self::Refused,
@@ -164,6 +166,8 @@ impl MessageId {
         Self::PeerAdded,
         Self::PeerRemove,
         Self::PeerLead,
+        Self::KeptGet,
+        Self::Kept,
     ];
 
     /// The id as sent.

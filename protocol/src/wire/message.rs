@@ -6,10 +6,10 @@ use rkyv::{Archive, Deserialize, Serialize};
 
 use super::{
     AdminDone, BlobFetch, BlobHave, BlobOffer, BlobPart, Coordinators, CoordinatorsGet, Enrol, Enrolled, GiveBack, JobCancel,
-    JobItems, JobItemsGet, JobLog, JobLogAfter, Jobs, JobsAfter, ModelPublish, ModelWithdraw, Models, ModelsAfter, NodeDrain,
-    NodeEvict, NodeHello, Nodes, NodesAfter, PeerAdd, PeerAdded, PeerBulk, PeerHello, PeerLead, PeerMessage, PeerRemove, Peers,
-    PeersGet, Probe, Probed, Renew, Status, StatusGet, TokenMade, TokenNew, TokenRevoke, Tokens, TokensAfter, Trial, TrialDone,
-    TrialFailed, Workers, WorkersAfter,
+    JobItems, JobItemsGet, JobLog, JobLogAfter, Jobs, JobsAfter, Kept, KeptGet, ModelPublish, ModelWithdraw, Models, ModelsAfter,
+    NodeDrain, NodeEvict, NodeHello, Nodes, NodesAfter, PeerAdd, PeerAdded, PeerBulk, PeerHello, PeerLead, PeerMessage,
+    PeerRemove, Peers, PeersGet, Probe, Probed, Renew, Status, StatusGet, TokenMade, TokenNew, TokenRevoke, Tokens, TokensAfter,
+    Trial, TrialDone, TrialFailed, Workers, WorkersAfter,
 };
 
 /// A blob by content: the BLAKE3 digest of its bytes and their number.
@@ -416,4 +416,6 @@ pub enum Message {
     PeerAdded(PeerAdded),
     PeerRemove(PeerRemove),
     PeerLead(PeerLead),
+    KeptGet(KeptGet),
+    Kept(Kept),
 }

@@ -38,8 +38,8 @@ pub use observation::{
 pub use outline::{CHUNK_BYTES, CHUNK_DIGEST_BYTES, MAX_CHUNKS, NotItsOutline, Outline, OutlineBuilder};
 
 pub use peer::{
-    Coordinators, CoordinatorsGet, PeerAdd, PeerAdded, PeerBulk, PeerEntry, PeerHello, PeerLead, PeerMessage, PeerRemove,
-    PeerState, Peers, PeersGet,
+    Coordinators, CoordinatorsGet, Kept, KeptGet, PeerAdd, PeerAdded, PeerBulk, PeerEntry, PeerHello, PeerLead, PeerMessage,
+    PeerRemove, PeerState, Peers, PeersGet,
 };
 
 /// Bytes of a frame header.

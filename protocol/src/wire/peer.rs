@@ -123,6 +123,26 @@ pub struct PeerRemove {
     pub id: u64,
 }
 
+/// Coordinator: how much of what the facts name lies with you? Administrator: ... with that coordinator, which the leader asks?
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+pub struct KeptGet {
+    /// Its id.
+    pub id: u64,
+}
+
+/// Answer to [`KeptGet`].
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kept {
+    /// Blobs that the facts name, as far as it knows them.
+    pub blobs: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Those of them that it does not have.
+    pub lacking: u64,
+    /// Their bytes.
+    pub lacking_bytes: u64,
+}
+
 /// Administrator: let this coordinator lead.
 #[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
 pub struct PeerLead {

@@ -236,6 +236,8 @@ fn samples() -> Vec<Message> {
         Message::PeerAdded(PeerAdded { certificate: vec![0x30, 0x83], authority: vec![0x30, 0x84], members: vec![peer_entry()] }),
         Message::PeerRemove(PeerRemove { id: 0x1122_3344_5566_7788 }),
         Message::PeerLead(PeerLead { id: 0x8877_6655_4433_2211 }),
+        Message::KeptGet(KeptGet { id: 0x1020_3040_5060_7080 }),
+        Message::Kept(Kept { blobs: 40, bytes: 1 << 34, lacking: 7, lacking_bytes: 1 << 33 }),
     ]
 }
 
@@ -415,6 +417,9 @@ fn senseless_messages_are_refused_by_sender_and_receiver() {
         Message::PeerAdded(PeerAdded { certificate: vec![1], authority: vec![], members: vec![] }),
         Message::PeerRemove(PeerRemove { id: 0 }),
         Message::PeerLead(PeerLead { id: 0 }),
+        Message::KeptGet(KeptGet { id: 0 }),
+        Message::Kept(Kept { blobs: 1, bytes: 1, lacking: 2, lacking_bytes: 1 }),
+        Message::Kept(Kept { blobs: 1, bytes: 1, lacking: 1, lacking_bytes: 2 }),
     ];
     for message in cases {
         let error = message.encode().expect_err("senseless");

@@ -2,10 +2,10 @@
 
 use super::{
     Assign, BlobRef, CHUNK_BYTES, Coordinators, Enrol, Enrolled, Hello, Holding, ItemEntry, ItemPhase, JobEntry, JobLog,
-    JobState, LogEntry, MAX_ADDRESS_BYTES, MAX_ADDRESSES, MAX_CERTIFICATE_BYTES, MAX_CHUNKS, MAX_HELD_EPOCHS, MAX_INPUTS,
-    MAX_ITEMS, MAX_MODELS, MAX_NAME_BYTES, MAX_PAGE, MAX_PEERS, MAX_PHASES, MAX_PRIORITY, MAX_RELEASE_BYTES, MAX_TEXT_BYTES,
-    Message, NodeEntry, NodeHello, NodeState, PERMILLE, PeerEntry, PeerHello, PeerLead, PeerRemove, SIGNATURE_BYTES, Trial,
-    WireError, WorkKind, WorkerEntry,
+    JobState, KeptGet, LogEntry, MAX_ADDRESS_BYTES, MAX_ADDRESSES, MAX_CERTIFICATE_BYTES, MAX_CHUNKS, MAX_HELD_EPOCHS,
+    MAX_INPUTS, MAX_ITEMS, MAX_MODELS, MAX_NAME_BYTES, MAX_PAGE, MAX_PEERS, MAX_PHASES, MAX_PRIORITY, MAX_RELEASE_BYTES,
+    MAX_TEXT_BYTES, Message, NodeEntry, NodeHello, NodeState, PERMILLE, PeerEntry, PeerHello, PeerLead, PeerRemove,
+    SIGNATURE_BYTES, Trial, WireError, WorkKind, WorkerEntry,
 };
 
 type Rule = Result<(), &'static str>;
@@ -78,9 +78,10 @@ impl Message {
                 .and(der(&m.authority))
                 .and(rule(m.members.len() <= MAX_PEERS, "too many coordinators"))
                 .and_then(|()| m.members.iter().try_for_each(places)),
-            Self::PeerRemove(PeerRemove { id }) | Self::PeerLead(PeerLead { id }) => {
+            Self::PeerRemove(PeerRemove { id }) | Self::PeerLead(PeerLead { id }) | Self::KeptGet(KeptGet { id }) => {
                 rule(*id != 0, "a coordinator without an id")
             }
+            Self::Kept(m) => rule(m.lacking <= m.blobs && m.lacking_bytes <= m.bytes, "more is lacking than there is"),
             Self::Done(_)
             | Self::ResultAck(_)
             | Self::Cancel(_)

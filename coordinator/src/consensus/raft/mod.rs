@@ -244,6 +244,21 @@ impl RaftConsensus {
         }
     }
 
+    /// Takes a member in that learns, and does not vote yet. May be said again.
+    ///
+    /// # Errors
+    /// [`ChangeError`].
+    pub async fn learn(&self, member: Member) -> Result<(), ChangeError> {
+        let (id, until) = (member.id(), Instant::now() + CATCH_UP);
+        loop {
+            match self.order(|reply| Event::Change(Change::Learn(member.clone()), reply)).await {
+                Err(ChangeError::Known(known)) if known == id => return Ok(()),
+                Err(ChangeError::Busy) if Instant::now() < until => tokio::time::sleep(LOOK_AGAIN).await,
+                other => return other,
+            }
+        }
+    }
+
     /// Gives a member that has caught up its vote.
     ///
     /// # Errors

@@ -4,6 +4,9 @@ use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 
+mod bucket;
+mod conformance;
+
 use super::folder::{Disk, RealDisk};
 use super::*;
 
@@ -67,9 +70,8 @@ async fn a_receipt_is_given_after_the_disk_has_it() {
     let file = folder.path().join("file");
     std::fs::write(&file, bytes(200, 2)).expect("written");
     blobs.put_file(BlobRef::of(&bytes(200, 2)), &file).await.expect("put");
-    blobs.put_document("models/a", bytes(10, 3)).await.expect("put");
     let one = ["write", "sync", "rename", "sync folder"];
-    assert_eq!(*locked(&disk.steps), [&OPENING[..], &one, &one, &one].concat());
+    assert_eq!(*locked(&disk.steps), [&OPENING[..], &one, &one].concat());
 }
 
 /// Wherever the process dies, afterwards the blob is whole or not there, and a receipt means that it is there.
@@ -110,32 +112,6 @@ async fn what_a_killed_process_left_is_never_seen_and_goes() {
     assert_eq!(blobs.collect(|_| true, Duration::ZERO).await.expect("collects").torn, 1);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn blobs_outlive_the_process_and_are_found_by_content() {
-    let folder = tempfile::tempdir().expect("folder");
-    let contents: Vec<Vec<u8>> = [0, 1, 1 << 20, (9 << 20) + 3].iter().map(|n| bytes(*n, 7)).collect();
-    let first = Blobs::local(folder.path(), CACHE).expect("opens");
-    for content in &contents {
-        first.put(content.clone()).await.expect("put");
-    }
-    drop(first);
-    let second = Blobs::local(folder.path(), 0).expect("opens");
-    for content in &contents {
-        let blob = BlobRef::of(content);
-        assert!(second.has(blob).await.expect("answers") && *second.get(blob).await.expect("there") == *content);
-        let middle = blob.length / 3..blob.length / 2;
-        let piece = &content[middle.start as usize..middle.end as usize];
-        if blob.length > 0 {
-            assert!(second.get_range(blob, middle).await.expect("there") == piece);
-            assert_eq!(*second.outline(blob).await.expect("right"), Outline::of(content));
-            assert!(matches!(second.get_range(blob, 0..blob.length + 1).await, Err(BlobError::Missing { .. })));
-        }
-    }
-    let absent = BlobRef::of(b"absent");
-    assert!(matches!(second.get(absent).await, Err(BlobError::Missing { .. })));
-    assert!(!second.has(absent).await.expect("answers"));
-}
-
 /// Each kind of damage is named, lies aside as evidence, leaves the blob missing, and is mended by another put.
 #[tokio::test(flavor = "multi_thread")]
 async fn damage_is_found_kept_as_evidence_and_mended() {
@@ -171,23 +147,6 @@ async fn damage_is_found_kept_as_evidence_and_mended() {
             assert!(*blobs.get(blob).await.expect("mended") == content, "{way}");
         }
     }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_file_becomes_a_blob_only_if_it_is_that_blob() {
-    let folder = tempfile::tempdir().expect("folder");
-    let blobs = Blobs::local(&folder.path().join("b"), CACHE).expect("opens");
-    let file = folder.path().join("file");
-    let content = bytes((17 << 20) + 1, 9);
-    std::fs::write(&file, &content).expect("written");
-    let (blob, other) = (BlobRef::of(&content), BlobRef { digest: [1; 32], length: content.len() as u64 });
-    assert!(matches!(blobs.put_file(other, &file).await, Err(BlobError::File { .. })));
-    let longer = BlobRef { length: blob.length + 1, ..blob };
-    assert!(matches!(blobs.put_file(longer, &file).await, Err(BlobError::File { .. })));
-    assert!(!blobs.has(blob).await.expect("answers") && !blobs.has(other).await.expect("answers"));
-    blobs.put_file(blob, &file).await.expect("put");
-    assert!(*blobs.get(blob).await.expect("there") == content);
-    assert_eq!(blobs.collect(|_| true, Duration::ZERO).await.expect("collects").torn, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -252,6 +211,105 @@ async fn what_is_in_the_cache_is_written_once_and_missed_when_lost() {
     assert!(writes() == 2 && file.exists());
 }
 
+/// Folders of builds before: blobs of jobs lay in the folder itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn blobs_of_an_earlier_layout_are_taken_over() {
+    let folder = tempfile::tempdir().expect("folder");
+    let blob = BlobRef::of(&bytes(500, 4));
+    let hex: String = blob.digest.iter().map(|b| format!("{b:02x}")).collect();
+    std::fs::write(folder.path().join(format!("{hex}-500")), bytes(500, 4)).expect("written");
+    std::fs::write(folder.path().join(".fresh-3"), b"half").expect("written");
+    std::fs::write(folder.path().join("a-stranger"), b"not ours").expect("written");
+    let blobs = Blobs::local(folder.path(), 0).expect("opens");
+    assert!(*blobs.get(blob).await.expect("has its place") == bytes(500, 4));
+    assert!(folder.path().join("a-stranger").exists() && !folder.path().join(".fresh-3").exists());
+}
+
+/// What a job had is gone at once when it ends, unless it is needed by then, or somebody else put it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_over_is_discarded_unless_it_is_wanted_again() {
+    let folder = tempfile::tempdir().expect("folder");
+    let blobs = Blobs::local(folder.path(), CACHE).expect("opens");
+    let [over, needed, pushed] = [1, 2, 3].map(|salt| bytes(100, salt));
+    let mut all = Vec::new();
+    for content in [over, needed, pushed] {
+        all.push(blobs.put(content).await.expect("put"));
+    }
+    blobs.touch(all[2]).await;
+    blobs.discard(&all, |blob| *blob == all[1]).await.expect("discards");
+    let mut there = Vec::new();
+    for blob in &all {
+        there.push(blobs.has(*blob).await.expect("answers"));
+    }
+    assert_eq!((there, blobs.cached(all[0])), (vec![false, true, true], None));
+}
+
+/// Others who keep a blob as long as a coordinator does that hears of nothing that needs it.
+#[derive(Debug, Default)]
+struct Forgetful {
+    spread: Mutex<Vec<BlobRef>>,
+    there: Mutex<Option<Vec<u8>>>,
+    away: std::sync::atomic::AtomicBool,
+}
+
+impl Others for Forgetful {
+    fn spread(&self, blob: BlobRef, _: Arc<Vec<u8>>) -> OthersLater<'_, Result<(), String>> {
+        locked(&self.spread).push(blob);
+        let away = self.away.load(std::sync::atomic::Ordering::Relaxed);
+        Box::pin(std::future::ready(if away { Err("no majority".to_owned()) } else { Ok(()) }))
+    }
+
+    fn ask(&self, _: BlobRef) -> OthersLater<'_, Asked> {
+        let away = self.away.load(std::sync::atomic::Ordering::Relaxed);
+        let asked = match locked(&self.there).clone() {
+            _ if away => Asked::Unknown,
+            Some(bytes) => Asked::Here(obelysk_node::transport::Whole::Memory(bytes)),
+            None => Asked::Nowhere,
+        };
+        Box::pin(std::future::ready(asked))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_counts_as_kept_by_the_others_only_if_they_were_asked_lately() {
+    let folder = tempfile::tempdir().expect("folder");
+    let (blobs, others) = (Blobs::local(folder.path(), CACHE).expect("opens"), Arc::new(Forgetful::default()));
+    blobs.among(others.clone());
+    let asked = || locked(&others.spread).len();
+    let blob = blobs.put(bytes(10, 1)).await.expect("put");
+    blobs.put(bytes(10, 1)).await.expect("put");
+    assert_eq!(asked(), 1, "a moment ago");
+    // Time passes.
+    let Inner::Objects(kept) = &*blobs.0 else { panic!("a folder") };
+    let long_ago = Instant::now().checked_sub(PUT_AGAIN).expect("this machine runs for longer");
+    locked(&kept.fresh).get_mut(&blob).expect("put").done = Some(long_ago);
+    blobs.put(bytes(10, 1)).await.expect("put");
+    assert_eq!(asked(), 2, "they may have removed it since");
+    // A put that failed is none.
+    others.away.store(true, std::sync::atomic::Ordering::Relaxed);
+    assert!(matches!(blobs.put(bytes(10, 2)).await, Err(BlobError::Unreached { .. })));
+    others.away.store(false, std::sync::atomic::Ordering::Relaxed);
+    blobs.put(bytes(10, 2)).await.expect("put");
+    assert_eq!(asked(), 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_here_is_asked_for_and_missing_only_if_nobody_has_it() {
+    let folder = tempfile::tempdir().expect("folder");
+    let (blobs, others) = (Blobs::local(folder.path(), 0).expect("opens"), Arc::new(Forgetful::default()));
+    blobs.among(others.clone());
+    let (content, blob) = (bytes(1000, 1), BlobRef::of(&bytes(1000, 1)));
+    assert!(matches!(blobs.get(blob).await, Err(BlobError::Missing { .. })));
+    assert_eq!(blobs.find(blob).await, Ok(false));
+    others.away.store(true, std::sync::atomic::Ordering::Relaxed);
+    assert!(matches!(blobs.get(blob).await, Err(BlobError::Unreached { .. })), "somebody may have it");
+    others.away.store(false, std::sync::atomic::Ordering::Relaxed);
+    *locked(&others.there) = Some(content.clone());
+    assert!(matches!(blobs.get_here(blob).await, Err(BlobError::Missing { .. })));
+    assert!(blobs.source(blob).await.is_ok() && *blobs.get_here(blob).await.expect("kept") == content);
+    assert_eq!(locked(&others.spread).len(), 0, "what came from them they have");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_that_cannot_be_read_is_an_error_that_names_it_and_costs_nothing() {
     let folder = tempfile::tempdir().expect("folder");
@@ -266,25 +324,9 @@ async fn a_store_that_cannot_be_read_is_an_error_that_names_it_and_costs_nothing
     std::fs::remove_dir(&file).expect("empty");
     blobs.put(bytes(10, 1)).await.expect("put");
     assert!(blobs.get(blob).await.is_ok());
-    let error = Blobs::open("/proc/none", 0).expect_err("no folder can be there").to_string();
+    let nowhere = StoreSettings { place: "/proc/none".to_owned(), ..StoreSettings::default() };
+    let error = Blobs::open(&nowhere, 0).await.expect_err("no folder can be there").to_string();
     assert!(error.contains("/proc/none"), "{error}");
-}
-
-#[tokio::test]
-async fn documents_are_replaced_whole_and_listed() {
-    let folder = tempfile::tempdir().expect("folder");
-    for blobs in [Blobs::local(folder.path(), CACHE).expect("opens"), Blobs::in_memory(100)] {
-        blobs.put_document("models/a", b"one".to_vec()).await.expect("put");
-        blobs.put_document("models/a", b"two".to_vec()).await.expect("put");
-        blobs.put_document("models/b", b"three".to_vec()).await.expect("put");
-        blobs.put_document("modelsx", b"other".to_vec()).await.expect("put");
-        let listed = blobs.documents("models").await.expect("listed");
-        let expected = [("models/a", "two"), ("models/b", "three")];
-        assert!(listed.iter().map(|(n, b)| (n.as_str(), b.as_slice())).eq(expected.map(|(n, b)| (n, b.as_bytes()))));
-        blobs.remove_document("models/a").await.expect("removed");
-        blobs.remove_document("models/a").await.expect("none is as good");
-        assert_eq!(blobs.documents("models").await.expect("listed").len(), 1);
-    }
 }
 
 #[tokio::test]
