@@ -179,6 +179,7 @@ mod tests {
 
     const ID: JobId = JobId([1; 32]);
     const MODEL: [u8; 32] = [7; 32];
+    const POLICY: Policy = Policy { lease_ms: 100, away_grace_ms: 50, wait_deadline_ms: 1000, retry_pause_ms: 1 };
     /// Made everything before what is judged.
     const AUTHOR: NodeId = NodeId(1);
     /// Said that it is wrong.
@@ -245,6 +246,29 @@ mod tests {
         assert!(job.items[&work].doubt.is_none());
     }
 
+    #[test]
+    fn a_lease_of_a_step_that_was_given_up_counts_against_nobody() {
+        for given_up in [false, true] {
+            let (mut job, work) = (done_to(WorkKind::Open), Work::new(WorkKind::Joint, 0));
+            assert_eq!(step(&mut job, b"first"), Some(0));
+            let mut state = State::new(POLICY);
+            state.jobs.insert(ID, job);
+            state.queue.push(ID);
+            let models = BTreeSet::from([MODEL]);
+            state.apply(1, Input::NodeJoined { node: THIRD, models, cores: 1, held: BTreeSet::new() });
+            let [epoch] = state.leases.of_item(ID, work)[..] else { panic!("not leased") };
+            if let Some(job) = state.jobs.get_mut(&ID).filter(|_| given_up) {
+                job.unjoin("given up");
+                assert_eq!(step(job, b"another"), Some(0));
+            }
+            let effects: Vec<Effect> = [90, 180].into_iter().flat_map(|at| state.apply(at, Input::Tick)).collect();
+            assert!(effects.iter().any(|e| matches!(e, Effect::Notify { event: JobEvent::Lost { .. }, .. })), "{effects:?}");
+            assert!(!state.leases.live(epoch));
+            assert_eq!(state.jobs[&ID].items[&work].dead.is_empty(), given_up);
+            assert_eq!(state.audit(), Ok(()));
+        }
+    }
+
     /// Who is sent away for the verdict on a proof that was doubted under the same challenge, or under another.
     fn sent_away(same: bool, verdict: Verdict) -> Vec<NodeId> {
         let (mut job, work, epoch) = (done_to(WorkKind::Commit), Work::new(WorkKind::Prove, 0), 9);
@@ -255,8 +279,7 @@ mod tests {
         let other = Needs { extra: BlobRef::of(b"another challenge"), ..needs.clone() };
         doubt(&mut job, work, if same { needs } else { other });
         job.item_entry(work).checking = Some(Candidate { epoch, record, core_us: 1, peak_bytes: 1 });
-        let policy = Policy { lease_ms: 100, away_grace_ms: 50, wait_deadline_ms: 1000, retry_pause_ms: 1 };
-        let mut state = State::new(policy);
+        let mut state = State::new(POLICY);
         state.jobs.insert(ID, job);
         state.queue.push(ID);
         state.checking.insert(epoch, (ID, work));

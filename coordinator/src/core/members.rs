@@ -109,7 +109,11 @@ impl Members {
 
     /// Nodes whose connection broke before this and that did not come back.
     fn vanished(&self, before_ms: u64) -> Vec<NodeId> {
-        let late = |node: &&NodeId| matches!(self.all.get(node).map(|m| m.presence), Some(Presence::Away { since_ms }) if since_ms < before_ms);
+        let since = |node: &NodeId| match self.all.get(node).map(|member| member.presence) {
+            Some(Presence::Away { since_ms }) => since_ms,
+            _ => u64::MAX,
+        };
+        let late = |node: &&NodeId| since(node) < before_ms;
         self.away.iter().filter(late).copied().collect()
     }
 

@@ -59,9 +59,9 @@ pub const MAX_TIES: u32 = 16;
 /// Jobs in progress: each holds a few blobs per segment in memory.
 pub const MAX_JOBS: usize = 64;
 
-/// Least part of a lease by which one input moves time on: what is longer than this and two looks at the clock is a jump.
+/// One input moves time on by at most a lease divided by this: what is longer is a clock that jumped, or a coordinator that stood still.
 const STEPS_OF_A_LEASE: u64 = 8;
-/// The same for the shortest leases: twice the time between two looks at the clock.
+/// Nor is anything shorter a jump, however short leases are: twice the time between two looks at the clock.
 const LEAST_STEP_MS: u64 = 100;
 
 /// The whole state of the cluster.

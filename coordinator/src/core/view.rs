@@ -10,7 +10,7 @@ use super::types::{JobId, NodeId, Work};
 /// The whole cluster at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct View {
-    /// Milliseconds of the caller's clock.
+    /// Milliseconds that passed for the brain; jumps of the caller's clock are not among them.
     pub now_ms: u64,
     /// Nodes by number; the referee is among them.
     pub nodes: Vec<NodeView>,
