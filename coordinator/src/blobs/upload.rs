@@ -202,7 +202,7 @@ mod tests {
     fn parts_are_few_enough_and_of_whole_pieces() {
         for length in [1, PART_BYTES, 9_000 * PART_BYTES, 9_000 * PART_BYTES + 1, 1 << 42] {
             let part = part_bytes(length);
-            assert!(part % PART_BYTES == 0 && length.div_ceil(part) <= MAX_PARTS, "{length}: {part}");
+            assert!(part.is_multiple_of(PART_BYTES) && length.div_ceil(part) <= MAX_PARTS, "{length}: {part}");
         }
     }
 }

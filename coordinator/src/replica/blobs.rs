@@ -148,11 +148,24 @@ pub(crate) async fn kept_by(raft: &RaftConsensus, member: &Member) -> Result<Kep
 /// A connection to another, or when it was not to be had.
 type Line = Arc<tokio::sync::Mutex<Option<Result<Connection, Instant>>>>;
 
+/// What may be under way to each of the others.
+#[derive(Default)]
+struct Room(Mutex<BTreeMap<u64, Arc<Semaphore>>>);
+
+impl Room {
+    /// Room for a blob among those under way to a member, when there is some.
+    async fn take(&self, member: u64, blob: BlobRef) -> Option<OwnedSemaphorePermit> {
+        let all = || Arc::new(Semaphore::new(IN_FLIGHT_UNITS as usize));
+        let room = self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(member).or_insert_with(all).clone();
+        room.acquire_many_owned(units(blob)).await.ok()
+    }
+}
+
 /// Connections to the others, opened when there is something to ask.
 struct Links {
     dialler: Dialler,
     lines: Mutex<BTreeMap<u64, Line>>,
-    room: Mutex<BTreeMap<u64, Arc<Semaphore>>>,
+    room: Room,
     /// Where what is asked for arrives.
     parts: Arc<Parts>,
 }
@@ -175,13 +188,6 @@ impl Links {
             Err(_) => Err(Instant::now()),
         });
         dialled
-    }
-
-    /// Room for a blob among those under way to a member.
-    async fn room(&self, member: u64, blob: BlobRef) -> Option<OwnedSemaphorePermit> {
-        let all = || Arc::new(Semaphore::new(IN_FLIGHT_UNITS as usize));
-        let room = self.room.lock().unwrap_or_else(PoisonError::into_inner).entry(member).or_insert_with(all).clone();
-        room.acquire_many_owned(units(blob)).await.ok()
     }
 
     async fn put(&self, member: &Member, blob: BlobRef, bytes: &[u8]) -> Result<(), TransportError> {
@@ -233,7 +239,7 @@ impl fmt::Debug for Replicas {
 impl Replicas {
     /// Must be called within a tokio runtime. Keeps up with the facts as long as the member is there.
     pub(super) fn start(blobs: &Blobs, parts: Parts, raft: &Arc<RaftConsensus>, ledger: SharedLedger) {
-        let (lines, room) = (Mutex::default(), Mutex::default());
+        let (lines, room) = (Mutex::default(), Room::default());
         let links = Arc::new(Links { dialler: raft.dialler(), lines, room, parts: Arc::new(parts) });
         let others = Self { own: raft.me().id(), links, electorate: raft.electorate() };
         blobs.among(Arc::new(others));
@@ -263,7 +269,7 @@ impl Replicas {
             let (links, bytes, sender, mut enough) = (self.links.clone(), bytes.clone(), sender.clone(), enough.subscribe());
             tokio::spawn(async move {
                 let _room = tokio::select! {
-                    room = links.room(member.id(), blob) => room,
+                    room = links.room.take(member.id(), blob) => room,
                     _ = enough.changed() => return,
                 };
                 let put = links.put(&member, blob, &bytes).await;
@@ -323,6 +329,20 @@ mod tests {
     #[test]
     fn a_blob_larger_than_all_the_room_takes_all_of_it() {
         let blob = |length| BlobRef { digest: [0; 32], length };
-        assert_eq!((units(blob(1)), units(blob(1025)), units(blob(u64::MAX))), (1, 2, IN_FLIGHT_UNITS));
+        assert_eq!((units(blob(0)), units(blob(1025)), units(blob(u64::MAX))), (1, 2, IN_FLIGHT_UNITS));
+    }
+
+    #[tokio::test]
+    async fn a_slow_member_holds_so_many_bytes_and_holds_up_nobody_else() {
+        let (room, quarter) = (Room::default(), BlobRef { digest: [0; 32], length: 64 << 20 });
+        let mut held = Vec::new();
+        for _ in 0..4 {
+            held.push(room.take(1, quarter).await.expect("room"));
+        }
+        let soon = Duration::from_millis(50);
+        assert!(tokio::time::timeout(soon, room.take(1, quarter)).await.is_err(), "more than may be under way");
+        assert!(tokio::time::timeout(soon, room.take(2, quarter)).await.is_ok(), "another member");
+        held.pop();
+        assert!(tokio::time::timeout(soon, room.take(1, quarter)).await.is_ok());
     }
 }

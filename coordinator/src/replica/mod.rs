@@ -238,7 +238,9 @@ impl Replica {
         let mut role = self.raft.role();
         let mut said = Instant::now();
         loop {
-            if self.facts.ledger.lock().document(Document::Authority).is_some() {
+            // The log is read before it is said who is in it.
+            let introduced = self.raft.electorate().borrow().all().next().is_some();
+            if introduced && self.facts.ledger.lock().document(Document::Authority).is_some() {
                 return self.is_where_it_is_known();
             }
             if said.elapsed() > SAY_AGAIN {

@@ -3,8 +3,10 @@
 
 use crate::nodes::{Running, node};
 use crate::toy::Place;
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::net::UdpSocket;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// Nothing here takes this long, even on a busy machine.
@@ -113,6 +115,13 @@ fn formed(place: &Place, admin: &str, voters: usize) -> String {
     })
 }
 
+/// Digests of the blobs in a coordinator's folder.
+fn blobs(place: &Place, state: &str) -> BTreeSet<String> {
+    let list = |path: &Path| std::fs::read_dir(path).expect("a folder").map(|entry| entry.expect("entry").path());
+    let files = list(&place.path(&format!("{state}/blobs/blobs"))).flat_map(|folder| list(&folder).collect::<Vec<_>>());
+    files.map(|file| file.file_name().expect("a name").to_string_lossy().into_owned()).collect()
+}
+
 #[test]
 fn three_coordinators_lose_their_leader_in_a_proof_and_change_no_byte() {
     let place = Place::empty();
@@ -127,10 +136,17 @@ fn three_coordinators_lose_their_leader_in_a_proof_and_change_no_byte() {
     // Nodes from when it was alone learn of the others that come.
     let token = token(&place, &sites[0].admin());
     let _nodes = [node(&place, &token, &["--name", "a"]), node(&place, &token, &["--name", "b"])];
+    // What was published before they came they have when they vote.
+    place.run(&["model", "push", "toy", "--admin", &sites[0].admin()]).expect(0);
+    let published = blobs(&place, "c0");
+    assert!(published.len() > 3, "{published:?}");
     for site in &mut sites[1..] {
         running.push(site.start(&place, &["join", "--admin", "c0/admin.toml"]));
     }
     assert_eq!(formed(&place, &sites[1].admin(), 3), sites[0].listen, "the first still leads");
+    for site in ["c1", "c2"] {
+        assert!(blobs(&place, site).is_superset(&published), "{site} votes, and lacks what may be asked of it when it leads");
+    }
 
     let address = sites[0].address(&place);
     let mut client = place.command(&["prove", "--model", "toy", "--ids", IDS, "--out", "several.obk", "--coordinator", &address]);
