@@ -37,6 +37,9 @@ __device__ __forceinline__ u32 msigned(i64 x) {
     return x < 0 ? mneg(mfold((u64)(-x))) : mfold((u64)x);
 }
 
+// A product of a signed byte and a canonical element: one multiply-add of 32-bit numbers into 64.
+__device__ __forceinline__ i64 wide(signed char x, u32 y) { return (i64)(i32)x * (i64)(i32)y; }
+
 __device__ __forceinline__ u32 mbyte(signed char v) { return v < 0 ? (u32)(P31 + (i32)v) : (u32)v; }
 
 __device__ __forceinline__ QM31 qzero() { return QM31{0, 0, 0, 0}; }

@@ -11,12 +11,12 @@ extern "C" __global__ void fold_int8(const signed char* data, u64 columns, u64 t
     // |byte| < 2^8 and a coordinate < 2^31: 2^24 rows cannot overflow, and no matrix has them.
     i64 a = 0, b = 0, c = 0, d = 0;
     for (u64 row = first; row < end; row++) {
-        i64 v = data[row * columns + column];
+        signed char v = data[row * columns + column];
         QM31 k = w[row - first];
-        a += v * k.a;
-        b += v * k.b;
-        c += v * k.c;
-        d += v * k.d;
+        a += wide(v, k.a);
+        b += wide(v, k.b);
+        c += wide(v, k.c);
+        d += wide(v, k.d);
     }
     out[slab * columns + column] = QM31{msigned(a), msigned(b), msigned(c), msigned(d)};
 }
@@ -61,12 +61,12 @@ extern "C" __global__ void dots_int8(const signed char* data, u64 length, const 
     SHARED(QM31, shared);
     i64 a = 0, b = 0, c = 0, d = 0;
     for (u64 i = threadIdx.x; i < length; i += blockDim.x) {
-        i64 v = data[(u64)blockIdx.x * length + i];
+        signed char v = data[(u64)blockIdx.x * length + i];
         QM31 k = weights[i];
-        a += v * k.a;
-        b += v * k.b;
-        c += v * k.c;
-        d += v * k.d;
+        a += wide(v, k.a);
+        b += wide(v, k.b);
+        c += wide(v, k.c);
+        d += wide(v, k.d);
     }
     QM31 sums[1] = {QM31{msigned(a), msigned(b), msigned(c), msigned(d)}};
     block_sums<1>(sums, shared, out + blockIdx.x);
@@ -112,7 +112,7 @@ extern "C" __global__ void symbols_int8(const signed char* rows, u32 h, u64 row_
     SHARED(QM31, shared);
     u64 row = blockIdx.x % row_count, position = blockIdx.x / row_count;
     i64 sum = 0;
-    for (u64 i = threadIdx.x; i < 1ull << h; i += blockDim.x) sum += (i64)rows[(row << h) + i] * (i64)basis[(position << h) + i];
+    for (u64 i = threadIdx.x; i < 1ull << h; i += blockDim.x) sum += wide(rows[(row << h) + i], basis[(position << h) + i]);
     QM31 sums[1] = {qbase(msigned(sum))};
     // Thread 0 reads what thread 0 wrote.
     QM31* total = shared + blockDim.x;

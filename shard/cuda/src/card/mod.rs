@@ -7,6 +7,7 @@
 pub mod cache;
 pub mod compile;
 mod memory;
+pub mod preset;
 pub mod probe;
 
 pub use memory::CardMemory;
@@ -47,7 +48,7 @@ fn failed(at: &str) -> impl Fn(DriverError) -> DeviceError {
 
 impl Card {
     /// Opens card number `ordinal`. Compiled kernels are kept in `folder`; `budget` bounds memory, which otherwise is what is free
-    /// now less a reserve.
+    /// now less a reserve, and for known cards no more than their preset says.
     ///
     /// # Errors
     /// [`DeviceError`] for a missing or old driver or compiler, a card that is not there or too old, kernels that do not compile.
@@ -73,7 +74,9 @@ impl Card {
         }
         let stream = context.default_stream();
         memory::keep_pool(&context)?;
-        let budget = budget.unwrap_or(card.free / 100 * (100 - RESERVE_PERCENT)).min(card.memory);
+        let known = preset::of(&card.name, card.architecture).map_or(usize::MAX, |p| p.budget_bytes);
+        let free = card.free / 100 * (100 - RESERVE_PERCENT);
+        let budget = budget.unwrap_or(known.min(free)).min(card.memory);
         let facts = Facts { name: card.name, architecture: card.architecture, memory: card.memory, budget };
         Ok(Self { context, stream, functions, facts, used: Arc::default() })
     }

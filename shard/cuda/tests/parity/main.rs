@@ -7,6 +7,7 @@ mod chance;
 mod circuits;
 mod commit;
 mod places;
+mod pocket;
 mod proof;
 mod shim;
 mod whole;

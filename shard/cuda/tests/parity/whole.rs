@@ -17,14 +17,24 @@ use obelysk_shard::registration::{Codewords, register_with};
 const TOY_SECURITY: SecurityParams = SecurityParams { queries: 12, g_seed: 3, g_fold: 2, g_query: 4 };
 
 /// Registers, proves, verifies.
-fn whole<S: HashSuite, B: Backend>(k: &B, model: &IntegerModel, input: &PublicInput, mode: Mode, words: Codewords) -> Vec<u8> {
+pub fn whole_at<S: HashSuite, B: Backend>(
+    k: &B,
+    model: &IntegerModel,
+    input: &PublicInput,
+    security: SecurityParams,
+    (mode, words): (Mode, Codewords),
+) -> Vec<u8> {
     let dir = tempfile::tempdir().unwrap();
-    let registered = register_with::<S, B>(k, model, TOY_SECURITY, [7; 32], (dir.path(), words), &|_| ()).unwrap();
+    let registered = register_with::<S, B>(k, model, security, [7; 32], (dir.path(), words), &|_| ()).unwrap();
     let loaded = LoadedModel::<S, B>::new(registered.clone(), model.clone(), dir.path().to_path_buf());
     let (proof, _) = prove_in(k, &loaded, (input, mode), &|_, _, _| ()).unwrap();
     let bytes = proof.write();
     verify_reduced::<S>(&registered, &bytes).unwrap();
     bytes
+}
+
+fn whole<S: HashSuite, B: Backend>(k: &B, model: &IntegerModel, input: &PublicInput, mode: Mode, words: Codewords) -> Vec<u8> {
+    whole_at::<S, B>(k, model, input, TOY_SECURITY, (mode, words))
 }
 
 fn equal<D: Device>(k: &CudaBackend<D>) {
