@@ -1,6 +1,6 @@
 //! What a device does, as little as kernels need: memory, copies, launches. It refuses what does not fit, by name.
 
-use std::panic::{AssertUnwindSafe, catch_unwind, panic_any, resume_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 /// Why a device cannot be used, or failed at work.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -155,9 +155,9 @@ pub trait Device: Send + Sync + 'static {
 /// Leaves the step that cannot be done without the device; [`attempt`] catches it at the step's edge.
 ///
 /// Kernels return values, not results: a prover's step is a long chain of them, and none of its parts is worth keeping once
-/// the device is lost.
+/// the device is lost. Nothing is printed on the way: whoever catches it says what it means.
 pub(crate) fn leave(error: DeviceError) -> ! {
-    panic_any(error)
+    resume_unwind(Box::new(error))
 }
 
 /// Runs a step on a device; a device that fails in it is an error here.
