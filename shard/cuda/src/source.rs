@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
 /// Files in the order in which they are compiled.
-const FILES: [&str; 10] = [
+const FILES: [&str; 11] = [
     include_str!("../kernels/prelude.cuh"),
     include_str!("../kernels/field.cuh"),
     include_str!("../kernels/reduce.cuh"),
@@ -15,6 +15,7 @@ const FILES: [&str; 10] = [
     include_str!("../kernels/encode.cu"),
     include_str!("../kernels/merkle.cu"),
     include_str!("../kernels/rows.cu"),
+    include_str!("../kernels/packed.cu"),
     include_str!("../kernels/logup.cu"),
     include_str!("../kernels/chip.cu"),
 ];

@@ -2,7 +2,8 @@
 
 use super::CudaBackend;
 use super::encode::{BASE, EXTENSION, INT8};
-use super::run::{Buffer, Column, EXT, Ext, THREADS, threads_for};
+use super::fold::{Entries, Matrix};
+use super::run::{Buffer, Column, EXT, Ext, threads_for};
 use super::tree::{Tree, on_device};
 use crate::device::{Arg, Device};
 use bytemuck::cast_slice;
@@ -16,59 +17,10 @@ use rayon::prelude::*;
 const BATCH: usize = 64;
 /// Positions whose symbols are computed together.
 const POSITIONS: usize = 32;
-/// Blocks of a combination below which rows are split into slabs, so that every card is filled.
-const COMBINE_BLOCKS: u64 = 1024;
-/// Fewest rows of a slab: its sums are written and read once more.
-const SLAB_ROWS: u64 = 32;
 /// Nonces tried in one launch: a first one for short searches, then longer ones.
 const NONCES: [u64; 2] = [1 << 12, 1 << 22];
 
-/// A matrix to combine: what its entries are, and its kernel.
-#[derive(Clone, Copy)]
-pub(super) struct Matrix {
-    pub(super) kernel: &'static str,
-    pub(super) data: Arg,
-    pub(super) rows: u64,
-    pub(super) columns: u64,
-}
-
 impl<D: Device> CudaBackend<D> {
-    /// `out[k] = sum_row weights[row] m[row][k]`, zero beyond the columns, `len` elements.
-    pub(super) fn combined(&self, m: Matrix, weights: Arg, len: usize) -> Ext<D> {
-        let across = m.columns.div_ceil(u64::from(THREADS)).max(1);
-        let slabs = COMBINE_BLOCKS.div_ceil(across).min(m.rows.div_ceil(SLAB_ROWS)).max(1);
-        let rows = m.rows.div_ceil(slabs).max(1);
-        let slabs = m.rows.div_ceil(rows);
-        let sums = self.slabs(m, weights, rows, rows);
-        if slabs == 1 && m.columns == len as u64 {
-            return sums;
-        }
-        let out = self.empty_ext(len);
-        let n = Arg::U64(len as u64);
-        self.each("sum_slabs", len as u64, &[sums.data.arg(), Arg::U64(m.columns), Arg::U64(slabs), n, out.data.arg()]);
-        out
-    }
-
-    /// Sums of every `rows` rows, one vector of columns after the other; slab s has the weights from `s * stride` on.
-    pub(super) fn slabs(&self, m: Matrix, weights: Arg, rows: u64, stride: u64) -> Ext<D> {
-        let slabs = m.rows.div_ceil(rows);
-        let out = self.empty_ext((slabs * m.columns) as usize);
-        let shape = [m.columns, m.rows, rows].map(Arg::U64);
-        let args = [m.data, shape[0], shape[1], shape[2], weights, Arg::U64(stride), out.data.arg()];
-        self.blocks(m.kernel, slabs * m.columns.div_ceil(u64::from(THREADS)), THREADS, 0, &args);
-        out
-    }
-
-    /// Inner products of every `weights.len` entries with the weights.
-    pub(super) fn dots(&self, kernel: &'static str, data: &Buffer<D>, len: usize, weights: &Ext<D>) -> Vec<QM31> {
-        let slots = len / weights.len;
-        let out = self.empty_ext(slots);
-        let threads = threads_for(weights.len as u64);
-        let args = [data.arg(), Arg::U64(weights.len as u64), weights.data.arg(), out.data.arg()];
-        self.blocks(kernel, slots as u64, threads, threads as usize * EXT, &args);
-        out.to_host()
-    }
-
     /// Words of rows of bytes, `BATCH` at a time: each batch is encoded, hashed into `states`, and shown to `seen`.
     fn each_batch(
         &self,
@@ -222,16 +174,14 @@ impl<D: Device> CommitKernels for CudaBackend<D> {
 
     fn combine_base(&self, rows: &Column<D>, h: u32, coefficients: &[QM31]) -> Ext<D> {
         let count = (rows.len >> h).min(coefficients.len()) as u64;
-        let m = Matrix { kernel: "fold_base", data: rows.data.arg(), rows: count, columns: 1 << h };
-        let weights = self.upload_ext(coefficients);
-        self.combined(m, weights.arg(), 1 << h)
+        let m = Matrix { entries: Entries::Base, data: rows.data.arg(), rows: count, columns: 1 << h };
+        self.combined(m, coefficients, 1 << h)
     }
 
     fn combine_int8(&self, rows: &Column<D>, h: u32, coefficients: &[QM31]) -> Ext<D> {
         let count = (rows.len >> h).min(coefficients.len()) as u64;
-        let m = Matrix { kernel: "fold_int8", data: rows.data.arg(), rows: count, columns: 1 << h };
-        let weights = self.upload_ext(coefficients);
-        self.combined(m, weights.arg(), 1 << h)
+        let m = Matrix { entries: Entries::Int8, data: rows.data.arg(), rows: count, columns: 1 << h };
+        self.combined(m, coefficients, 1 << h)
     }
 
     fn partials_base(&self, rows: &Column<D>, point: &[QM31]) -> Vec<QM31> {

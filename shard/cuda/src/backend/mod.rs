@@ -7,6 +7,7 @@ mod chip;
 mod claim;
 mod commit;
 mod encode;
+mod fold;
 mod gkr;
 mod layout;
 mod leaves;

@@ -1,7 +1,7 @@
 //! [`ProofKernels`] on a device.
 
 use super::chip::Chip;
-use super::commit::Matrix;
+use super::fold::{Entries, Matrix};
 use super::gkr::{Fractions, Layer};
 use super::run::{Column, Ext};
 use super::{CudaBackend, run};
@@ -110,23 +110,22 @@ impl<D: Device> ProofKernels for CudaBackend<D> {
 
     fn fold_matrix(&self, shape: MatrixShape, data: &[i8], weight: &[QM31], vars: usize) -> Ext<D> {
         let rows = (data.len() / shape.inputs).min(weight.len());
-        let (data, weights) = (self.upload(cast_slice(&data[..rows * shape.inputs])), self.upload_ext(weight));
-        let m = Matrix { kernel: "fold_int8", data: data.arg(), rows: rows as u64, columns: shape.inputs as u64 };
-        self.combined(m, weights.arg(), 1 << vars)
+        let data = self.upload(cast_slice(&data[..rows * shape.inputs]));
+        let m = Matrix { entries: Entries::Int8, data: data.arg(), rows: rows as u64, columns: shape.inputs as u64 };
+        self.combined(m, weight, 1 << vars)
     }
 
     fn fold_tiles(&self, shape: MatrixShape, data: &[i8], low: &[QM31]) -> Ext<D> {
         let rows = data.len() / (low.len() * shape.inputs) * low.len();
-        let (data, weights) = (self.upload(cast_slice(&data[..rows * shape.inputs])), self.upload_ext(low));
-        let m = Matrix { kernel: "fold_int8", data: data.arg(), rows: rows as u64, columns: shape.inputs as u64 };
-        self.slabs(m, weights.arg(), low.len() as u64, 0)
+        let data = self.upload(cast_slice(&data[..rows * shape.inputs]));
+        let m = Matrix { entries: Entries::Int8, data: data.arg(), rows: rows as u64, columns: shape.inputs as u64 };
+        self.slabs(m, low, low.len() as u64, true)
     }
 
     fn sum_tiles(&self, shape: MatrixShape, tiles: &Ext<D>, high: &[QM31], vars: usize) -> Ext<D> {
         let rows = (tiles.len / shape.inputs).min(high.len()) as u64;
-        let weights = self.upload_ext(high);
-        let m = Matrix { kernel: "fold_ext", data: tiles.data.arg(), rows, columns: shape.inputs as u64 };
-        self.combined(m, weights.arg(), 1 << vars)
+        let m = Matrix { entries: Entries::Ext, data: tiles.data.arg(), rows, columns: shape.inputs as u64 };
+        self.combined(m, high, 1 << vars)
     }
 
     fn tile_values(&self, tiles: &Ext<D>, low: &[QM31]) -> Vec<QM31> {

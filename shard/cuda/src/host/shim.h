@@ -221,6 +221,18 @@ static inline uint32_t __shfl_down_sync(uint32_t, uint32_t value, uint32_t by) {
     uint32_t lane = shim::current & 31u;
     return shim::exchange(value, lane + by < 32 ? lane + by : lane);
 }
+// Byte k of the result is the byte of y:x that nibble k of `selector` names.
+static inline uint32_t __byte_perm(uint32_t x, uint32_t y, uint32_t selector) {
+    uint64_t both = (uint64_t)y << 32 | x;
+    uint32_t out = 0;
+    for (int k = 0; k < 4; k++) out |= (uint32_t)(both >> (8 * (selector >> (4 * k) & 7)) & 0xff) << (8 * k);
+    return out;
+}
+// Products of signed bytes, added up.
+static inline int __dp4a(int x, int y, int sum) {
+    for (int k = 0; k < 4; k++) sum += (int)(signed char)(x >> (8 * k)) * (int)(signed char)(y >> (8 * k));
+    return sum;
+}
 template <typename T>
 static inline T atomicMin(T* at, T value) {
     T seen = __atomic_load_n(at, __ATOMIC_RELAXED);
