@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
+use crate::device::DeviceChoice;
 use crate::error::NodeError;
 
 /// Settings of a node process.
@@ -23,6 +24,12 @@ pub struct NodeConfig {
     /// CPU threads offered; 0 means all of this machine.
     #[serde(default)]
     pub threads: u32,
+    /// What to compute on: `cpu`, or `cuda:0` for the first card, with the processors for what it cannot do.
+    #[serde(default = "default_device")]
+    pub device: String,
+    /// Whether what the card cannot do is refused instead.
+    #[serde(default)]
+    pub gpu_only: bool,
     /// Memory for the weights of a model, half of it for tiles; a segment that is larger is kept all the same.
     #[serde(default = "default_weight_bytes")]
     pub weight_bytes: u64,
@@ -54,6 +61,10 @@ pub struct NodeConfig {
 
 fn default_name() -> String {
     "node".to_owned()
+}
+
+fn default_device() -> String {
+    "cpu".to_owned()
 }
 
 const fn default_weight_bytes() -> u64 {
@@ -89,6 +100,8 @@ impl NodeConfig {
             token_file: PathBuf::new(),
             state: PathBuf::new(),
             threads: 0,
+            device: default_device(),
+            gpu_only: false,
             weight_bytes: default_weight_bytes(),
             cache_bytes: default_cache_bytes(),
             max_blob_bytes: default_max_blob_bytes(),
@@ -106,6 +119,19 @@ impl NodeConfig {
     pub fn cores(&self) -> u32 {
         let all = || std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX));
         if self.threads == 0 { all() } else { self.threads }
+    }
+
+    /// What to compute on.
+    ///
+    /// # Errors
+    /// [`NodeError::Config`] when it is no device, or when only a card may be used and none is named.
+    pub fn device(&self) -> Result<DeviceChoice, NodeError> {
+        let device = self.device.parse().map_err(|cause| NodeError::Config { field: "device", cause })?;
+        if self.gpu_only && device == DeviceChoice::Cpu {
+            let cause = "needs a card: set device to cuda:0, or leave it out".to_owned();
+            return Err(NodeError::Config { field: "gpu_only", cause });
+        }
+        Ok(device)
     }
 
     /// Where metrics are served.
@@ -133,6 +159,7 @@ impl NodeConfig {
         if self.max_blob_bytes == 0 || self.cache_bytes < self.max_blob_bytes {
             return bad("cache_bytes", "must be at least max_blob_bytes, and that at least 1");
         }
+        self.device()?;
         self.metrics_listen().map(|_| ())
     }
 }

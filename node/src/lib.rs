@@ -7,6 +7,7 @@
 pub mod address;
 pub mod calibration;
 pub mod config;
+pub mod device;
 pub mod engine;
 pub mod error;
 pub mod identity;
@@ -28,6 +29,7 @@ pub mod worker;
 
 pub use address::CoordinatorAddress;
 pub use config::NodeConfig;
+pub use device::{DeviceChoice, DeviceEngine};
 pub use engine::{CheckError, Checker, Engine, EngineError, Joined, Pieces, Trial, Verdict, WorkKind, WorkOutput, WorkRequest};
 pub use error::NodeError;
 pub use identity::{IdentityStore, Token};

@@ -1,11 +1,12 @@
-//! A crate depends only on those to its left: protocol, model, shard, node, coordinator, tests.
+//! A crate depends only on those to its left: protocol, model, shard, cuda, node, coordinator, tests.
 
 use crate::{files, has_word, none, read, root};
 use serde_json::Value;
 use std::process::Command;
 
 /// Our crates, lowest first.
-const ORDER: [&str; 6] = ["obelysk-protocol", "obelysk-model", "obelysk-shard", "obelysk-node", "obelysk", "obelysk-tests"];
+const ORDER: [&str; 7] =
+    ["obelysk-protocol", "obelysk-model", "obelysk-shard", "obelysk-cuda", "obelysk-node", "obelysk", "obelysk-tests"];
 /// All that the protocol may be built from.
 const PROTOCOL_NEEDS: [&str; 6] = ["blake2s_simd", "blake3", "rkyv", "stwo", "starknet-types-core", "thiserror"];
 /// Crates through which I/O would come into the provers.
@@ -45,7 +46,7 @@ fn crates_depend_only_on_those_below() {
         let above = needs(&package, true).into_iter().filter(|d| rank(d).is_some_and(|other| other >= own));
         broken.extend(above.map(|d| format!("{} depends on {d}", name(&package))));
     }
-    none("protocol < model < shard < node < coordinator < tests", &broken);
+    none("protocol < model < shard < cuda < node < coordinator < tests", &broken);
 }
 
 #[test]
@@ -56,7 +57,7 @@ fn protocol_needs_little_and_provers_no_network() {
         for need in needs(&package, false) {
             let foreign = match own {
                 "obelysk-protocol" => !PROTOCOL_NEEDS.contains(&need.as_str()),
-                "obelysk-model" | "obelysk-shard" => NETWORK.contains(&need.as_str()),
+                "obelysk-model" | "obelysk-shard" | "obelysk-cuda" => NETWORK.contains(&need.as_str()),
                 _ => false,
             };
             if foreign {

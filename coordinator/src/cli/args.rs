@@ -1,8 +1,8 @@
 //! Arguments of all commands.
 
 pub use super::cluster_args::{
-    AdminArgs, CoordinatorCommand, CoordinatorJoinArgs, DoctorArgs, EvidenceArgs, JoinArgs, NodeCommand, ServeArgs, TokenArgs,
-    TokenCommand,
+    AdminArgs, CoordinatorCommand, CoordinatorJoinArgs, DeviceArgs, DoctorArgs, EvidenceArgs, JoinArgs, NodeCommand, ServeArgs,
+    TokenArgs, TokenCommand,
 };
 use super::exit::EXIT_CODES;
 pub use super::observe_args::{JobCommand, StatusArgs, TopArgs};
@@ -397,6 +397,9 @@ pub struct ProveArgs {
     /// 0 as 1, one segment after the other (compatibility; in this process only).
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=2))]
     pub mode: u8,
+    /// What to compute on in this process.
+    #[command(flatten)]
+    pub device: DeviceArgs,
     /// Share of the cluster beside other jobs, 0 to 9: ten times as much for 9 as for 0.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u8).range(0..=9), requires = "coordinator")]
     pub priority: u8,

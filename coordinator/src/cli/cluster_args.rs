@@ -205,6 +205,9 @@ pub struct JoinArgs {
     /// Threads to use; 0 means all of this machine.
     #[arg(long)]
     pub threads: Option<u32>,
+    /// What to compute on.
+    #[command(flatten)]
+    pub device: DeviceArgs,
     /// Models to offer: folders or registered names [default: all registered].
     #[arg(long)]
     pub model: Vec<String>,
@@ -231,6 +234,17 @@ pub struct JoinArgs {
     pub tied: bool,
 }
 
+/// What to compute on.
+#[derive(Debug, Args)]
+pub struct DeviceArgs {
+    /// cpu, or cuda:N for the card of that number; what a card cannot do is done on the CPU, and logged [default: cpu].
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<String>,
+    /// Fail what the card cannot do instead.
+    #[arg(long, requires = "device")]
+    pub gpu_only: bool,
+}
+
 /// Arguments of `node doctor`.
 #[derive(Debug, Args)]
 pub struct DoctorArgs {
@@ -248,6 +262,9 @@ pub struct DoctorArgs {
     /// Models whose needs are held against this machine's memory [default: all registered].
     #[arg(long)]
     pub model: Vec<String>,
+    /// The device that joining would be told to use: cpu, or cuda:N [default: cpu; cards are looked at all the same].
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<String>,
 }
 
 /// Reads a duration such as `90s`, `10m`, `1h` or `2d`.

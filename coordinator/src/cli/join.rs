@@ -2,6 +2,7 @@
 
 use super::args::JoinArgs;
 use super::cluster::runtime;
+use super::device;
 use super::exit::{Code, Coded as _, Failure};
 use super::home::Home;
 use super::output::{Out, hex};
@@ -10,7 +11,7 @@ use super::serve::settings;
 use obelysk_node::error::NodeError;
 use obelysk_node::models::Shelf;
 use obelysk_node::worker::told;
-use obelysk_node::{ExitReason, IdentityStore, ModelFolder, Node, NodeBackend, NodeConfig, NodeSuite, ProverEngine, calibration};
+use obelysk_node::{DeviceEngine, ExitReason, IdentityStore, ModelFolder, Node, NodeConfig, NodeSuite, calibration};
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -31,6 +32,8 @@ pub fn run(out: &Out, home: &Home, args: JoinArgs) -> Result<(), Failure> {
     config.exit_when_idle_s = args.exit_when_idle.unwrap_or(config.exit_when_idle_s);
     config.preempt_hook = args.preempt_hook.unwrap_or(config.preempt_hook);
     config.preempt_grace_s = args.preempt_grace.unwrap_or(config.preempt_grace_s);
+    config.device = args.device.device.unwrap_or(config.device);
+    config.gpu_only |= args.device.gpu_only;
     config.validate()?;
     let file = (!config.token_file.as_os_str().is_empty()).then_some(config.token_file.as_path());
     // A member's file may be gone: it was for the first time only.
@@ -49,14 +52,15 @@ pub fn run(out: &Out, home: &Home, args: JoinArgs) -> Result<(), Failure> {
     if args.tied {
         end_with_parent();
     }
+    let card = device::open(home, config.device()?)?;
     out.field("node", &config.name);
+    device::tell(out, card.as_ref());
     models.iter().for_each(|m| out.field("offers", format_args!("{} {}", m.registered.descriptor.name(), hex(&m.id))));
     // Nodes of one command work with what is here, and are gone after it: they are not calibrated.
     let calibration = if args.tied { None } else { trial_model(out, home) };
     let weight_bytes = usize::try_from(config.weight_bytes).unwrap_or(usize::MAX);
-    let engine = ProverEngine::<NodeSuite, _>::new(NodeBackend::default(), models.into_iter().chain(calibration))
-        .with_weight_bytes(weight_bytes);
-    let engine = Arc::new(engine);
+    let models = models.into_iter().chain(calibration).collect();
+    let engine = Arc::new(DeviceEngine::<NodeSuite>::new(card, config.gpu_only, models, weight_bytes));
     // Who names the models to offer wants no others.
     let fetches = config.fetch_models_bytes > 0 && args.model.is_empty() && !args.tied;
     let shelf = HomeShelf { folder: home.models(), limit: config.fetch_models_bytes, engine: engine.clone() };
@@ -97,7 +101,7 @@ fn trial_model(out: &Out, home: &Home) -> Option<ModelFolder> {
 struct HomeShelf {
     folder: PathBuf,
     limit: u64,
-    engine: Arc<ProverEngine<NodeSuite, NodeBackend>>,
+    engine: Arc<DeviceEngine<NodeSuite>>,
 }
 
 impl Shelf for HomeShelf {

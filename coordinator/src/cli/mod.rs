@@ -9,6 +9,7 @@ mod cluster;
 mod cluster_args;
 mod council;
 mod demo;
+mod device;
 mod doctor;
 mod evidence;
 mod exit;

@@ -1,14 +1,15 @@
 //! `obelysk prove`: in this process, on child processes, or at a running coordinator. The proof is the same bytes.
 
-use super::args::ProveArgs;
-use super::cluster;
+use super::args::{DeviceArgs, ProveArgs};
 use super::exit::{Code, Coded as _, Failure};
 use super::generate::{generate, pairs, tell};
 use super::home::{Home, write_whole};
 use super::output::{Out, hex, size};
 use super::prompts::Asked;
+use super::{cluster, device};
 use obelysk_coordinator::JobResult;
 use obelysk_coordinator::checker::admit;
+use obelysk_cuda::{CudaBackend, attempt};
 use obelysk_model::IntegerModel;
 use obelysk_model::infer::InferError;
 use obelysk_node::job_bytes::JobSpec;
@@ -17,6 +18,7 @@ use obelysk_protocol::circuit::descriptor::{Descriptor, MAX_TOKENS};
 use obelysk_protocol::circuit::segment_count;
 use obelysk_protocol::verifier::aggregate::verify_bytes;
 use obelysk_protocol::verifier::mode::Mode;
+use obelysk_shard::job::Backend;
 use obelysk_shard::local;
 use serde::Serialize;
 use std::time::{Duration, Instant};
@@ -52,6 +54,9 @@ pub struct Proved {
 /// Runs `prove`.
 pub fn run(out: &Out, home: &Home, args: &ProveArgs) -> Result<(), Failure> {
     let mode = mode(args.mode, args.nodes > 0 || args.coordinator.is_some())?;
+    if args.device.device.is_some() && (args.nodes > 0 || args.coordinator.is_some()) {
+        return Err(Failure::input("--device is for a proof in this process: leave it out, and give it to `node join`"));
+    }
     let model = home.open(&args.model)?;
     let (ids, sequences, refused) = match model.registered.descriptor {
         Descriptor::Encoder(_) if args.chat.chat => {
@@ -71,7 +76,7 @@ pub fn run(out: &Out, home: &Home, args: &ProveArgs) -> Result<(), Failure> {
     let told = tell(&model, &spec.ids, &spec.sequences);
     let proved = match &args.coordinator {
         Some(address) => at_coordinator(out, &model, &spec, (address, args.priority))?,
-        None if args.nodes == 0 => here(out, &model, &spec)?,
+        None if args.nodes == 0 => on(out, home, &model, &spec, &args.device)?,
         None => on_nodes(out, home, &model, &spec, args.nodes)?,
     };
     write_whole(&args.out, &proved.proof)?;
@@ -148,11 +153,29 @@ fn check_ids(model: &ModelFolder, ids: &[u32]) -> Result<(), Failure> {
     })
 }
 
-/// In this process, in any mode.
+/// In this process, on a device.
+fn on(out: &Out, home: &Home, model: &ModelFolder, spec: &JobSpec, args: &DeviceArgs) -> Result<Proved, Failure> {
+    let Some(card) = device::open(home, device::chosen(args)?)? else { return here(out, model, spec) };
+    device::tell(out, Some(&card));
+    match attempt(|| with(out, model, spec, &CudaBackend::new(card))) {
+        Ok(proved) => proved,
+        Err(error) if args.gpu_only => Err(Failure { code: Code::Internal, error: error.into() }),
+        Err(error) => {
+            out.note(&format!("the card did not get through, proving on the CPU: {error}"));
+            here(out, model, spec)
+        }
+    }
+}
+
+/// On the processors of this machine, in this process, in any mode.
 pub fn here(out: &Out, model: &ModelFolder, spec: &JobSpec) -> Result<Proved, Failure> {
+    with(out, model, spec, &NodeBackend::default())
+}
+
+fn with<B: Backend>(out: &Out, model: &ModelFolder, spec: &JobSpec, backend: &B) -> Result<Proved, Failure> {
     let mode = mode(spec.mode, false)?;
     let spinner = out.spinner("loading weights");
-    let loaded = model.load::<NodeSuite, NodeBackend>();
+    let loaded = model.load::<NodeSuite, B>();
     spinner.finish_and_clear();
     let loaded = loaded?;
     let (started, cpu) = (Instant::now(), usage::cpu_time());
@@ -162,7 +185,7 @@ pub fn here(out: &Out, model: &ModelFolder, spec: &JobSpec) -> Result<Proved, Fa
         bar.set_message(phase);
         bar.inc(1);
     };
-    let outcome = local::prove_in(&NodeBackend::default(), &loaded, (&spec.input(), mode), &progress);
+    let outcome = local::prove_in(backend, &loaded, (&spec.input(), mode), &progress);
     bar.finish_and_clear();
     let (proof, phases) = outcome?;
     let bytes = proof.write();

@@ -1,6 +1,7 @@
 //! The command line as a user runs it: the real binary on a toy model, exit codes, JSON keys, bad input.
 
 mod bucket;
+mod cards;
 mod chat;
 mod commands;
 mod determinism;

@@ -1,5 +1,6 @@
 //! `obelysk node doctor`: everything that joining needs, looked at without changing anything. Each finding says what to do.
 
+mod card;
 mod machine;
 mod membership;
 mod path;
@@ -11,6 +12,8 @@ use super::home::Home;
 use super::join::state_folder;
 use super::output::Out;
 use super::secret;
+use obelysk_cuda::card::probe;
+use obelysk_node::DeviceChoice;
 use serde::Serialize;
 use std::path::Path;
 
@@ -59,6 +62,7 @@ impl Check {
 
 /// Runs the checks; fails with the code of a rejected validation when one does.
 pub fn run(out: &Out, home: &Home, args: &DoctorArgs) -> Result<(), Failure> {
+    let device: DeviceChoice = args.device.as_deref().map_or(Ok(DeviceChoice::Cpu), str::parse).map_err(Failure::input)?;
     let mut checks = Vec::new();
     let token = match secret::token(args.token.as_deref(), args.token_file.as_deref()) {
         Ok(token) => token,
@@ -92,6 +96,7 @@ pub fn run(out: &Out, home: &Home, args: &DoctorArgs) -> Result<(), Failure> {
     checks.push(machine::space(home.root()));
     checks.push(machine::writable(&state));
     checks.extend(machine::memory(home, &args.model));
+    checks.extend(card::all(device, &probe::report()));
     let good = checks.iter().all(|c| c.outcome != Outcome::Failed);
     out.json(&serde_json::json!({ "passed": good, "checks": checks }));
     for c in &checks {
