@@ -9,8 +9,8 @@ use obelysk_node::transport::quinn::crypto::rustls::HandshakeData;
 use obelysk_node::transport::quinn::{Connection, Incoming, RecvStream, SendStream};
 use obelysk_node::transport::rustls::pki_types::CertificateDer;
 use obelysk_node::transport::{
-    CLOSE_DONE, CLOSE_PROTOCOL, answer_blob, lost, open_up, public_key, read_message, read_message_within, receive_blob,
-    write_message,
+    CLOSE_DONE, CLOSE_PROTOCOL, answer_blob, lost, open_for_client, open_up, public_key, read_message, read_message_within,
+    receive_blob, write_message,
 };
 use obelysk_protocol::wire::{
     ALPN_JOIN, BlobPut, BlobRef, BlobStored, Coordinators, Goodbye, Hello, MAX_TEXT_BYTES, Message, Models, NodeHello, Refused,
@@ -142,7 +142,7 @@ async fn greet(shared: &Arc<Shared>, connection: &Connection, session: u64, arri
         (Message::NodeHello(_), _) => refuse(&mut send, false, &AdmissionError::NoCertificate.to_string()).await,
         (Message::ClientHello(hello), _) => {
             arrival.known();
-            open_up(connection);
+            open_for_client(connection);
             client::serve(shared, connection, (send, recv), &hello).await
         }
         (order, Peer::Admin) => {

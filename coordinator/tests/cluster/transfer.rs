@@ -121,9 +121,9 @@ async fn a_node_killed_while_it_uploads_or_fetches_changes_no_byte() {
             drop(far);
             assert!(line.relayed()[way] < 15 * MIB, "in the middle of it");
             let near = Node::run_until(NodeConfig::new("near"), invited(&handle), big.clone(), std::future::pending());
-            tokio::spawn(near)
+            let _running = tokio::spawn(near);
         };
-        let ((result, events), _near) = tokio::join!(prove(&handle, spec.clone()), replaced);
+        let ((result, events), ()) = tokio::join!(prove(&handle, spec.clone()), replaced);
         assert!(result.expect("proved").proof == expected_proof(&spec, BIG), "killed while it {what}");
         assert!(events.iter().any(|e| e.text.contains("another node")), "{what}: {events:?}");
         handle.shutdown().await;

@@ -35,6 +35,8 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 pub const MAX_STREAMS: u32 = 32;
 /// Bytes that a peer which is not known yet may have under way to a server: its first message. [`open_up`] lifts it.
 const UNKNOWN_WINDOW: u32 = 64 << 10;
+/// Bytes that a client may have under way: twice the largest specification.
+const CLIENT_WINDOW: u32 = 2 << 20;
 /// QUIC close code of an orderly end.
 pub const CLOSE_DONE: VarInt = VarInt::from_u32(0);
 /// QUIC close code after a protocol violation.
@@ -65,9 +67,15 @@ pub fn listen(address: SocketAddr, tls: &ServerTls, idle_timeout_ms: u32) -> Res
     link::endpoint(address, Some(config))
 }
 
-/// Gives a peer that is known now the streams it works with, and windows for the line it is on; before, it has one stream of 64 KiB.
+/// Gives a member the streams it works with, and windows for the line it is on; before, it has one stream of 64 KiB.
 pub fn open_up(connection: &quinn::Connection) {
     link::adapt(connection);
+    connection.set_max_concurrent_bi_streams(VarInt::from_u32(MAX_STREAMS));
+}
+
+/// Gives a client its streams, and room for its specification. Nobody vouches for it, and it could feign any round trip.
+pub fn open_for_client(connection: &quinn::Connection) {
+    connection.set_receive_window(VarInt::from_u32(CLIENT_WINDOW));
     connection.set_max_concurrent_bi_streams(VarInt::from_u32(MAX_STREAMS));
 }
 
