@@ -141,6 +141,15 @@ pub trait Checker: Send + Sync + 'static {
     /// that of whoever delivers it. `output` comes from a peer: any bytes.
     fn check(&self, spec: &[u8], kind: WorkKind, segment: u32, inputs: &[&[u8]], extra: &[u8], output: &[u8]) -> Verdict;
 
+    /// Whether results of this job can be judged here at all. Where they cannot, that is no fault of any node.
+    ///
+    /// # Errors
+    /// [`CheckError::Spec`].
+    fn knows(&self, spec: &[u8]) -> Result<(), CheckError> {
+        let _ = spec;
+        Ok(())
+    }
+
     /// The public bytes for prove and open, from all commits in segment order.
     ///
     /// # Errors

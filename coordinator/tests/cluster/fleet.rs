@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::loopback::{Faulty, Outcome, PATIENCE, admissions, config, invited, joined, prove, start};
+use crate::loopback::{Faulty, Outcome, PATIENCE, admissions, config, invited, joined, node, prove, start};
 use crate::toy::{MODEL, Toy, expected_proof, spec, toy};
 use obelysk_coordinator::{Coordinator, Handle, ProofChecker};
 use obelysk_node::engine::{CheckError, Checker, Engine, EngineError, Pieces, Trial, Verdict, WorkKind, WorkOutput, WorkRequest};
@@ -37,6 +37,43 @@ impl Checker for Calibrating {
     fn trial(&self, number: u64) -> Option<Trial> {
         Some(Trial { model: TRIAL, spec: spec(3, number), segments: 3 })
     }
+}
+
+/// The toy's checker at a coordinator where the model is not registered, as one that leads after another may be.
+struct Unknowing;
+
+impl Checker for Unknowing {
+    fn segments(&self, spec: &[u8]) -> Result<u32, CheckError> {
+        toy().segments(spec)
+    }
+
+    fn check(&self, _: &[u8], _: WorkKind, _: u32, _: &[&[u8]], _: &[u8], _: &[u8]) -> Verdict {
+        Verdict::Reject("the model is not registered".to_owned())
+    }
+
+    fn knows(&self, _: &[u8]) -> Result<(), CheckError> {
+        Err(CheckError::Spec("the model is not registered at this coordinator".to_owned()))
+    }
+
+    fn challenge(&self, spec: &[u8], commits: &[&[u8]]) -> Result<Vec<u8>, CheckError> {
+        toy().challenge(spec, commits)
+    }
+
+    fn finish(&self, spec: &[u8], pieces: Pieces<'_>) -> Result<Vec<u8>, CheckError> {
+        toy().finish(spec, pieces)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_coordinator_without_the_model_blames_no_node() {
+    let handle = Coordinator::start(config(), admissions(), Arc::new(Unknowing), None).await.expect("starts");
+    let _honest = ["one", "two"].map(|name| node(&handle, name, toy()));
+    joined(&handle, 2).await;
+    let (result, events) = prove(&handle, spec(3, 1)).await;
+    let reason = result.err().expect("nothing can be judged here").to_string();
+    assert!(reason.contains("not registered at this coordinator"), "{reason}");
+    assert!(!events.iter().any(|e| e.text.starts_with("quarantined")), "{events:?}");
+    handle.shutdown().await;
 }
 
 /// Knows the model of calibration, counts its trials, and spoils those of one kind.

@@ -62,6 +62,8 @@ impl Brain {
             let inputs: Vec<&[u8]> = blobs.iter().map(|b| b.as_slice()).collect();
             let [spec, extra, output] = [spec, needs.extra, output].map(|blob| load_one(store, blob));
             let (spec, extra, output) = (spec?, extra?, output?);
+            // A job of a leader before, of a model that only that one had.
+            checker.knows(&spec).map_err(|e| e.to_string())?;
             let verdict = checker.check(&spec, work.kind, work.segment, &inputs, &extra, &output);
             if verdict != Verdict::Accept {
                 tracing::warn!(%job, %work, ?verdict, "result not accepted");
@@ -144,10 +146,12 @@ impl Brain {
 }
 
 fn charge((who, job, work, epoch): (Who, JobId, Work, u64), verdict: &Verdict) -> Charge {
+    // As the brain judges: a rejected proof or opening may be the fault of what it was made from.
+    let alone = matches!(work.kind, WorkKind::Forward | WorkKind::Commit | WorkKind::Joint);
     let (disputed, reason) = match verdict {
         Verdict::Dispute(reason) => (true, reason.clone()),
-        Verdict::Reject(reason) => (false, reason.clone()),
-        Verdict::Accept => (false, String::new()),
+        Verdict::Reject(reason) => (!alone, reason.clone()),
+        Verdict::Accept => (true, String::new()),
     };
     let (node, job) = (Id(who.id).to_string(), Id(job.0).to_string());
     let (kind, segment, unix_s) = (work.kind.name().to_owned(), work.segment, unix_now());
