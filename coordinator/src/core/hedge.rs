@@ -146,10 +146,6 @@ impl State {
         u64::try_from(own).unwrap_or(u64::MAX).min(self.most_patience()).saturating_mul(1 << races.min(MAX_RACES))
     }
 
-    const fn most_patience(&self) -> u64 {
-        self.policy.lease_ms.saturating_mul(MOST_LEASES)
-    }
-
     /// The same for an item of this kind that costs no more than others.
     fn usual(&self, job: &Job, kind: WorkKind, speed: u64) -> u64 {
         let Some(quartile) = self.fleet.quartile(job.model, kind) else {
@@ -158,6 +154,10 @@ impl State {
         let floor = FLOOR_MS.min(self.policy.lease_ms / 8);
         let usual = quartile.saturating_mul(2).saturating_mul(CORE).checked_div(speed).unwrap_or(u64::MAX);
         usual.clamp(floor, self.most_patience())
+    }
+
+    const fn most_patience(&self) -> u64 {
+        self.policy.lease_ms.saturating_mul(MOST_LEASES)
     }
 }
 
