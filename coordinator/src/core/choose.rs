@@ -29,7 +29,7 @@ struct Case<'a> {
     item: &'a Item,
     /// Sides of a dispute.
     involved: BTreeSet<NodeId>,
-    /// Somebody usable has not failed at it.
+    /// Somebody usable has not had it in vain.
     untried: bool,
 }
 
@@ -68,7 +68,7 @@ impl State {
     /// Whether an idle node would be one that an item can be given to.
     pub(super) fn would_take(&self, id: JobId, job: &Job, work: Work, node: NodeId) -> bool {
         let Some(item) = job.items.get(&work) else { return false };
-        if item.doubt.is_none() && item.failures.is_empty() {
+        if item.doubt.is_none() && !item.was_tried() {
             // The usual case, without asking who else could.
             let home =
                 job.home(work.segment).filter(|home| job.crew.usable().contains(home) && self.has_room(id, job, work, *home));
@@ -129,7 +129,7 @@ impl State {
 
 impl Case<'_> {
     fn failed(&self, node: NodeId) -> bool {
-        self.item.failures.iter().any(|(who, _)| *who == node)
+        self.item.tried(node)
     }
 }
 

@@ -20,6 +20,7 @@ pub(super) struct Seat {
     /// It is here and not stuck with a lease that ran out: such a node may never come back.
     pub(super) works: bool,
     pub(super) idle: bool,
+    /// It keeps failing, or is long overdue with what it runs: others are asked before it, and what is its own gets another home.
     aside: bool,
     pub(super) speed: u64,
     memory: u64,
@@ -86,10 +87,8 @@ impl Crew {
     }
 
     /// Idle usable nodes, fastest first.
-    pub(super) fn fastest(&self) -> Vec<(u64, NodeId)> {
-        let mut all: Vec<(u64, NodeId)> = self.free.iter().map(|(_, Reverse(speed), node)| (*speed, *node)).collect();
-        all.sort_unstable_by_key(|(speed, node)| (Reverse(*speed), *node));
-        all
+    pub(super) fn fastest(&self) -> BTreeSet<(Reverse<u64>, NodeId)> {
+        self.free.iter().map(|(_, speed, node)| (*speed, *node)).collect()
     }
 
     /// Speed of the fastest idle usable node.
@@ -203,7 +202,7 @@ impl State {
         Seat {
             works: true,
             idle: member.running.is_none(),
-            aside: self.fleet.aside(node, self.now_ms),
+            aside: self.fleet.aside(node, self.now_ms) || self.is_late(node),
             speed: self.speed(node),
             memory: self.fleet.memory(node),
             greeting: member.greeting,

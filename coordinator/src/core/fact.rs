@@ -9,7 +9,7 @@ use super::types::{JobId, Needs, NodeId, Work};
 /// What work on a model takes, as learned from accepted results.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Learned {
-    /// Reference core-microseconds, and the least peak memory seen in bytes, by item in rising order.
+    /// Reference core-microseconds by item in rising order. The second figure is 0; earlier releases kept the least peak memory there.
     pub costs: Vec<(Work, u64, u64)>,
     /// Third quartile of the reference milliseconds that a kind takes, in rising order.
     pub quartiles: Vec<(WorkKind, u64)>,

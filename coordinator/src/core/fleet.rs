@@ -4,8 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use obelysk_node::engine::{Verdict, WorkKind};
+use obelysk_protocol::wire::MAX_CORES;
 
 use super::State;
+use super::pace::Pace;
 use super::types::{Input, JobId, NodeId, Work};
 
 /// Machines, and costs of work, remembered: more than any cluster has, and 1,000 models of 16 segments.
@@ -19,6 +21,8 @@ const MIN_DURATIONS: usize = 4;
 pub(super) const CORE: u64 = 1024;
 /// Core-microseconds of calibration on the machine that speeds are relative to.
 const REFERENCE_US: u64 = 200_000;
+/// Core-microseconds that no item takes: a month of a hundred cores. What an earlier leader recorded is believed up to that.
+pub(super) const MOST_CORE_US: u64 = 100 * 30 * 86_400 * 1_000_000;
 /// Failures of one node within [`FAULT_WINDOW_MS`] before it is set aside: a job forgives twelve, so one bad machine does not end one.
 pub const MAX_FAULTS: usize = 6;
 /// How long a failure counts.
@@ -51,6 +55,8 @@ pub(super) struct Fleet {
     pub(super) sizes: BTreeMap<JobId, Vec<u64>>,
     /// When what was learned of a model was last recorded.
     pub(super) recorded_ms: BTreeMap<[u8; 32], u64>,
+    /// When machines and sizes of jobs were last recorded.
+    pub(super) paces: (Pace<NodeId>, Pace<JobId>),
     /// The job that was sized last: it may not have come yet.
     announced: Option<JobId>,
 }
@@ -112,7 +118,7 @@ impl Fleet {
 
     /// Speed of a machine with so many cores.
     pub(super) fn speed(&self, node: NodeId, cores: u32) -> u64 {
-        self.core_speed(node) * u64::from(cores.max(1))
+        self.core_speed(node) * u64::from(cores.clamp(1, MAX_CORES))
     }
 
     pub(super) fn memory(&self, node: NodeId) -> u64 {
@@ -133,11 +139,12 @@ impl Fleet {
         u64::try_from(sum.checked_div(u128::from(*count))?).ok()
     }
 
-    /// Memory an item needs: what the model's sizes say, but no more than was seen to be enough; 0 when nothing is known.
+    /// Memory an item needs: what this job's sizes say; where they say nothing, the least that was seen, which may have been of a smaller
+    /// job; 0 when nothing is known.
     pub(super) fn needs(&self, job: JobId, model: [u8; 32], work: Work) -> u64 {
         let said = self.sizes.get(&job).and_then(|sizes| sizes.get(work.segment as usize)).copied().unwrap_or(0);
         let seen = self.costs.get(&(model, work)).map_or(0, |cost| cost.peak_bytes);
-        if said == 0 || seen == 0 { said.max(seen) } else { said.min(seen) }
+        if said == 0 { seen } else { said }
     }
 
     /// Third quartile of the reference milliseconds that this kind of work took; `None` while too little is known.
@@ -183,13 +190,11 @@ impl Fleet {
 
     fn learn(&mut self, sample: Sample, cores: u32) {
         let Sample { key, node, core_us, peak_bytes, wall_ms } = sample;
-        // A node cannot have spent more than all its cores for the whole time, whatever it says.
-        let most = wall_ms.max(1).saturating_mul(1000).saturating_mul(u64::from(cores.max(1)));
-        let core_us = core_us.clamp(1, most).saturating_mul(self.core_speed(node)) / CORE;
+        let core_us = core_us.clamp(1, most_core_us(wall_ms, cores)).saturating_mul(self.core_speed(node)) / CORE;
         if self.costs.len() < MAX_COSTS || self.costs.contains_key(&key) {
             let known = self.costs.get(&key).copied().unwrap_or(Cost { core_us, peak_bytes });
             let core_us = (known.core_us.saturating_mul(3).saturating_add(core_us) / 4).max(1);
-            self.set_cost(key, Cost { core_us, peak_bytes: known.peak_bytes.min(peak_bytes) });
+            self.set_cost(key, Cost { core_us, peak_bytes: least_known(known.peak_bytes, peak_bytes) });
             self.last.insert((key.0, key.1.segment), node);
         }
         let reference_ms = wall_ms.saturating_mul(self.speed(node, cores)) / CORE;
@@ -214,6 +219,16 @@ impl Fleet {
         }
         *sum += u128::from(cost.core_us);
     }
+}
+
+/// A node cannot have spent more than all its cores for the whole time, whatever it says.
+pub(super) fn most_core_us(wall_ms: u64, cores: u32) -> u64 {
+    wall_ms.max(1).saturating_mul(1000).saturating_mul(u64::from(cores.clamp(1, MAX_CORES)))
+}
+
+/// The lesser of two figures of which 0 says nothing.
+fn least_known(a: u64, b: u64) -> u64 {
+    if a == 0 || b == 0 { a.max(b) } else { a.min(b) }
 }
 
 impl State {
@@ -302,9 +317,10 @@ mod tests {
         let other = Work::new(WorkKind::Open, 0);
         fleet.learn(sample(other, 1, u64::MAX, 5), 1);
         assert_eq!(fleet.cost(MODEL, other), 5000);
-        assert_eq!(fleet.needs(JobId([1; 32]), MODEL, work), 100, "the least that was enough");
-        fleet.sized(JobId([1; 32]), vec![0, 0, 0, 70]);
-        assert_eq!(fleet.needs(JobId([1; 32]), MODEL, work), 70);
+        assert_eq!(fleet.needs(JobId([1; 32]), MODEL, work), 100, "the least that was enough, where nothing is said");
+        fleet.sized(JobId([1; 32]), vec![0, 0, 0, 70_000]);
+        assert_eq!(fleet.needs(JobId([1; 32]), MODEL, work), 70_000, "what was enough for a small job is not for this one");
+        assert_eq!(fleet.speed(NodeId(3), u32::MAX), CORE * 4096, "nobody has more cores");
     }
 
     #[test]

@@ -48,6 +48,10 @@ pub(super) struct Item {
     pub(super) races: u32,
     /// Nodes that vanished or fell silent while they ran this item.
     pub(super) dead: BTreeSet<NodeId>,
+    /// Nodes that gave it back, or came back without it: others go first.
+    pub(super) missed: BTreeSet<NodeId>,
+    /// How often a process that ran it was started anew.
+    pub(super) restarts: usize,
     pub(super) failures: Vec<(NodeId, String)>,
     pub(super) not_before_ms: u64,
     pub(super) doubt: Option<Doubt>,
@@ -65,6 +69,16 @@ impl Item {
     /// Whether it waits for a lease.
     pub(super) const fn open(&self) -> bool {
         self.accepted.is_none() && self.checking.is_none() && self.lease.is_none()
+    }
+
+    /// Whether a node has had it in vain.
+    pub(super) fn tried(&self, node: NodeId) -> bool {
+        self.dead.contains(&node) || self.missed.contains(&node) || self.failures.iter().any(|(who, _)| *who == node)
+    }
+
+    /// Whether any has.
+    pub(super) fn was_tried(&self) -> bool {
+        !(self.dead.is_empty() && self.missed.is_empty() && self.failures.is_empty())
     }
 
     /// A lease is over.

@@ -17,6 +17,8 @@ pub(super) struct Lease {
     pub(super) deadline_ms: u64,
     pub(super) permille: u32,
     pub(super) expired: bool,
+    /// It runs far beyond what its node should need: what waits for that node waits no longer.
+    pub(super) late: bool,
 }
 
 /// All leases, live and expired.
@@ -92,6 +94,19 @@ impl Leases {
         let mut epochs: Vec<u64> = self.ends.range(..(now_ms, 0)).map(|(_, epoch)| *epoch).collect();
         epochs.sort_unstable();
         epochs
+    }
+
+    /// Live leases that are not known to be late.
+    pub(super) fn in_time(&self) -> impl Iterator<Item = (u64, &Lease)> {
+        self.all.iter().filter(|(_, lease)| !lease.expired && !lease.late).map(|(epoch, lease)| (*epoch, lease))
+    }
+
+    /// From now on it is late.
+    pub(super) fn mark_late(&mut self, epoch: u64) {
+        if let Some(lease) = self.all.get_mut(&epoch) {
+            lease.late = true;
+            self.touched.insert(lease.node);
+        }
     }
 
     /// Leases of a node, by epoch.

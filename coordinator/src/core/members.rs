@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use obelysk_protocol::wire::MAX_CORES;
+
 use super::job::Job;
 use super::leases::Lease;
 use super::outcome::{JobEvent, JobFailure};
 use super::types::{Effect, JobId, NodeId, Work};
-use super::{MAX_NODE_DEATHS, State};
+use super::{MAX_ATTEMPTS, MAX_NODE_DEATHS, State};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Presence {
@@ -23,6 +25,8 @@ pub(super) struct Member {
     pub(super) presence: Presence,
     /// Epoch on its device, live or expired: it takes nothing else until it reports.
     pub(super) running: Option<u64>,
+    /// Epochs that it said it holds when it greeted, and has not been heard about since.
+    pub(super) held: BTreeSet<u64>,
     /// Counts greetings: what was known of it before may be otherwise.
     pub(super) greeting: u64,
 }
@@ -30,7 +34,8 @@ pub(super) struct Member {
 impl Member {
     /// Somebody who was put out and is not here: remembered, so that it cannot come back.
     pub(super) const fn absent_and_out() -> Self {
-        Self { models: BTreeSet::new(), cores: 1, presence: Presence::Quarantined, running: None, greeting: 0 }
+        let (presence, running, held) = (Presence::Quarantined, None, BTreeSet::new());
+        Self { models: BTreeSet::new(), cores: 1, presence, running, held, greeting: 0 }
     }
 }
 
@@ -90,6 +95,11 @@ impl Members {
         }
     }
 
+    /// Whether a node said in its greeting that it holds this, asked once for each.
+    pub(super) fn take_held(&mut self, node: NodeId, epoch: u64) -> bool {
+        self.all.get_mut(&node).is_some_and(|member| member.held.remove(&epoch))
+    }
+
     /// Something else is known about it.
     pub(super) fn touch(&mut self, node: NodeId) {
         self.touched.insert(node);
@@ -136,6 +146,8 @@ impl State {
             let Some(lease) = self.leases.get(epoch).cloned() else { continue };
             self.reclaim(&lease, epoch, Some("made no progress for a whole lease"), out);
         }
+        self.note_late();
+        self.record_late(out);
         for node in self.members.vanished(now.saturating_sub(self.policy.away_grace_ms)) {
             self.gone(node, Some("its connection broke and it did not return"), out);
         }
@@ -156,12 +168,52 @@ impl State {
         for epoch in self.leases.of_node(node).into_iter().filter(|epoch| !held.contains(epoch)) {
             if let Some(lease) = self.leases.remove(epoch) {
                 self.reclaim(&lease, epoch, None, out);
+                // It never came, or was forgotten. Once may be chance; a node that does nothing else must not get it for ever.
+                self.shun(&lease);
             }
         }
         // Its device is busy with the latest of what it holds, or soon delivers it. What that is about it says next.
         let earlier = |epoch: &u64| *epoch < self.term_epoch || self.leases.belongs(*epoch, node);
         let running = held.iter().rev().copied().find(earlier);
-        self.members.insert(node, Member { models, cores: cores.max(1), presence: Presence::Here, running, greeting: 0 });
+        let (cores, presence, held) = (cores.clamp(1, MAX_CORES), Presence::Here, held.clone());
+        self.members.insert(node, Member { models, cores, presence, running, held, greeting: 0 });
+    }
+
+    /// Another process speaks for a node than before: whatever the one before was at may have ended it.
+    pub(super) fn restarted(&mut self, node: NodeId, out: &mut Vec<Effect>) {
+        const WHY: &str = "its process was started anew";
+        for epoch in self.leases.of_node(node) {
+            let Some(lease) = self.leases.remove(epoch) else { continue };
+            // An expired lease was counted when it expired.
+            self.reclaim(&lease, epoch, Some(WHY).filter(|_| !lease.expired), out);
+            let Some(item) = self.jobs.get_mut(&lease.job).and_then(|job| job.item_mut(lease.work)) else { continue };
+            item.restarts += 1;
+            let (work, times) = (lease.work, item.restarts);
+            // One machine alone would be started again and again by its supervisor.
+            if times >= MAX_ATTEMPTS {
+                self.fail(lease.job, JobFailure::Failing { work, times, node, reason: WHY.to_owned() }, out);
+            }
+        }
+    }
+
+    /// A node gives work back, because it is about to be taken away: it gets nothing else until it greets again.
+    pub(super) fn returned(&mut self, node: NodeId, epoch: u64, out: &mut Vec<Effect>) {
+        self.draining(node);
+        // A result at the checker is not taken back; anything else is open again, or goes on under its other lease.
+        if self.at_checker(node, epoch) {
+            return;
+        }
+        out.push(Effect::Ack { node, epoch });
+        if let Some(lease) = self.settle(node, epoch) {
+            self.shun(&lease);
+        }
+    }
+
+    /// The item of this lease goes to somebody else first, if there is one.
+    fn shun(&mut self, lease: &Lease) {
+        if let Some(item) = self.jobs.get_mut(&lease.job).and_then(|job| job.item_mut(lease.work)) {
+            item.missed.insert(lease.node);
+        }
     }
 
     pub(super) fn away(&mut self, node: NodeId) {
@@ -224,5 +276,113 @@ impl State {
         let of = |(id, work): &(JobId, Work)| self.jobs.get(id)?.items.get(work)?.checking.as_ref();
         let candidate = self.checking.get(&epoch).and_then(of);
         candidate.is_some_and(|c| c.epoch == epoch && c.record.node == node)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use obelysk_node::engine::Verdict;
+    use obelysk_protocol::wire::BlobRef;
+
+    use super::super::fact::Fact;
+    use super::super::types::{Input, Policy};
+    use super::*;
+
+    const POLICY: Policy = Policy { lease_ms: 60_000, away_grace_ms: 30_000, wait_deadline_ms: 200_000, retry_pause_ms: 1 };
+    const MODEL: [u8; 32] = [7; 32];
+    const JOB: JobId = JobId([1; 32]);
+
+    fn joined(node: u32, cores: u32) -> Input {
+        Input::NodeJoined { node: NodeId(node), models: BTreeSet::from([MODEL]), cores, held: BTreeSet::new() }
+    }
+
+    struct World(State, u64);
+
+    impl World {
+        /// So many nodes and one job of one segment; with it who has its first item, under which epoch.
+        fn with(nodes: u32) -> (Self, (NodeId, u64)) {
+            let mut world = Self(State::new(POLICY), 0);
+            (1..=nodes).for_each(|node| drop(world.take(joined(node, 1))));
+            let submitted = Input::JobSubmitted { job: JOB, model: MODEL, spec: BlobRef::of(b"spec"), segments: 1 };
+            let first = assigned(&world.take(submitted)).expect("given out");
+            (world, first)
+        }
+
+        fn take(&mut self, input: Input) -> Vec<Effect> {
+            self.1 += 10;
+            let effects = self.0.apply(self.1, input);
+            self.0.audit().expect("kept up to date");
+            effects
+        }
+    }
+
+    fn assigned(effects: &[Effect]) -> Option<(NodeId, u64)> {
+        effects.iter().find_map(|effect| match effect {
+            Effect::Assign { node, epoch, .. } => Some((*node, *epoch)),
+            _ => None,
+        })
+    }
+
+    fn failure(effects: &[Effect]) -> Option<String> {
+        effects.iter().find_map(|effect| match effect {
+            Effect::FailJob { failure, .. } => Some(failure.to_string()),
+            _ => None,
+        })
+    }
+
+    /// Each time its supervisor starts the process again long before its grace is over.
+    #[test]
+    fn an_item_that_ends_processes_is_counted_although_they_come_back_at_once() {
+        let (mut world, (mut node, _)) = World::with(4);
+        let mut victims = BTreeSet::new();
+        loop {
+            assert!(victims.insert(node), "{node} got it twice, and others wait");
+            let mut effects = world.take(Input::NodeRestarted { node });
+            effects.extend(world.take(joined(node.0, 1)));
+            let lost = |effect: &Effect| matches!(effect, Effect::Notify { event: JobEvent::Lost { .. }, .. });
+            assert!(effects.iter().any(lost), "{effects:?}");
+            match assigned(&effects) {
+                Some((next, _)) => node = next,
+                None => break assert!(failure(&effects).is_some_and(|why| why.contains("took down 3 nodes")), "{effects:?}"),
+            }
+        }
+        assert_eq!(victims.len(), MAX_NODE_DEATHS);
+        let (mut alone, (node, _)) = World::with(1);
+        let mut again = || {
+            let mut effects = alone.take(Input::NodeRestarted { node });
+            effects.extend(alone.take(joined(node.0, 1)));
+            failure(&effects)
+        };
+        assert!((1..MAX_ATTEMPTS).all(|_| again().is_none()));
+        assert!(again().is_some_and(|why| why.contains("started anew")));
+    }
+
+    #[test]
+    fn who_gives_back_or_comes_back_without_it_does_not_get_it_again_before_others() {
+        let (mut world, (first, _)) = World::with(2);
+        let (second, epoch) = assigned(&world.take(joined(first.0, 1))).expect("goes on");
+        assert_ne!(first, second, "it came back without the item");
+        let returned = world.take(Input::WorkReturned { node: second, epoch });
+        let (third, epoch) = assigned(&returned).expect("goes on");
+        assert_eq!(third, first, "nobody else is left");
+        let returned = world.take(Input::WorkReturned { node: third, epoch });
+        assert_eq!(assigned(&returned), None, "both are about to go");
+        assert_eq!(assigned(&world.take(joined(second.0, 1))).map(|(node, _)| node), Some(second), "it stays after all");
+    }
+
+    #[test]
+    fn what_a_node_says_it_spent_is_bounded_by_its_cores_and_its_time() {
+        let (mut world, (node, epoch)) = World::with(1);
+        world.take(joined(2, u32::MAX));
+        let output = BlobRef::of(b"hidden state");
+        world.take(Input::WorkDone { node, epoch, output, core_us: u64::MAX, peak_bytes: 1 });
+        let work = Work::new(obelysk_node::engine::WorkKind::Forward, 0);
+        let effects = world.take(Input::CheckResult { job: JOB, work, epoch, verdict: Verdict::Accept });
+        let spent = effects.iter().find_map(|effect| match effect {
+            Effect::Record(Fact::Accepted { core_us, .. }) => Some(*core_us),
+            _ => None,
+        });
+        assert!(spent.is_some_and(|us| (1..=50_000).contains(&us)), "{spent:?} of one core in 30 ms");
+        assert_eq!(world.0.members.get(NodeId(2)).map(|member| member.cores), Some(MAX_CORES));
     }
 }

@@ -5,7 +5,7 @@ use obelysk_node::engine::WorkKind;
 
 use super::State;
 use super::fact::{Fact, Learned};
-use super::fleet::{CORE, Cost, MAX_COSTS};
+use super::fleet::{CORE, Cost, MAX_COSTS, MOST_CORE_US};
 use super::shares::DEFAULT_PRIORITY;
 use super::types::{Effect, JobId, NodeId, Work};
 use crate::ledger::{Ledger, Roster};
@@ -19,9 +19,16 @@ impl State {
     pub(super) fn measured(&mut self, node: NodeId, core_us: Option<[u64; 4]>, memory_bytes: u64, out: &mut Vec<Effect>) {
         self.fleet.measured(node, core_us, memory_bytes);
         self.members.touch(node);
+        self.record_machine(node, out);
+    }
+
+    /// Records what is known of a machine, if that is another than what was recorded.
+    fn record_machine(&mut self, node: NodeId, out: &mut Vec<Effect>) {
         let Some(machine) = self.fleet.machines.get_mut(&node).filter(|machine| machine.trial_us > 0) else { return };
+        let memory_bytes = machine.memory_bytes;
         let (trial_us, before) = (machine.trial_us, machine.recorded.0);
-        if trial_us.abs_diff(before) > before / SPEED_PARTS || machine.recorded.1 != memory_bytes {
+        let other = trial_us.abs_diff(before) > before / SPEED_PARTS || machine.recorded.1 != memory_bytes;
+        if other && self.fleet.paces.0.now(node, self.now_ms) {
             machine.recorded = (trial_us, memory_bytes);
             out.push(Effect::Record(Fact::Measured { node, trial_us, memory_bytes }));
         }
@@ -39,13 +46,24 @@ impl State {
         }
     }
 
+    /// Records what changed of machines and jobs and was not recorded because it changed a moment before.
+    pub(super) fn record_late(&mut self, out: &mut Vec<Effect>) {
+        for node in self.fleet.paces.0.due(self.now_ms) {
+            self.record_machine(node, out);
+        }
+        for job in self.fleet.paces.1.due(self.now_ms) {
+            self.record_size(job, out);
+        }
+    }
+
     /// Records what is known of a job that is in progress, if anything is.
-    pub(super) fn record_size(&self, job: JobId, out: &mut Vec<Effect>) {
+    pub(super) fn record_size(&mut self, job: JobId, out: &mut Vec<Effect>) {
         let priority = self.shares.priority(job);
         let Some(segments) = self.jobs.get(&job).map(|job| job.segments as usize) else { return };
         let mut peak_bytes = self.fleet.sizes.get(&job).cloned().unwrap_or_default();
         peak_bytes.truncate(segments);
-        if priority != DEFAULT_PRIORITY || !peak_bytes.is_empty() {
+        let said = priority != DEFAULT_PRIORITY || !peak_bytes.is_empty();
+        if said && self.fleet.paces.1.now(job, self.now_ms) {
             out.push(Effect::Record(Fact::Sized { job, priority, peak_bytes }));
         }
     }
@@ -59,7 +77,8 @@ impl State {
         // Jobs are of few models at a time; those of long ago may be recorded early.
         self.fleet.recorded_ms.retain(|_, at| now < *at + LEARNED_EVERY_MS);
         let costs = self.fleet.costs.range((model, Work::FIRST)..=(model, Work::LAST));
-        let costs: Vec<(Work, u64, u64)> = costs.map(|((_, work), cost)| (*work, cost.core_us, cost.peak_bytes)).collect();
+        // The least memory seen may have been that of a small job: it says nothing about those of the next leader.
+        let costs: Vec<(Work, u64, u64)> = costs.map(|((_, work), cost)| (*work, cost.core_us, 0)).collect();
         let quartile = |kind: WorkKind| Some((kind, self.fleet.quartile(model, kind)?));
         let quartiles = WorkKind::EVERY.into_iter().filter_map(quartile).collect();
         if !costs.is_empty() {
@@ -76,8 +95,8 @@ impl State {
             (machine.trial_us, machine.memory_bytes, machine.recorded) = (trial_us, memory_bytes, (trial_us, memory_bytes));
         }
         for (model, learned) in ledger.learned() {
-            for &(work, core_us, peak_bytes) in &learned.costs {
-                self.know(model, work, Cost { core_us, peak_bytes });
+            for &(work, core_us, _) in &learned.costs {
+                self.know(model, work, Cost { core_us: core_us.clamp(1, MOST_CORE_US), peak_bytes: 0 });
             }
             self.fleet.quartiles.extend(learned.quartiles.iter().map(|(kind, ms)| ((model, *kind), *ms)));
         }
@@ -88,7 +107,7 @@ impl State {
             }
             for (work, piece) in &open.accepted {
                 let Some(node) = roster.number(piece.node) else { continue };
-                let core_us = piece.core_us.saturating_mul(self.fleet.core_speed(node)) / CORE;
+                let core_us = piece.core_us.min(MOST_CORE_US).saturating_mul(self.fleet.core_speed(node)) / CORE;
                 self.know(open.model, *work, Cost { core_us: core_us.max(1), peak_bytes: piece.peak_bytes });
                 self.fleet.last.insert((open.model, work.segment), node);
             }
@@ -196,9 +215,32 @@ mod tests {
         assert_eq!(next.fleet.cost(MODEL, commit(0)), world.state.fleet.cost(MODEL, commit(0)));
         assert_eq!(next.fleet.cost(MODEL, commit(1)), 4001 / 2, "of a result that stands, at half the reference's speed");
         assert_eq!(next.fleet.needs(SECOND, MODEL, commit(0)), 5);
+        let unsaid = next.fleet.needs(JobId([9; 32]), MODEL, Work::new(WorkKind::Prove, 0));
+        assert_eq!(unsaid, 0, "what was enough for a small job is not handed on");
         // Who comes back with work is not calibrated.
         let back = next.apply(1, Input::NodeMeasured { node, core_us: None, memory_bytes: 1 << 30 });
         assert_eq!(next.fleet.core_speed(node), CORE / 2);
         assert!(!back.iter().any(|effect| matches!(effect, Effect::Record(_))), "{back:?}");
+    }
+
+    #[test]
+    fn who_says_another_thing_each_moment_is_recorded_once_a_minute_and_last_with_the_latest() {
+        let mut roster = Roster::of(&Ledger::default());
+        let node = roster.meet(Id([3; 32])).expect("room");
+        let mut world = World { state: State::new(POLICY), ledger: Ledger::default(), roster, facts: 0, now: 0 };
+        world.feed(submitted(FIRST, 2));
+        for n in 1..=100 {
+            world.feed(Input::NodeMeasured { node, core_us: Some([100_000; 4]), memory_bytes: n });
+            world.feed(Input::JobSized { job: FIRST, priority: (n % 5) as u8, peak_bytes: vec![n] });
+        }
+        assert_eq!(world.facts, 2, "each once");
+        for _ in 0..600 {
+            world.now += 100;
+            world.feed(Input::Tick);
+        }
+        assert_eq!(world.facts, 4, "and the latest");
+        assert_eq!(world.ledger.machines().map(|(.., memory)| memory).collect::<Vec<_>>(), [100]);
+        let (_, open) = world.ledger.open_jobs().next().expect("open");
+        assert_eq!(open.sized, Some((0, vec![100])));
     }
 }

@@ -22,6 +22,7 @@ mod memory;
 mod needs;
 mod outbox;
 mod outcome;
+mod pace;
 mod partition;
 mod plan;
 mod restore;
@@ -138,6 +139,7 @@ impl State {
             Input::Tick => self.tick(&mut out),
             Input::NodeJoined { node, models, cores, held } => self.joined(node, models, cores, &held, &mut out),
             Input::NodeMeasured { node, core_us, memory_bytes } => self.measured(node, core_us, memory_bytes, &mut out),
+            Input::NodeRestarted { node } => self.restarted(node, &mut out),
             Input::NodeAway { node } => self.away(node),
             Input::NodeDraining { node } => self.draining(node),
             Input::NodeLeft { node } => self.gone(node, None, &mut out),
@@ -146,13 +148,7 @@ impl State {
                 self.work_done(node, epoch, (output, core_us, peak_bytes), &mut out);
             }
             Input::WorkFailed { node, epoch, disagrees, reason } => self.work_failed(node, epoch, disagrees, reason, &mut out),
-            Input::WorkReturned { node, epoch } => {
-                // A result at the checker is not taken back; anything else is open again, or goes on under its other lease.
-                if !self.at_checker(node, epoch) {
-                    out.push(Effect::Ack { node, epoch });
-                    self.settle(node, epoch);
-                }
-            }
+            Input::WorkReturned { node, epoch } => self.returned(node, epoch, &mut out),
             Input::CheckResult { job, work, epoch, verdict } => self.judged(job, work, epoch, verdict, &mut out),
             Input::CheckerFailed { job, reason } => self.fail(job, JobFailure::Pieces(reason), &mut out),
             Input::ChallengeDerived { job, commits, result } => self.challenged(job, commits, result, &mut out),

@@ -108,8 +108,10 @@ impl State {
     }
 
     fn adopt(&mut self, node: NodeId, epoch: u64, (id, work): (JobId, Work), (inputs, extra): (&[BlobRef], BlobRef)) -> bool {
+        // Only what it named when it greeted, each once: that bounds how many there are.
+        let named = self.members.take_held(node, epoch);
         // Only of earlier terms: an epoch of this one that is not in the table is over, or was never given.
-        if epoch == 0 || epoch >= self.term_epoch || self.leases.get(epoch).is_some() {
+        if !named || epoch == 0 || epoch >= self.term_epoch || self.leases.get(epoch).is_some() {
             return false;
         }
         let trusted = self.members.get(node).is_some() && !self.members.is_quarantined(node);
@@ -124,7 +126,7 @@ impl State {
         job.started(work.kind, self.now_ms);
         job.waiting_since_ms = None;
         let (since_ms, deadline_ms) = (self.now_ms, self.now_ms + self.policy.lease_ms);
-        let lease = Lease { job: id, work, node, needs, since_ms, adopted: true, deadline_ms, permille: 0, expired };
+        let lease = Lease { job: id, work, node, needs, since_ms, adopted: true, deadline_ms, permille: 0, expired, late: false };
         self.leases.insert(epoch, lease);
         true
     }
@@ -141,4 +143,49 @@ fn restored(open: &OpenJob, roster: &Roster) -> Job {
     }
     job.set_challenge(open.challenge.clone().map(|(commits, extra)| Challenge { commits, extra }));
     job
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use obelysk_node::engine::WorkKind;
+
+    use super::super::fact::Fact;
+    use super::super::types::Input;
+    use super::*;
+    use crate::consensus::Machine as _;
+    use crate::ledger::Entry;
+
+    const POLICY: Policy = Policy { lease_ms: 1000, away_grace_ms: 500, wait_deadline_ms: 10_000, retry_pause_ms: 1 };
+
+    #[test]
+    fn only_leases_named_in_the_greeting_are_taken_over_and_each_once() {
+        let (job, model, node) = (JobId([1; 32]), [7; 32], NodeId(1));
+        let opened = Fact::JobOpened { job, number: 1, model, spec: BlobRef::of(b"spec"), segments: 1 };
+        let mut ledger = Ledger::default();
+        let entry = Entry::of(&opened, &Roster::of(&ledger), 1).expect("about no node");
+        ledger.apply(0, &entry.encode());
+        let mut state = State::restore(POLICY, &ledger, &Roster::of(&ledger), 2);
+        state.apply(1, Input::NodeJoined { node, models: BTreeSet::from([model]), cores: 1, held: BTreeSet::from([5]) });
+        let mut holds = |now, epoch| {
+            let (work, inputs, extra) = (Work::new(WorkKind::Forward, 0), Vec::new(), BlobRef::of(&[]));
+            let effects = state.apply(now, Input::NodeHolds { node, epoch, job, work, inputs, extra });
+            let resumed = effects.iter().any(|effect| matches!(effect, Effect::Resume { .. }));
+            (resumed, state.leases.len())
+        };
+        assert_eq!((2..=4).map(|epoch| holds(2, epoch)).collect::<Vec<_>>(), [(false, 0); 3], "never named");
+        assert_eq!([holds(3, 5), holds(3, 5)], [(true, 1); 2], "the same lease");
+        state.apply(4, Input::WorkFailed { node, epoch: 5, disagrees: false, reason: "out of memory".to_owned() });
+        let again = Input::NodeHolds {
+            node,
+            epoch: 5,
+            job,
+            work: Work::new(WorkKind::Forward, 0),
+            inputs: Vec::new(),
+            extra: BlobRef::of(&[]),
+        };
+        let effects = state.apply(4, again);
+        assert!(effects.iter().any(|effect| matches!(effect, Effect::Revoke { epoch: 5, .. })), "{effects:?}");
+    }
 }

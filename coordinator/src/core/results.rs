@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use obelysk_protocol::wire::{BlobRef, PERMILLE};
 
+use super::fleet::{MOST_CORE_US, most_core_us};
 use super::job::{Candidate, Record};
 use super::leases::Lease;
 use super::outcome::{JobEvent, JobFailure};
@@ -41,7 +42,11 @@ impl State {
 
     /// Sends a result to the checker, if it is wanted. It is acknowledged when it was judged: until then only its node has it for certain.
     fn candidate(&mut self, lease: Lease, epoch: u64, (output, core_us, peak_bytes): (BlobRef, u64, u64)) -> Option<Effect> {
-        let Lease { job: id, work, node, needs, .. } = lease;
+        let Lease { job: id, work, node, needs, since_ms, adopted, .. } = lease;
+        let cores = self.members.get(node).map_or(1, |member| member.cores);
+        // How long an adopted lease has run is not known. Beyond that, a millisecond is rounded up.
+        let wall_ms = self.now_ms.saturating_sub(since_ms) + 1;
+        let core_us = core_us.min(if adopted { MOST_CORE_US } else { most_core_us(wall_ms, cores) });
         let job = self.jobs.get_mut(&id)?;
         // Computed from results that were taken back since: neither right nor wrong.
         if job.needs(work).as_ref() != Some(&needs) {

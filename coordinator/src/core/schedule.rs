@@ -151,7 +151,18 @@ impl State {
         self.next_epoch += 1;
         let (since_ms, deadline_ms, adopted) = (now, now + self.policy.lease_ms, false);
         let needed = needs.clone();
-        let lease = Lease { job: id, work, node, needs: needed, since_ms, adopted, deadline_ms, permille: 0, expired: false };
+        let lease = Lease {
+            job: id,
+            work,
+            node,
+            needs: needed,
+            since_ms,
+            adopted,
+            deadline_ms,
+            permille: 0,
+            expired: false,
+            late: false,
+        };
         self.leases.insert(epoch, lease);
         let (model, spec) = (job.model, job.spec);
         self.shares.charge(id, self.fleet.cost(model, work));
@@ -220,6 +231,6 @@ pub(super) fn entry(
         Phase::Ready
     };
     let elsewhere = || home.is_none_or(|home| !job.crew.usable().contains(&home) || !room(home));
-    let loose = phase == Phase::Ready && (disputed || !item.failures.is_empty() || elsewhere());
+    let loose = phase == Phase::Ready && (disputed || item.was_tried() || elsewhere());
     Some(Entry { phase, home, loose, disputed })
 }

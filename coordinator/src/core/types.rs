@@ -118,6 +118,11 @@ pub enum Input {
         /// Memory of the machine in bytes; 0 when that is not known.
         memory_bytes: u64,
     },
+    /// Another process speaks for it than before, said before it joins: what that one held is gone.
+    NodeRestarted {
+        /// The node.
+        node: NodeId,
+    },
     /// Its connection broke.
     NodeAway {
         /// The node.

@@ -219,18 +219,15 @@ impl Ledger {
                 }
             }
             Entry::Measured { node, trial_us, memory_bytes } => {
-                match self.machines.iter_mut().find(|(known, ..)| *known == node) {
-                    Some(machine) => *machine = (node, trial_us, memory_bytes),
-                    None => self.machines.push((node, trial_us, memory_bytes)),
-                }
+                // Latest last: who was not heard of for longest is forgotten first.
+                self.machines.retain(|(known, ..)| *known != node);
+                self.machines.push((node, trial_us, memory_bytes));
                 let above = self.machines.len().saturating_sub(MAX_MACHINES);
                 self.machines.drain(..above);
             }
             Entry::Learned { model, learned } => {
-                match self.learned.iter_mut().find(|(known, _)| *known == model) {
-                    Some((_, known)) => *known = learned,
-                    None => self.learned.push((model, learned)),
-                }
+                self.learned.retain(|(known, _)| *known != model);
+                self.learned.push((model, learned));
                 let above = self.learned.len().saturating_sub(MAX_LEARNED);
                 self.learned.drain(..above);
             }

@@ -169,6 +169,10 @@ fn bounds_displace_the_oldest() {
     let speed = |n| Entry::Measured { node: key(n), trial_us: 1, memory_bytes: 2 };
     let speeds: Vec<Entry> = (0..=MAX_MACHINES).map(speed).collect();
     assert_eq!(ledger(&speeds).machines().next(), Some((key(1), 1, 2)));
+    // Who is heard of again is not the oldest any more.
+    let mut again: Vec<Entry> = (0..MAX_MACHINES).map(speed).collect();
+    again.extend([speed(0), speed(MAX_MACHINES)]);
+    assert_eq!(ledger(&again).machines().next(), Some((key(2), 1, 2)));
     let learned = |n| Entry::Learned { model: key(n).0, learned: Learned::default() };
     let models: Vec<Entry> = (0..=MAX_LEARNED).map(learned).collect();
     assert_eq!(ledger(&models).learned().next().map(|(model, _)| model), Some(key(1).0));

@@ -240,7 +240,7 @@ impl Brain {
     fn command(&mut self, command: Command) {
         match command {
             Command::Core(input) => {
-                if let Input::NodeDraining { node } = &input
+                if let Input::NodeDraining { node } | Input::WorkReturned { node, .. } = &input
                     && let Some(known) = self.nodes.get_mut(node)
                 {
                     known.draining = true;

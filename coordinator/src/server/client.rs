@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use obelysk_node::error::TransportError;
 use obelysk_node::transport::quinn::{Connection, ConnectionError, RecvStream, SendStream};
@@ -19,6 +20,11 @@ use crate::core::DEFAULT_PRIORITY;
 const MAX_CLIENT_BLOBS: usize = 2;
 /// Largest specification: with as many tokens as a proof takes it has 20 KiB. Clients are strangers, and this memory is outside the store.
 const MAX_SPEC_BYTES: u64 = 1 << 20;
+
+/// Time for a client to say what it wants: its specification travels before, over a line of 20 KiB/s or more.
+const ASKING: Duration = Duration::from_secs(60);
+/// Time to fetch a proof when it is there: 10 MiB over a slow line, several times.
+const FETCHING: Duration = Duration::from_secs(1800);
 
 /// Blobs of one client connection; they go with it.
 type Blobs = Arc<Mutex<BTreeMap<BlobRef, Arc<Vec<u8>>>>>;
@@ -50,7 +56,7 @@ pub(super) async fn serve(
     if outcome.is_ok() {
         let _ = send.finish();
         // The client still fetches its proof; it says goodbye, or goes.
-        let _ = read_message(&mut recv).await;
+        let _ = tokio::time::timeout(FETCHING, read_message(&mut recv)).await;
     }
     bulk.abort();
     outcome
@@ -63,7 +69,7 @@ async fn one_job(
     recv: &mut RecvStream,
     blobs: &Blobs,
 ) -> Result<(), TransportError> {
-    let (wanted, model, key, priority) = match read_message(recv).await? {
+    let (wanted, model, key, priority) = match in_time(read_message(recv)).await? {
         Some(Message::SubmitOnce(submit)) => (submit.spec, submit.model, Some(submit.key), submit.priority),
         Some(Message::Submit(submit)) => (submit.spec, submit.model, None, DEFAULT_PRIORITY),
         Some(other) => return Err(TransportError::Unexpected { expected: "a job", got: other.id() }),
@@ -117,6 +123,11 @@ async fn one_job(
     write_message(send, &last).await
 }
 
+/// What a client sends, sent in time: a stranger that leaves a byte out must not keep its place, nor what came after that byte.
+async fn in_time<T>(reading: impl Future<Output = Result<T, TransportError>>) -> Result<T, TransportError> {
+    tokio::time::timeout(ASKING, reading).await.unwrap_or(Err(TransportError::Timeout(ASKING.as_secs())))
+}
+
 fn done(result: JobResult, blobs: &Blobs) -> Message {
     let proof = BlobRef::of(&result.proof);
     let phases = result.phases.iter().map(|phase| PhaseTime {
@@ -140,7 +151,7 @@ async fn serve_bulk(shared: Arc<Shared>, connection: Connection, blobs: Blobs) {
 }
 
 async fn transfer(shared: &Shared, blobs: &Blobs, mut send: SendStream, mut recv: RecvStream) -> Result<(), TransportError> {
-    match read_message(&mut recv).await? {
+    match in_time(read_message(&mut recv)).await? {
         Some(Message::BlobGet(get)) => match find(blobs, get.blob) {
             Some(bytes) => answer_blob(&mut send, get.blob, &bytes).await?,
             None => return refuse(&mut send, false, "no such blob on this connection").await,
@@ -150,7 +161,7 @@ async fn transfer(shared: &Shared, blobs: &Blobs, mut send: SendStream, mut recv
                 let reason = format!("{} bytes are no specification, which has {MAX_SPEC_BYTES} at most", put.blob.length);
                 return refuse(&mut send, false, &reason).await;
             }
-            let bytes = receive_blob(&mut recv, put.blob, MAX_SPEC_BYTES).await?;
+            let bytes = in_time(receive_blob(&mut recv, put.blob, MAX_SPEC_BYTES)).await?;
             if !keep(blobs, put.blob, bytes) {
                 return refuse(&mut send, false, "a client may put one specification per connection").await;
             }

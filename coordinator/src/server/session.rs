@@ -136,7 +136,7 @@ async fn greet(shared: &Arc<Shared>, connection: &Connection, session: u64, arri
                 Err(error) => return refuse(&mut send, false, &error.to_string()).await,
             };
             arrival.known();
-            open_up(connection);
+            let _windows = open_up(connection);
             node(shared, connection, session, (send, recv), (hello, member), evicted).await
         }
         (Message::NodeHello(_), _) => refuse(&mut send, false, &AdmissionError::NoCertificate.to_string()).await,
@@ -147,7 +147,7 @@ async fn greet(shared: &Arc<Shared>, connection: &Connection, session: u64, arri
         }
         (order, Peer::Admin) => {
             arrival.known();
-            open_up(connection);
+            let _windows = open_up(connection);
             write_message(&mut send, &admin::answer(shared, order).await).await?;
             let _ = send.finish();
             admin::serve_rest(shared, connection).await

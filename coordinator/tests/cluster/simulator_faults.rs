@@ -69,6 +69,21 @@ fn who_pretends_to_go_on_holds_no_item_for_ever() {
     }
 }
 
+/// Home of all by what it says, and never done before another is.
+#[test]
+fn a_false_speed_holds_a_job_up_for_minutes_and_not_for_ever() {
+    for permille in [0, 950] {
+        for seed in 0..5 {
+            let boaster = Machine { dawdles: Some(permille), claims: Some(u32::MAX), ..machine(6400) };
+            let mut world = World::new(seed, &[boaster, machine(100), machine(100)]);
+            world.submit(job(1), 12, 5, Vec::new());
+            world.live();
+            let at = world.proved(job(1));
+            assert!(at < 3_600_000 / 2, "life {seed} from {permille}: {at} ms");
+        }
+    }
+}
+
 #[test]
 fn a_clock_that_jumps_ends_no_lease_and_holds_nothing_up() {
     const DAY_MS: u64 = 86_400_000;

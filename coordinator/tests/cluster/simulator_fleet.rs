@@ -49,10 +49,12 @@ pub struct Machine {
     pub unknown: bool,
     /// So many times as much progress as it makes, whatever it makes, it says until this permille, and then a little at a time for ever.
     pub dawdles: Option<u32>,
+    /// Cores it says it has, if not one.
+    pub claims: Option<u32>,
 }
 
 pub const fn machine(speed: u64) -> Machine {
-    Machine { speed, memory: 0, stalls: 0, preempted: 0, fails: 0, unknown: false, dawdles: None }
+    Machine { speed, memory: 0, stalls: 0, preempted: 0, fails: 0, unknown: false, dawdles: None, claims: None }
 }
 
 pub struct World {
@@ -114,11 +116,11 @@ impl World {
     }
 
     fn join(&mut self, node: NodeId, delay: u64) {
-        let Machine { speed, memory, unknown, .. } = self.machines[&node];
+        let Machine { speed, memory, unknown, claims, .. } = self.machines[&node];
         let core_us = (!unknown).then_some([5_000_000 / speed; 4]);
         self.later(delay, Input::NodeMeasured { node, core_us, memory_bytes: memory });
         let models = BTreeSet::from([MODEL]);
-        self.later(delay, Input::NodeJoined { node, models, cores: 1, held: BTreeSet::new() });
+        self.later(delay, Input::NodeJoined { node, models, cores: claims.unwrap_or(1), held: BTreeSet::new() });
     }
 
     pub fn submit(&mut self, job: JobId, segments: u32, priority: u8, peak_bytes: Vec<u64>) {
@@ -173,8 +175,13 @@ impl World {
                 self.assigned.push((self.now, job, work, node));
                 self.run(node, epoch, work, spec, &needs);
             }
-            Effect::Ack { epoch, .. } | Effect::Revoke { epoch, .. } => {
+            Effect::Ack { epoch, .. } => drop(self.leases.remove(&epoch)),
+            Effect::Revoke { node, epoch } => {
                 self.leases.remove(&epoch);
+                if self.machines[&node].claims.is_some() {
+                    // Ready for the next at once.
+                    self.later(1, Input::WorkFailed { node, epoch, disagrees: false, reason: "revoked".to_owned() });
+                }
             }
             Effect::Check { job, work, epoch, spec, needs, output, .. } => {
                 let inputs = self.all(&needs.inputs.iter().chain(&needs.against).copied().collect::<Vec<_>>());

@@ -4,6 +4,7 @@
 
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use quinn::congestion::CubicConfig;
@@ -20,6 +21,9 @@ const BYTES_PER_S: u64 = 1_250_000_000;
 const LEAST_WINDOW: u64 = 8 << 20;
 /// Most: 10 Gbit/s around the world would be more than a process should keep for one peer.
 const MOST_WINDOW: u64 = 256 << 20;
+/// What all peers of a server together may have beyond the least windows, both directions counted: eight lines around the world, or eighty
+/// across a continent. A round trip can be feigned, so no sum of windows may grow with the number of peers.
+const WIDE_BYTES: u64 = 4 << 30;
 /// Largest UDP payload that is tried. Ten such packets are what goes to the kernel at once, which takes 65,507 bytes; with larger ones
 /// nothing would leave in batches any more.
 const MOST_PAYLOAD: u16 = 6500;
@@ -59,6 +63,46 @@ pub(super) fn adapt(connection: &Connection) {
     connection.set_send_window(bytes);
 }
 
+/// As [`adapt`], out of what all connections share: where that is spent, the least windows remain.
+pub(super) fn adapt_within(connection: &Connection) -> Windows {
+    static WIDE: AtomicU64 = AtomicU64::new(WIDE_BYTES);
+    let windows = Windows::lend(&WIDE, bytes_under_way(connection.rtt()));
+    connection.set_receive_window(window(windows.bytes()));
+    connection.set_send_window(windows.bytes());
+    windows
+}
+
+/// What a connection's windows take of what all share, until this is dropped.
+#[derive(Debug)]
+#[must_use = "dropped, the memory counts as free while the connection still uses it"]
+pub struct Windows {
+    left: &'static AtomicU64,
+    lent: u64,
+}
+
+impl Windows {
+    fn lend(left: &'static AtomicU64, wanted: u64) -> Self {
+        let mut lent = 0;
+        let more = 2 * wanted.saturating_sub(LEAST_WINDOW);
+        let _ = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
+            lent = more.min(left);
+            Some(left - lent)
+        });
+        Self { left, lent }
+    }
+
+    /// Of each direction.
+    const fn bytes(&self) -> u64 {
+        LEAST_WINDOW + self.lent / 2
+    }
+}
+
+impl Drop for Windows {
+    fn drop(&mut self) {
+        self.left.fetch_add(self.lent, Ordering::Relaxed);
+    }
+}
+
 /// Twice what is on the line, so that neither side waits for the other's word that it may go on.
 fn bytes_under_way(round_trip: Duration) -> u64 {
     let on_the_line = u64::try_from(round_trip.as_micros()).unwrap_or(u64::MAX).saturating_mul(BYTES_PER_S / 1_000_000);
@@ -96,5 +140,16 @@ mod tests {
             [at(0), at(1), at(50), at(100), at(5000)],
             [LEAST_WINDOW, LEAST_WINDOW, 125_000_000, 250_000_000, MOST_WINDOW]
         );
+    }
+    #[test]
+    fn all_windows_together_are_bounded_whatever_round_trips_are_feigned() {
+        static LEFT: AtomicU64 = AtomicU64::new(WIDE_BYTES);
+        let far: Vec<Windows> = (0..128).map(|_| Windows::lend(&LEFT, MOST_WINDOW)).collect();
+        let beyond: u64 = far.iter().map(|windows| 2 * (windows.bytes() - LEAST_WINDOW)).sum();
+        assert_eq!(beyond, WIDE_BYTES);
+        assert_eq!((far[0].bytes(), far[127].bytes()), (MOST_WINDOW, LEAST_WINDOW));
+        drop(far);
+        assert_eq!(Windows::lend(&LEFT, MOST_WINDOW).bytes(), MOST_WINDOW);
+        assert_eq!(Windows::lend(&LEFT, LEAST_WINDOW).bytes(), LEAST_WINDOW);
     }
 }

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 pub use bulk::{answer_blob, fetch, receive_blob, send_chunks, store};
 pub use frames::{read_message, read_message_within, write_message};
+pub use link::Windows;
 pub use parts::{Parts, Whole, WholeFile};
 pub use peer::{connect_peer, listen_peers};
 pub use quinn;
@@ -37,6 +38,8 @@ pub const MAX_STREAMS: u32 = 32;
 const UNKNOWN_WINDOW: u32 = 64 << 10;
 /// Bytes that a client may have under way: twice the largest specification.
 const CLIENT_WINDOW: u32 = 2 << 20;
+/// Streams a client may hold open: its job, and a transfer at a time that begins before the last has ended.
+const CLIENT_STREAMS: u32 = 4;
 /// QUIC close code of an orderly end.
 pub const CLOSE_DONE: VarInt = VarInt::from_u32(0);
 /// QUIC close code after a protocol violation.
@@ -67,16 +70,17 @@ pub fn listen(address: SocketAddr, tls: &ServerTls, idle_timeout_ms: u32) -> Res
     link::endpoint(address, Some(config))
 }
 
-/// Gives a member the streams it works with, and windows for the line it is on; before, it has one stream of 64 KiB.
-pub fn open_up(connection: &quinn::Connection) {
-    link::adapt(connection);
+/// Gives a member the streams it works with, and windows for the line it is on; before, it has one stream of 64 KiB. What is above the
+/// least windows is shared by all members: keep what this returns as long as the connection.
+pub fn open_up(connection: &quinn::Connection) -> Windows {
     connection.set_max_concurrent_bi_streams(VarInt::from_u32(MAX_STREAMS));
+    link::adapt_within(connection)
 }
 
 /// Gives a client its streams, and room for its specification. Nobody vouches for it, and it could feign any round trip.
 pub fn open_for_client(connection: &quinn::Connection) {
     connection.set_receive_window(VarInt::from_u32(CLIENT_WINDOW));
-    connection.set_max_concurrent_bi_streams(VarInt::from_u32(MAX_STREAMS));
+    connection.set_max_concurrent_bi_streams(VarInt::from_u32(CLIENT_STREAMS));
 }
 
 /// Connects to a coordinator and checks that the pinned authority answers for it, showing a member's certificate or none. The endpoint

@@ -78,6 +78,8 @@ pub const MAX_TEXT_BYTES: usize = 4096;
 pub const MAX_NAME_BYTES: usize = 63;
 /// Most models one node may offer; a machine's disk holds far fewer.
 pub const MAX_MODELS: usize = 1024;
+/// Most cores one node may offer: four times what any machine has. They weigh its share of the work.
+pub const MAX_CORES: u32 = 4096;
 /// Most input blobs of one work item: opening takes two, aggregation will take one per neighbour.
 pub const MAX_INPUTS: usize = 64;
 /// Most epochs a node may claim to hold on rejoin: one running and a few unacknowledged results.

@@ -2,7 +2,7 @@
 
 use super::{
     Assign, BlobRef, CHUNK_BYTES, Coordinators, Enrol, Enrolled, Hello, Holding, ItemEntry, ItemPhase, JobEntry, JobLog,
-    JobState, KeptGet, LogEntry, MAX_ADDRESS_BYTES, MAX_ADDRESSES, MAX_CERTIFICATE_BYTES, MAX_CHUNKS, MAX_HELD_EPOCHS,
+    JobState, KeptGet, LogEntry, MAX_ADDRESS_BYTES, MAX_ADDRESSES, MAX_CERTIFICATE_BYTES, MAX_CHUNKS, MAX_CORES, MAX_HELD_EPOCHS,
     MAX_INPUTS, MAX_ITEMS, MAX_MODELS, MAX_NAME_BYTES, MAX_PAGE, MAX_PEERS, MAX_PHASES, MAX_PRIORITY, MAX_RELEASE_BYTES,
     MAX_TEXT_BYTES, Message, NodeEntry, NodeHello, NodeState, PERMILLE, PeerEntry, PeerHello, PeerLead, PeerRemove,
     SIGNATURE_BYTES, Trial, WireError, WorkKind, WorkerEntry,
@@ -139,7 +139,7 @@ fn strictly_rising<T: Ord>(values: &[T]) -> bool {
 
 fn hello(m: &Hello) -> Rule {
     name(&m.name)?;
-    rule(m.cores > 0, "a node without cores")?;
+    rule(m.cores > 0 && m.cores <= MAX_CORES, "a node without cores, or with more than 4096")?;
     rule(m.models.len() <= MAX_MODELS, "too many models")?;
     rule(strictly_rising(&m.models), "models not sorted or repeated")?;
     rule(m.held.len() <= MAX_HELD_EPOCHS, "too many held assignments")?;
@@ -148,7 +148,7 @@ fn hello(m: &Hello) -> Rule {
 
 fn node_hello(m: &NodeHello) -> Rule {
     name(&m.name)?;
-    rule(m.cores > 0, "a node without cores")?;
+    rule(m.cores > 0 && m.cores <= MAX_CORES, "a node without cores, or with more than 4096")?;
     rule(m.free_bytes <= m.memory_bytes, "more free memory than there is")?;
     let plain = !m.release.is_empty() && m.release.len() <= MAX_RELEASE_BYTES && m.release.bytes().all(|b| b.is_ascii_graphic());
     rule(plain, "a release that is none")?;

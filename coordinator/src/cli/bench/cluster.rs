@@ -46,7 +46,7 @@ struct Row {
     /// The coordinator's share of the cluster's core-seconds.
     coordinator: f64,
     segments: usize,
-    /// Frames other than chunks of blobs, both ways, joining and leaving included, over the segments: the most of all runs.
+    /// Frames other than chunks of blobs, both ways, from submission to proof, over the segments: the most of all runs.
     control_bytes_per_segment: u64,
     /// Chunks of blobs, likewise.
     bulk_bytes_per_segment: u64,

@@ -60,7 +60,8 @@ impl Brain {
             let _ = answer.send(Err(text.to_owned()));
             return;
         }
-        if known.instance != hello.identity {
+        let anew = known.instance != hello.identity;
+        if anew {
             known.superseded.push_back(std::mem::replace(&mut known.instance, hello.identity));
             if known.superseded.len() > MAX_SUPERSEDED {
                 known.superseded.pop_front();
@@ -71,6 +72,9 @@ impl Brain {
         known.outbox = Some(outbox);
         // The welcome must be the session's first message, before any assignment that `feed` sends.
         let _ = answer.send(Ok(node));
+        if anew {
+            self.feed(Input::NodeRestarted { node });
+        }
         let core_us = calibration.map(|c| c.core_us);
         tracing::info!(%node, name = hello.name, release = hello.release, memory_bytes = hello.memory_bytes, ?calibration, "measured");
         self.feed(Input::NodeMeasured { node, core_us, memory_bytes: hello.memory_bytes });

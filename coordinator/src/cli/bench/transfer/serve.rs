@@ -60,7 +60,7 @@ pub(super) async fn serve(args: &TransferArgs) -> Result<(), Failure> {
 
 async fn connection(incoming: Incoming, source: InMemory) -> Result<(), Failure> {
     let connection: Connection = incoming.accept()?.await?;
-    open_up(&connection);
+    let _windows = open_up(&connection);
     let parts = Arc::new(Parts::in_memory());
     while let Ok(streams) = connection.accept_bi().await {
         let (source, parts) = (source.clone(), parts.clone());
