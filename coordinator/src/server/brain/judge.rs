@@ -11,12 +11,14 @@ use super::{Brain, Command};
 use crate::core::{Input, JobId, Needs, NodeId, Work};
 use crate::evidence::{Charge, Evidence, Exhibits};
 use crate::server::observer::Who;
-use crate::server::store::Store;
+use crate::server::store::{NotHad, Store};
 
 /// Why a judgement came to nothing.
 enum Trouble {
     /// A blob is gone; the store remembers, and the brain has what stood on it made again.
     Lost,
+    /// The term ended meanwhile: nobody waits for this any more.
+    Over,
     /// Anything else: the job cannot go on.
     Failed(String),
 }
@@ -48,7 +50,7 @@ impl Brain {
             };
             let input = match outcome {
                 Ok(input) => input,
-                Err(Trouble::Lost) => return,
+                Err(Trouble::Lost | Trouble::Over) => return,
                 Err(Trouble::Failed(reason)) => Input::CheckerFailed { job, reason },
             };
             let _ = commands.send(Command::Core(input)).await;
@@ -138,6 +140,7 @@ impl Brain {
             let input =
                 catch_unwind(AssertUnwindSafe(attempt)).unwrap_or_else(panicked).unwrap_or_else(|trouble| match trouble {
                     Trouble::Lost => failed(false, "a blob of this job was lost from the store".to_owned()),
+                    Trouble::Over => failed(false, "this coordinator does not lead any more".to_owned()),
                     Trouble::Failed(reason) => failed(false, reason),
                 });
             let _ = commands.blocking_send(Command::Core(input));
@@ -187,9 +190,12 @@ impl Assignment {
 }
 
 fn load_one(store: &Store, blob: BlobRef) -> Result<Arc<Vec<u8>>, Trouble> {
-    store.get(blob).ok_or_else(|| {
-        store.note_lost(blob);
-        Trouble::Lost
+    store.get(blob).map_err(|why| match why {
+        NotHad::Gone => {
+            store.note_lost(blob);
+            Trouble::Lost
+        }
+        NotHad::Over => Trouble::Over,
     })
 }
 
