@@ -61,6 +61,11 @@ pub trait Engine: Send + Sync + 'static {
     /// Models this engine can run.
     fn models(&self) -> Vec<[u8; 32]>;
 
+    /// Why this engine can do no work any more before its process is started again; `None` as long as it can.
+    fn lost(&self) -> Option<String> {
+        None
+    }
+
     /// Runs one work item; blocking, called on a thread of its own, one call at a time.
     ///
     /// Inputs: forward takes the boundary before the segment (none for segment 0), commit and prove the same, open that boundary
