@@ -81,6 +81,7 @@ fn rounds<K: ProofKernels>(k: &K) -> Vec<QM31> {
         (a, b) = (k.fold(&a, extension(round)), k.fold(&b, extension(round)));
     }
     let weights: Vec<i8> = (0..MATRIX.inputs * MATRIX.outputs).map(|i| (element(i).0 & 0xff) as u8 as i8).collect();
-    out.extend(k.to_host(&k.fold_matrix(MATRIX, &weights, &values(3, 6), 6)));
+    let folded = k.fold_matrix(MATRIX, &weights, &values(3, 6), 6);
+    out.extend(k.product_round(&[&folded, &k.vector(&values(5, 6))]));
     out
 }
