@@ -70,7 +70,7 @@ async fn a_coordinator_without_the_model_blames_no_node() {
     let _honest = ["one", "two"].map(|name| node(&handle, name, toy()));
     joined(&handle, 2).await;
     let (result, events) = prove(&handle, spec(3, 1)).await;
-    let reason = result.err().expect("nothing can be judged here").to_string();
+    let reason = result.expect_err("nothing can be judged here").to_string();
     assert!(reason.contains("not registered at this coordinator"), "{reason}");
     assert!(!events.iter().any(|e| e.text.starts_with("quarantined")), "{events:?}");
     handle.shutdown().await;
