@@ -120,7 +120,7 @@ impl<S: HashSuite, B: Backend> ProofChecker<S, B> {
         let hex = || spec.model.iter().map(|b| format!("{b:02x}")).collect::<String>();
         match self.models.get(&spec.model) {
             Some(model) => Ok(Job { model: model.clone(), spec }),
-            None => refuse(format!("model {} is not registered at this coordinator", hex())),
+            None => refuse(format!("model {} is not registered at this coordinator; register it on every coordinator", hex())),
         }
     }
 
@@ -305,6 +305,10 @@ impl<S: HashSuite, B: Backend + 'static> Checker for ProofChecker<S, B> {
         }
         admit::<S>(&job.model, &job.spec)?;
         u32::try_from(job.segments()).or_else(refuse)
+    }
+
+    fn knows(&self, spec: &[u8]) -> Result<(), CheckError> {
+        self.job(spec).map(|_| ())
     }
 
     fn check(&self, spec: &[u8], kind: WorkKind, segment: u32, inputs: &[&[u8]], extra: &[u8], output: &[u8]) -> Verdict {

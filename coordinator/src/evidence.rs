@@ -6,6 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use obelysk_model::fetch::space;
 use obelysk_node::engine::{Checker, Verdict, WorkKind};
 use obelysk_protocol::wire::BlobRef;
 use serde::{Deserialize, Serialize};
@@ -18,6 +19,8 @@ const MAX_BYTES: u64 = 4 << 30;
 const MAX_FILE_BYTES: u64 = 1 << 32;
 /// What a case is described by.
 const DESCRIPTION: &str = "case.json";
+/// Free bytes below which nothing is kept: what the coordinator's log needs for a long time.
+const RESERVE_BYTES: u64 = 1 << 30;
 /// While a case is being written.
 const UNFINISHED: &str = ".unfinished-";
 
@@ -60,7 +63,7 @@ pub struct Charge {
     pub epoch: u64,
     /// When it was judged.
     pub unix_s: u64,
-    /// Whether it contradicts an earlier result; else it is wrong in itself.
+    /// Whether somebody else may be to blame: it does not fit an accepted result that it was made from. Else it is wrong in itself.
     pub disputed: bool,
     /// What the checker said.
     pub reason: String,
@@ -141,22 +144,22 @@ impl Evidence {
         let Charge { unix_s, kind, segment, epoch, .. } = charge;
         let name = format!("{unix_s}-{}-{kind}-{segment}-{epoch}", charge.job.get(..12).unwrap_or(&charge.job));
         let (place, staging) = (self.folder.join(&name), self.folder.join(format!("{UNFINISHED}{name}")));
-        let _ = fs::remove_dir_all(&staging);
-        fs::create_dir(&staging)?;
-        let list = files.iter().map(|(name, blob)| Exhibit { name: name.clone(), blake3: hex(blob), bytes: blob.len() as u64 });
-        let described = Described { version: 1, charge: charge.clone(), files: list.collect() };
-        let text = serde_json::to_vec_pretty(&described)?;
-        for (name, bytes) in files.iter().map(|(name, blob)| (name.as_str(), *blob)).chain([(DESCRIPTION, &text[..])]) {
-            let path = staging.join(name);
-            fs::write(&path, bytes)?;
-            fs::File::open(path)?.sync_all()?;
-        }
-        fs::File::open(&staging)?.sync_all()?;
         if place.exists() {
-            fs::remove_dir_all(&staging)?;
             return Ok(Some(place));
         }
-        fs::rename(&staging, &place)?;
+        // The coordinator's log lies on the same disk, most likely, and must go on.
+        let free = space::free(&self.folder)?;
+        if free < wanted.saturating_add(RESERVE_BYTES) {
+            return Err(io::Error::new(
+                io::ErrorKind::StorageFull,
+                format!("{free} bytes are free, and {RESERVE_BYTES} stay so"),
+            ));
+        }
+        let written = write(&staging, charge, &files).and_then(|()| fs::rename(&staging, &place));
+        if let Err(e) = written {
+            let _ = fs::remove_dir_all(&staging);
+            return Err(e);
+        }
         fs::File::open(&self.folder)?.sync_all()?;
         Ok(Some(place))
     }
@@ -168,6 +171,9 @@ impl Evidence {
             let path = entry?.path();
             if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(UNFINISHED)) {
                 fs::remove_dir_all(&path)?;
+                continue;
+            }
+            if !path.is_dir() {
                 continue;
             }
             cases += 1;
@@ -194,6 +200,19 @@ impl Evidence {
         cases.sort();
         Ok(cases)
     }
+}
+
+fn write(staging: &Path, charge: &Charge, files: &[(String, &[u8])]) -> io::Result<()> {
+    let _ = fs::remove_dir_all(staging);
+    fs::create_dir(staging)?;
+    let list = files.iter().map(|(name, blob)| Exhibit { name: name.clone(), blake3: hex(blob), bytes: blob.len() as u64 });
+    let text = serde_json::to_vec_pretty(&Described { version: 1, charge: charge.clone(), files: list.collect() })?;
+    for (name, bytes) in files.iter().map(|(name, blob)| (name.as_str(), *blob)).chain([(DESCRIPTION, &text[..])]) {
+        let path = staging.join(name);
+        fs::write(&path, bytes)?;
+        fs::File::open(path)?.sync_all()?;
+    }
+    fs::File::open(staging)?.sync_all()
 }
 
 /// Reads the charge of a case, not what it rests on.

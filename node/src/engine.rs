@@ -61,6 +61,11 @@ pub trait Engine: Send + Sync + 'static {
     /// Models this engine can run.
     fn models(&self) -> Vec<[u8; 32]>;
 
+    /// Why this engine can do no work any more before its process is started again; `None` as long as it can.
+    fn lost(&self) -> Option<String> {
+        None
+    }
+
     /// Runs one work item; blocking, called on a thread of its own, one call at a time.
     ///
     /// Inputs: forward takes the boundary before the segment (none for segment 0), commit and prove the same, open that boundary
@@ -140,6 +145,15 @@ pub trait Checker: Send + Sync + 'static {
     /// before follows, in the first step the result of open; a part that is not of that history is a [`Verdict::Dispute`], any other fault
     /// that of whoever delivers it. `output` comes from a peer: any bytes.
     fn check(&self, spec: &[u8], kind: WorkKind, segment: u32, inputs: &[&[u8]], extra: &[u8], output: &[u8]) -> Verdict;
+
+    /// Whether results of this job can be judged here at all. Where they cannot, that is no fault of any node.
+    ///
+    /// # Errors
+    /// [`CheckError::Spec`].
+    fn knows(&self, spec: &[u8]) -> Result<(), CheckError> {
+        let _ = spec;
+        Ok(())
+    }
 
     /// The public bytes for prove and open, from all commits in segment order.
     ///

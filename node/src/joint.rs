@@ -150,6 +150,12 @@ impl<B: Backend> Joinings<B> {
         kept.remove(at).map(|(_, joining)| joining).filter(|joining| joining.leads_to(record, segment))
     }
 
+    /// Drops all of them.
+    pub fn clear(&self) {
+        let dropped = std::mem::take(&mut *self.kept.lock().unwrap_or_else(PoisonError::into_inner));
+        drop(dropped);
+    }
+
     /// Keeps one for the next step.
     pub fn keep(&self, key: [u8; 32], joining: Joining<B>) {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);

@@ -88,12 +88,25 @@ impl ModelFolder {
     /// # Errors
     /// [`ModelFolderError`]; files that are damaged say so by their digest.
     pub fn load_within<S: HashSuite, B: Backend>(&self, bytes: usize) -> Result<LoadedModel<S, B>, ModelFolderError> {
+        self.load_parted(bytes / 2, bytes / 2)
+    }
+
+    /// As [`Self::load_within`], with bounds of their own: for the weights as they are, in the memory of the machine, and for tiles,
+    /// which lie where the backend has its values.
+    ///
+    /// # Errors
+    /// As [`Self::load_within`].
+    pub fn load_parted<S: HashSuite, B: Backend>(
+        &self,
+        weights_bytes: usize,
+        tiles_bytes: usize,
+    ) -> Result<LoadedModel<S, B>, ModelFolderError> {
         let weights = |source| ModelFolderError::Weights { path: self.path.clone(), source };
-        let model = StoredModel::open(&self.path, bytes / 2).map_err(weights)?;
+        let model = StoredModel::open(&self.path, weights_bytes).map_err(weights)?;
         if *model.descriptor() != self.registered.descriptor {
             return Err(ModelFolderError::Mixed { path: self.path.clone() });
         }
         model.check().map_err(weights)?;
-        Ok(LoadedModel::within(self.registered.clone(), model, self.path.clone(), bytes / 2))
+        Ok(LoadedModel::within(self.registered.clone(), model, self.path.clone(), tiles_bytes))
     }
 }

@@ -38,6 +38,7 @@ pub struct ProverEngine<S: HashSuite, B: Backend> {
     backend: B,
     folders: RwLock<BTreeMap<Digest, ModelFolder>>,
     weight_bytes: usize,
+    tile_bytes: usize,
     loaded: Recent<LoadedModel<S, B>>,
     committed: Recent<Committed<B>>,
     statements: Recent<OpenJob>,
@@ -52,14 +53,42 @@ impl<S: HashSuite, B: Backend> ProverEngine<S, B> {
         let (loaded, statements) = (Recent::new(MODELS), Recent::new(STATEMENTS));
         let committed = Recent::new(COMMITTED_BYTES);
         let (folders, joinings) = (RwLock::new(folders), Joinings::new(JOINING_BYTES));
-        Self { backend, folders, weight_bytes: WEIGHT_BYTES, loaded, committed, statements, joinings }
+        Self { backend, folders, weight_bytes: WEIGHT_BYTES, tile_bytes: usize::MAX, loaded, committed, statements, joinings }
     }
 
-    /// Keeps at most `bytes` of a model's weights in memory, see [`ModelFolder::load_within`].
+    /// Keeps at most `bytes` of a model's weights in memory, see [`ModelFolder::load_parted`].
     #[must_use]
     pub fn with_weight_bytes(mut self, bytes: usize) -> Self {
         self.weight_bytes = bytes;
         self
+    }
+
+    /// Shares out `bytes` of memory of its own where the backend has its values: an eighth each for committed values and for segments
+    /// between joint steps, a quarter for tiles of weights; the rest is for the work itself. Never more than without this.
+    #[must_use]
+    pub fn with_own_memory(mut self, bytes: usize) -> Self {
+        self.committed = Recent::new(COMMITTED_BYTES.min(bytes / 8));
+        self.joinings = Joinings::new(JOINING_BYTES.min(bytes / 8));
+        self.tile_bytes = bytes / 4;
+        self
+    }
+
+    /// Drops what is kept for later items and lies where the backend has its values; it is computed again when it is needed.
+    pub fn forget_values(&self) {
+        self.committed.clear();
+        self.joinings.clear();
+        self.loaded.all().iter().for_each(|model| model.forget_tiles());
+    }
+
+    /// Drops all that is kept, models included.
+    pub fn forget_all(&self) {
+        self.forget_values();
+        self.loaded.clear();
+    }
+
+    /// Where the values of this engine lie.
+    pub(crate) fn backend(&self) -> &B {
+        &self.backend
     }
 
     fn folders(&self) -> RwLockReadGuard<'_, BTreeMap<Digest, ModelFolder>> {
@@ -75,7 +104,9 @@ impl<S: HashSuite, B: Backend> ProverEngine<S, B> {
         let hex = || id.iter().map(|b| format!("{b:02x}")).collect();
         let folder = self.folders().get(id).cloned().ok_or_else(|| EngineError::UnknownModel(hex()))?;
         self.loaded.get_or(*id, || {
-            folder.load_within(self.weight_bytes).map(|model| (model, 1)).map_err(|e| EngineError::Model(e.to_string()))
+            let half = self.weight_bytes / 2;
+            let loaded = folder.load_parted(half, half.min(self.tile_bytes));
+            loaded.map(|model| (model, 1)).map_err(|e| EngineError::Model(e.to_string()))
         })
     }
 }

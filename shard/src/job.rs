@@ -119,6 +119,11 @@ impl<S: HashSuite, B: Backend> LoadedModel<S, B> {
         Self { registered, id, model, dir, oracles, opening: Mutex::new(()), suite }
     }
 
+    /// Drops the tiles that are kept: they are read again when a segment needs them.
+    pub fn forget_tiles(&self) {
+        self.oracles.clear();
+    }
+
     fn oracle(&self, k: &B, segment: usize) -> Result<Arc<Option<RegisteredOracle<B>>>, JobError> {
         // One opener at a time: a second one would read the same weights once more.
         let _guard = self.opening.lock().unwrap_or_else(PoisonError::into_inner);

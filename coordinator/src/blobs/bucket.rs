@@ -12,7 +12,7 @@ use object_store::list::{PaginatedListOptions, PaginatedListStore as _};
 use object_store::path::Path as Key;
 use object_store::{
     BackoffConfig, ClientOptions, GetOptions, GetRange, ObjectStore as _, ObjectStoreExt as _, PutMode, PutOptions, PutPayload,
-    RetryConfig,
+    RetryConfig, UpdateVersion,
 };
 use ring::rand::{SecureRandom as _, SystemRandom};
 
@@ -33,8 +33,10 @@ const RETRY: Duration = Duration::from_secs(45);
 const RANGE_BYTES: u64 = 32 << 20;
 /// The cluster that this place belongs to.
 const CLUSTER: &str = "cluster";
-/// The process that may delete.
+/// The process that may delete, and the term in which it leads.
 const HOLDER: &str = "holder";
+/// Looks at the holder when others write it at the same time: each of them had a later term than the one before.
+const HOLDER_TRIES: usize = 8;
 /// Folder of those that are removing now, each under its own name.
 const REMOVING: &str = "removing";
 /// What a process left there that died meanwhile is forgotten after this.
@@ -55,6 +57,8 @@ pub(super) struct Bucket {
     place: Arc<Place>,
     /// This process, among those who may hold the bucket.
     own: String,
+    /// What it wrote as the holder.
+    held: Arc<Mutex<Option<String>>>,
     /// When it was last seen to be the holder.
     seen: Arc<Mutex<Option<Instant>>>,
 }
@@ -96,7 +100,7 @@ impl Bucket {
         let no_random = |_| Fault::Failed("the system gives no random bytes".to_owned());
         SystemRandom::new().fill(&mut own).map_err(no_random)?;
         let own = own.iter().map(|b| format!("{b:02x}")).collect();
-        Ok(Self { store, place: Arc::new(place), own, seen: Arc::default() })
+        Ok(Self { store, place: Arc::new(place), own, held: Arc::default(), seen: Arc::default() })
     }
 
     /// Whether the server is there, knows the key and has the bucket.
@@ -125,9 +129,9 @@ impl Bucket {
         self.store.put(&self.key(key)?, PutPayload::from(bytes)).await.map(|_| ()).map_err(|e| self.fault(&e))
     }
 
-    /// Writes an object unless there is one; whether it was written.
-    async fn create(&self, key: &str, bytes: Vec<u8>) -> Result<bool, Fault> {
-        let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+    /// Writes an object unless there is one, or unless it is another one by now; whether it was written.
+    async fn put_if(&self, key: &str, bytes: Vec<u8>, mode: PutMode) -> Result<bool, Fault> {
+        let options = PutOptions { mode, ..PutOptions::default() };
         match self.store.put_opts(&self.key(key)?, PutPayload::from(bytes), options).await {
             Ok(_) => Ok(true),
             Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => Ok(false),
@@ -201,16 +205,19 @@ impl Bucket {
         }
     }
 
-    async fn claimed(&self, cluster: &str) -> Result<(), Fault> {
-        // What is there was agreed between two who came at once; a server without conditions has the last one win, which both see next time.
+    async fn claimed(&self, cluster: &str, founds: bool) -> Result<(), Fault> {
         let known = match self.whole(CLUSTER).await {
-            Err(Fault::Missing) => match self.create(CLUSTER, cluster.as_bytes().to_vec()).await {
-                Ok(true) => return Ok(()),
-                Ok(false) => self.whole(CLUSTER).await?,
-                Err(_) => {
-                    self.put_whole(CLUSTER, cluster.as_bytes().to_vec()).await?;
-                    self.whole(CLUSTER).await?
-                }
+            Err(Fault::Missing) if !founds => {
+                return Err(Fault::Refused(format!(
+                    "it belongs to no cluster, and this coordinator's has a store already, with blobs that are not here; correct `store` to \
+                     what the other coordinators have. Or, if all of them move here: copy the objects, or write the object `{CLUSTER}` with \
+                     the text {cluster}"
+                )));
+            }
+            // What is there was agreed between two who came at once.
+            Err(Fault::Missing) => match self.put_if(CLUSTER, cluster.as_bytes().to_vec(), PutMode::Create).await? {
+                true => return Ok(()),
+                false => self.whole(CLUSTER).await?,
             },
             known => known?,
         };
@@ -224,12 +231,49 @@ impl Bucket {
     }
 
     /// Whoever removes says so first, and then looks who the holder is; here it is the other way round. So one of the two sees the other.
-    async fn taken_over(&self) -> Result<Duration, Fault> {
-        self.put_whole(HOLDER, self.own.as_bytes().to_vec()).await?;
-        *locked(&self.seen) = Some(Instant::now());
+    async fn taken_over(&self, term: u64) -> Result<Duration, Fault> {
+        self.become_holder(term).await?;
         let own = self.removing();
         let others = self.listed(REMOVING).await?.iter().any(|listed| listed.key != own);
         Ok(if others { SETTLED } else { Duration::ZERO })
+    }
+
+    /// Writes itself as the holder, over what it read and nothing else: so a write that comes late, of a leader that is none any more,
+    /// does nothing.
+    async fn become_holder(&self, term: u64) -> Result<(), Fault> {
+        let own = format!("{term} {}", self.own);
+        for _ in 0..HOLDER_TRIES {
+            let begun = Instant::now();
+            let mode = match self.tagged(HOLDER).await {
+                Err(Fault::Missing) => PutMode::Create,
+                Err(fault) => return Err(fault),
+                // Also when the answer to an earlier attempt was lost.
+                Ok((known, _)) if known == own => {
+                    *locked(&self.held) = Some(own);
+                    *locked(&self.seen) = Some(begun);
+                    return Ok(());
+                }
+                Ok((known, _)) if term_of(&known) >= term => {
+                    return Err(Fault::Refused(format!(
+                        "a coordinator that leads in term {} removes there, and this one began term {term}: it does not lead any more. If \
+                         its folder is an older copy that was restored, remove the object `{HOLDER}`",
+                        term_of(&known)
+                    )));
+                }
+                Ok((_, e_tag)) => PutMode::Update(UpdateVersion { e_tag, version: None }),
+            };
+            // Whoever was first is seen in the next look.
+            self.put_if(HOLDER, own.as_bytes().to_vec(), mode).await?;
+        }
+        Err(Fault::Unreached(format!("`{HOLDER}` changes again and again")))
+    }
+
+    /// A short text and the tag by which it is replaced.
+    async fn tagged(&self, key: &str) -> Result<(String, Option<String>), Fault> {
+        let found = self.store.get_opts(&self.key(key)?, GetOptions::default()).await.map_err(|e| self.fault(&e))?;
+        let e_tag = found.meta.e_tag.clone();
+        let bytes = found.bytes().await.map_err(|e| self.fault(&e))?;
+        Ok((String::from_utf8_lossy(&bytes).into_owned(), e_tag))
     }
 
     fn removing(&self) -> String {
@@ -260,15 +304,21 @@ impl Bucket {
         if locked(&self.seen).is_some_and(|at| at.elapsed() < LOOKED) {
             return Ok(true);
         }
+        let Some(own) = locked(&self.held).clone() else { return Ok(false) };
         // Counted from before the question.
         let asked = Instant::now();
         let holds = match self.whole(HOLDER).await {
             Err(Fault::Missing) => false,
-            known => known? == self.own.as_bytes(),
+            known => known? == own.as_bytes(),
         };
         *locked(&self.seen) = holds.then_some(asked);
         Ok(holds)
     }
+}
+
+/// The term in a holder's words; one that says none is of no term.
+fn term_of(holder: &str) -> u64 {
+    holder.split_once(' ').and_then(|(term, _)| term.parse().ok()).unwrap_or(0)
 }
 
 impl Objects for Bucket {
@@ -325,11 +375,8 @@ impl Objects for Bucket {
         })
     }
 
-    fn rename(&self, from: String, to: String) -> Later<'_, ()> {
-        Box::pin(async move {
-            self.store.copy(&self.key(&from)?, &self.key(&to)?).await.map_err(|e| self.fault(&e))?;
-            self.removed(&from).await
-        })
+    fn set_aside(&self, from: String, to: String) -> Later<'_, ()> {
+        Box::pin(async move { self.store.copy(&self.key(&from)?, &self.key(&to)?).await.map_err(|e| self.fault(&e)) })
     }
 
     fn sweep(&self, before: SystemTime) -> Later<'_, u64> {
@@ -345,12 +392,12 @@ impl Objects for Bucket {
         })
     }
 
-    fn claim(&self, cluster: String) -> Later<'_, ()> {
-        Box::pin(async move { self.claimed(&cluster).await })
+    fn claim(&self, cluster: String, founds: bool) -> Later<'_, ()> {
+        Box::pin(async move { self.claimed(&cluster, founds).await })
     }
 
-    fn take_over(&self) -> Later<'_, Duration> {
-        Box::pin(self.taken_over())
+    fn take_over(&self, term: u64) -> Later<'_, Duration> {
+        Box::pin(self.taken_over(term))
     }
 
     fn begin_removing(&self) -> Later<'_, bool> {

@@ -8,6 +8,8 @@ use obelysk_protocol::wire::BlobRef;
 /// The cache.
 #[derive(Debug)]
 pub(super) struct Cache<T> {
+    /// What it may hold at most, and now.
+    most: u64,
     limit: u64,
     held: u64,
     uses: u64,
@@ -18,12 +20,21 @@ pub(super) struct Cache<T> {
 
 impl<T> Cache<T> {
     pub(super) const fn new(limit: u64) -> Self {
-        Self { limit, held: 0, uses: 0, values: BTreeMap::new(), order: BTreeMap::new() }
+        Self { most: limit, limit, held: 0, uses: 0, values: BTreeMap::new(), order: BTreeMap::new() }
     }
 
     /// Bytes of the values.
     pub(super) const fn held(&self) -> u64 {
         self.held
+    }
+
+    /// From now on holds so many bytes, and never more than it was made for.
+    pub(super) fn shrink_to(&mut self, limit: u64) {
+        self.limit = limit.min(self.most);
+        while self.held > self.limit {
+            let Some((_, oldest)) = self.order.pop_first() else { return };
+            self.remove(oldest);
+        }
     }
 
     /// The value, when it is here.
@@ -78,6 +89,11 @@ mod tests {
         assert!(cache.get(blobs[3]).is_none() && cache.held == 8);
         cache.put(blobs[0], Arc::new(blobs[4]), 2);
         assert_eq!((cache.held, cache.get(blobs[0]).as_deref()), (6, Some(&blobs[4])));
+        cache.shrink_to(3);
+        assert_eq!((cache.held, cache.get(blobs[0]).is_some()), (2, true), "the one used last");
+        cache.shrink_to(100);
+        cache.put(blobs[3], Arc::new(blobs[3]), 11);
+        assert!(cache.get(blobs[3]).is_none(), "never more than it was made for");
         cache.remove(blobs[0]);
         cache.remove(blobs[2]);
         assert!(cache.held == 0 && cache.order.is_empty());

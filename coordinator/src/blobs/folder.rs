@@ -189,7 +189,7 @@ impl Objects for Folder {
         })
     }
 
-    fn rename(&self, from: String, to: String) -> Later<'_, ()> {
+    fn set_aside(&self, from: String, to: String) -> Later<'_, ()> {
         self.blocking(move |own| own.disk.rename(&own.root.join(from), &own.root.join(to)).map_err(|e| fault(&e)))
     }
 

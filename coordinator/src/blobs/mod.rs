@@ -21,7 +21,7 @@ mod upload;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -45,6 +45,11 @@ const OUTLINES: u64 = 64 << 20;
 /// What was put within this is not written again: far less than anybody keeps what nothing refers to.
 const PUT_AGAIN: Duration = Duration::from_secs(300);
 
+/// Damage may be of the way here: it is damage when it was read so often.
+const READS: usize = 2;
+/// Blobs known to be damaged, and not put since: a disk with more has other worries.
+const MAX_DAMAGED: usize = 4096;
+
 /// A store of blobs. Clones are the same store.
 #[derive(Debug, Clone)]
 pub struct Blobs(Arc<Inner>);
@@ -65,8 +70,14 @@ struct Kept {
     /// Puts by this process. Whoever begins one holds `door` for reading, whoever deletes for writing.
     fresh: Mutex<BTreeMap<BlobRef, Fresh>>,
     door: tokio::sync::RwLock<()>,
+    /// Puts under way, of each blob. Begun as those in `fresh`.
+    writing: Mutex<BTreeMap<BlobRef, usize>>,
+    /// What was found damaged, and was not put since: it counts as missing where it cannot be moved away.
+    damaged: Mutex<BTreeSet<BlobRef>>,
     /// Until then, whoever deleted here before this process may still do so.
     settles: Mutex<Option<Instant>>,
+    /// The term in which this process took over.
+    term: Mutex<Option<u64>>,
     /// The other coordinators' stores, where each has one of its own.
     others: OnceLock<Arc<dyn Others>>,
 }
@@ -79,6 +90,24 @@ struct Fresh {
     done: Option<Instant>,
     /// Somebody other than a job put it, or is about to refer to it.
     spared: bool,
+}
+
+/// A put under way.
+struct Writing<'a> {
+    kept: &'a Kept,
+    blob: BlobRef,
+}
+
+impl Drop for Writing<'_> {
+    fn drop(&mut self) {
+        let mut writing = locked(&self.kept.writing);
+        if let Some(puts) = writing.get_mut(&self.blob) {
+            *puts -= 1;
+            if *puts == 0 {
+                writing.remove(&self.blob);
+            }
+        }
+    }
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -100,7 +129,10 @@ impl Blobs {
             outlines: Mutex::new(Cache::new(OUTLINES)),
             fresh: Mutex::default(),
             door: tokio::sync::RwLock::new(()),
+            writing: Mutex::default(),
+            damaged: Mutex::default(),
             settles: Mutex::default(),
+            term: Mutex::default(),
             others: OnceLock::new(),
         }))))
     }
@@ -120,27 +152,36 @@ impl Blobs {
         self.put_as(blob, Arc::new(bytes)).await.map(|()| blob)
     }
 
-    /// Makes the place this cluster's and no other's, where clusters might meet.
+    /// Makes the place this cluster's and no other's, where clusters might meet. Who joins a cluster, or goes on in one of several, does
+    /// not found it: its place is there already.
     ///
     /// # Errors
-    /// [`BlobError::Refused`]: it is another's. [`BlobError::Unreached`], [`BlobError::Store`].
-    pub async fn claim(&self, cluster: &str) -> Result<(), BlobError> {
+    /// [`BlobError::Refused`]: it is another's, or nobody's and this coordinator founds nothing. [`BlobError::Unreached`],
+    /// [`BlobError::Store`].
+    pub async fn claim(&self, cluster: &str, founds: bool) -> Result<(), BlobError> {
         match &*self.0 {
             Inner::Memory(_) => Ok(()),
-            Inner::Objects(objects) => objects.store.claim(cluster.to_owned()).await.map_err(|e| objects.failed(e, 0)),
+            Inner::Objects(objects) => objects.store.claim(cluster.to_owned(), founds).await.map_err(|e| objects.failed(e, 0)),
         }
     }
 
-    /// From now on this process alone removes blobs, until another says so: for whoever begins to lead. For a few seconds after
-    /// another's time a put takes until it is sure that nothing removes it.
+    /// From now on this process alone removes blobs, until another says so in a later term: for whoever begins to lead. For a few seconds
+    /// after another's time a put takes until it is sure that nothing removes it.
     ///
     /// # Errors
-    /// [`BlobError`]: the store does not serve.
-    pub async fn take_over(&self) -> Result<(), BlobError> {
+    /// [`BlobError::Refused`]: another did so in this term or a later one. [`BlobError`]: the store does not serve.
+    pub async fn take_over(&self, term: u64) -> Result<(), BlobError> {
         let Inner::Objects(objects) = &*self.0 else { return Ok(()) };
-        let settles = objects.store.take_over().await.map_err(|e| objects.failed(e, 0))?;
+        let settles = objects.store.take_over(term).await.map_err(|e| objects.failed(e, 0))?;
         *locked(&objects.settles) = Some(Instant::now() + settles);
+        *locked(&objects.term) = Some(term);
         Ok(())
+    }
+
+    /// The term of the last [`Blobs::take_over`].
+    #[must_use]
+    pub fn taken_in(&self) -> Option<u64> {
+        if let Inner::Objects(objects) = &*self.0 { *locked(&objects.term) } else { None }
     }
 
     /// As [`Blobs::put`], for bytes whose digest was checked before. What is there already is written again: that mends it if it was
@@ -156,7 +197,7 @@ impl Blobs {
         if blob.length == 0 {
             return Ok(());
         }
-        let before = objects.begin(blob).await;
+        let (_writing, before) = objects.begin_put(blob).await;
         // In the cache is only what was written, or read and found right, since this process began.
         if before.is_some_and(|done| done.elapsed() < PUT_AGAIN)
             && locked(&objects.cache).get(blob).is_some()
@@ -167,6 +208,7 @@ impl Blobs {
         }
         loop {
             objects.store.put(key_of(blob), bytes.clone()).await.map_err(|e| objects.failed(e, blob.length))?;
+            locked(&objects.damaged).remove(&blob);
             if objects.is_settled(blob).await? {
                 break;
             }
@@ -192,7 +234,7 @@ impl Blobs {
             }
             Inner::Objects(objects) => objects,
         };
-        objects.begin(blob).await;
+        let (_writing, _) = objects.begin_put(blob).await;
         objects.spare(blob);
         objects.put_file_here(blob, path).await
     }
@@ -245,6 +287,13 @@ impl Blobs {
         }
     }
 
+    /// From now on keeps at most so many bytes at hand, and never more than when it was opened.
+    pub fn shrink_cache(&self, bytes: u64) {
+        if let Inner::Objects(objects) = &*self.0 {
+            locked(&objects.cache).shrink_to(bytes);
+        }
+    }
+
     /// Whether several coordinators have this store.
     #[must_use]
     pub fn is_shared(&self) -> bool {
@@ -265,6 +314,7 @@ impl Blobs {
             return Ok(bytes);
         }
         let Some(bytes) = objects.read_right(blob).await? else { return Err(objects.set_aside(blob).await) };
+        locked(&objects.damaged).remove(&blob);
         locked(&objects.cache).put(blob, bytes.clone(), blob.length);
         Ok(bytes)
     }
@@ -308,31 +358,18 @@ impl Blobs {
         if let Some(outline) = locked(&objects.outlines).get(blob) {
             return Ok(outline);
         }
-        let mut builder = OutlineBuilder::new(blob.length);
-        let mut at = 0;
-        while at < blob.length {
-            let end = (at + READ_BYTES).min(blob.length);
-            let piece = match self.get_range(blob, at..end).await {
-                // It is there, and shorter.
-                Err(BlobError::Missing { .. }) if objects.is_there(blob).await? => return Err(objects.set_aside(blob).await),
-                piece => piece?,
-            };
-            piece.chunks(CHUNK_BYTES as usize).for_each(|chunk| builder.push(chunk));
-            at = end;
-        }
-        let outline = Arc::new(builder.finish());
-        if outline.blob() != blob {
-            return Err(objects.set_aside(blob).await);
-        }
+        let Some(outline) = objects.read_outline(blob).await? else { return Err(objects.set_aside(blob).await) };
         locked(&objects.outlines).put(blob, outline.clone(), blob.outline_bytes().max(1));
         Ok(outline)
     }
 
-    /// Makes a blob that is here young, for somebody who is about to refer to it.
+    /// Makes a blob that is here young, for somebody who is about to refer to it. If it is here afterwards, nothing removes it before it
+    /// is old again.
     pub async fn touch(&self, blob: BlobRef) {
         if let Inner::Objects(objects) = &*self.0 {
             objects.begin(blob).await;
             objects.spare(blob);
+            objects.settled().await;
         }
     }
 
@@ -366,6 +403,14 @@ impl Kept {
         before.and_then(|before| before.done)
     }
 
+    /// As `begin`, for whoever writes the blob as long as it has what this returns.
+    async fn begin_put(&self, blob: BlobRef) -> (Writing<'_>, Option<Instant>) {
+        // Before the door: whoever is behind it and does not see this is done before the put begins.
+        *locked(&self.writing).entry(blob).or_default() += 1;
+        let writing = Writing { kept: self, blob };
+        (writing, self.begin(blob).await)
+    }
+
     fn done(&self, blob: BlobRef) {
         if let Some(fresh) = locked(&self.fresh).get_mut(&blob) {
             (fresh.at, fresh.done) = (Instant::now(), Some(Instant::now()));
@@ -378,17 +423,22 @@ impl Kept {
         }
     }
 
-    /// Waits until nobody else removes any more, and says whether the blob just put is still there.
-    async fn is_settled(&self, blob: BlobRef) -> Result<bool, BlobError> {
+    /// Waits until nobody else removes any more; whether that took any time.
+    async fn settled(&self) -> bool {
         let settles = *locked(&self.settles);
-        let Some(until) = settles.filter(|until| *until > Instant::now()) else { return Ok(true) };
+        let Some(until) = settles.filter(|until| *until > Instant::now()) else { return false };
         tokio::time::sleep_until(until.into()).await;
-        self.has(blob).await
+        true
     }
 
-    /// The bytes if they are right. What came over a network is read twice before it counts as damaged.
+    /// Waits until nobody else removes any more, and says whether the blob just put is still there.
+    async fn is_settled(&self, blob: BlobRef) -> Result<bool, BlobError> {
+        if self.settled().await { self.has(blob).await } else { Ok(true) }
+    }
+
+    /// The bytes if they are right. Read twice before they count as damaged: what comes over a network may arrive so.
     async fn read_right(&self, blob: BlobRef) -> Result<Option<Arc<Vec<u8>>>, BlobError> {
-        for _ in 0..if self.store.is_shared() { 2 } else { 1 } {
+        for _ in 0..READS {
             let bytes = Arc::new(self.store.get(key_of(blob)).await.map_err(|e| self.lost(e, blob))?);
             let read = bytes.clone();
             let right = tokio::task::spawn_blocking(move || BlobRef::of(&read) == blob).await;
@@ -399,7 +449,38 @@ impl Kept {
         Ok(None)
     }
 
+    /// The outline if what lies there is the blob, read twice before it is not; never all of it in memory.
+    async fn read_outline(&self, blob: BlobRef) -> Result<Option<Arc<Outline>>, BlobError> {
+        for _ in 0..READS {
+            if let Some(outline) = self.read_pieces(blob).await? {
+                return Ok(Some(outline));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn read_pieces(&self, blob: BlobRef) -> Result<Option<Arc<Outline>>, BlobError> {
+        let lost = |fault| self.lost(fault, blob);
+        // What is longer begins like the blob.
+        if self.store.length(key_of(blob)).await.map_err(lost)? != blob.length {
+            return Ok(None);
+        }
+        let mut builder = OutlineBuilder::new(blob.length);
+        let mut at = 0;
+        while at < blob.length {
+            let end = (at + READ_BYTES).min(blob.length);
+            let piece = self.store.get_range(key_of(blob), at..end).await.map_err(lost)?;
+            piece.chunks(CHUNK_BYTES as usize).for_each(|chunk| builder.push(chunk));
+            at = end;
+        }
+        let outline = Arc::new(builder.finish());
+        Ok((outline.blob() == blob).then_some(outline))
+    }
+
     async fn has(&self, blob: BlobRef) -> Result<bool, BlobError> {
+        if locked(&self.damaged).contains(&blob) {
+            return Ok(false);
+        }
         match self.store.length(key_of(blob)).await {
             Ok(length) => Ok(length == blob.length),
             Err(Fault::Missing) => Ok(false),
@@ -407,28 +488,38 @@ impl Kept {
         }
     }
 
-    /// Whether there is anything in the blob's place.
-    async fn is_there(&self, blob: BlobRef) -> Result<bool, BlobError> {
-        match self.store.length(key_of(blob)).await {
-            Ok(_) => Ok(true),
-            Err(Fault::Missing) => Ok(false),
-            Err(fault) => Err(self.failed(fault, 0)),
-        }
-    }
-
-    /// Moves what is not the blob it should be out of its place, as evidence.
+    /// Keeps what is not the blob it should be as evidence, and has it count as missing. Where only this process writes it leaves its
+    /// place, unless somebody mends it just now; where several do, it stays until somebody writes over it: what lies there a moment later may
+    /// be another's, and right.
     async fn set_aside(&self, blob: BlobRef) -> BlobError {
         locked(&self.cache).remove(blob);
         locked(&self.outlines).remove(blob);
+        let _alone = self.door.write().await;
+        if !self.store.is_shared() {
+            let written = locked(&self.writing).contains_key(&blob);
+            if written || !matches!(self.read_pieces(blob).await, Ok(None)) {
+                let cause = "what was read was damaged, and is put anew or cannot be read again".to_owned();
+                return BlobError::Unreached { place: self.place.clone(), cause };
+            }
+        }
+        self.note_damaged(blob);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_millis();
         let key = key_of(blob);
         let aside = format!("{DAMAGED}/{}-{now}", key.rsplit('/').next().unwrap_or("blob"));
-        let aside = match self.store.rename(key.clone(), aside.clone()).await {
+        let aside = match self.store.set_aside(key.clone(), aside.clone()).await {
             Ok(()) => format!("lies in {aside}"),
-            Err(fault) => format!("cannot be moved aside ({})", self.failed(fault, 0)),
+            Err(fault) => format!("cannot be kept aside ({})", self.failed(fault, 0)),
         };
         tracing::error!(key, place = self.place, aside, "a blob is damaged");
         BlobError::Damaged { key, place: self.place.clone(), aside }
+    }
+
+    fn note_damaged(&self, blob: BlobRef) {
+        let mut damaged = locked(&self.damaged);
+        if damaged.len() >= MAX_DAMAGED {
+            damaged.pop_first();
+        }
+        damaged.insert(blob);
     }
 
     fn lost(&self, fault: Fault, blob: BlobRef) -> BlobError {

@@ -65,19 +65,20 @@ pub(super) trait Objects: Debug + Send + Sync {
     /// Removes one; none is as good.
     fn delete(&self, key: String) -> Later<'_, ()>;
 
-    /// Gives one another name.
-    fn rename(&self, from: String, to: String) -> Later<'_, ()>;
+    /// Keeps what lies at `from` as evidence at `to`. It leaves its place only where nobody else could have written there meanwhile.
+    fn set_aside(&self, from: String, to: String) -> Later<'_, ()>;
 
     /// Removes what writes that never ended left behind, if nobody touched it since `before`. Says how many.
     fn sweep(&self, before: SystemTime) -> Later<'_, u64>;
 
-    /// Makes this the place of this cluster and no other.
-    fn claim(&self, _cluster: String) -> Later<'_, ()> {
+    /// Makes this the place of this cluster and no other; only who founds the cluster takes a place that is nobody's.
+    fn claim(&self, _cluster: String, _founds: bool) -> Later<'_, ()> {
         Box::pin(std::future::ready(Ok(())))
     }
 
-    /// Has this process alone delete from now on. For so long, what is written may still be deleted by the one that did before.
-    fn take_over(&self) -> Later<'_, Duration> {
+    /// Has this process alone delete from now on, as the leader of this term. For so long, what is written may still be deleted by the
+    /// one that did before. Refused when somebody did so in this term or a later one.
+    fn take_over(&self, _term: u64) -> Later<'_, Duration> {
         Box::pin(std::future::ready(Ok(Duration::ZERO)))
     }
 

@@ -57,8 +57,14 @@ impl Blobs {
         if blob.length == 0 {
             return Ok(());
         }
-        objects.begin(blob).await;
-        objects.store.put(key_of(blob), bytes).await.map_err(|e| objects.failed(e, blob.length))
+        let (_writing, _) = objects.begin_put(blob).await;
+        loop {
+            objects.store.put(key_of(blob), bytes.clone()).await.map_err(|e| objects.failed(e, blob.length))?;
+            locked(&objects.damaged).remove(&blob);
+            if objects.is_settled(blob).await? {
+                return Ok(());
+            }
+        }
     }
 
     /// Whether the blob is here, or anywhere among the others: then it is here afterwards. In a store that all share nothing is asked: what
@@ -152,6 +158,7 @@ impl Kept {
         let outline = loop {
             let source = Reading::open(blob, path).map_err(failed)?;
             let outline = self.store.put_file(key_of(blob), source).await.map_err(failed)?;
+            locked(&self.damaged).remove(&blob);
             if self.is_settled(blob).await? {
                 break outline;
             }

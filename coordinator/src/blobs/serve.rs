@@ -77,6 +77,13 @@ impl Stored {
             return Ok(found);
         }
         match &*self.blobs.0 {
+            // Read once more, all of it: one chunk may have come damaged. Where nobody else writes that is done anyhow.
+            Inner::Objects(objects) if objects.store.is_shared() && !matches!(objects.read_pieces(blob).await, Ok(None)) => {
+                Err(BlobError::Unreached {
+                    place: objects.place.clone(),
+                    cause: "a chunk was read damaged, and the blob was not found so".to_owned(),
+                })
+            }
             Inner::Objects(objects) => Err(objects.set_aside(blob).await),
             Inner::Memory(_) => Err(BlobError::missing(blob, "memory")),
         }

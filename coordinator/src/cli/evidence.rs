@@ -6,8 +6,9 @@ use super::home::Home;
 use super::output::Out;
 use obelysk_coordinator::ProofChecker;
 use obelysk_coordinator::evidence::{Case, Evidence, charge};
-use obelysk_node::engine::Verdict;
+use obelysk_node::engine::{Checker as _, Verdict};
 use obelysk_node::{NodeBackend, NodeSuite};
+use obelysk_protocol::circuit::segment_count;
 use std::path::Path;
 
 /// Runs `coordinator evidence`.
@@ -24,7 +25,7 @@ fn list(out: &Out, state: &Path) -> Result<(), Failure> {
     for folder in &cases {
         match charge(folder) {
             Ok(c) => {
-                let what = if c.disputed { "contradicts" } else { "wrong" };
+                let what = if c.disputed { "does not fit what it was made from" } else { "wrong" };
                 out.line(format_args!("{}", folder.display()));
                 let node = c.node.get(..16).unwrap_or(&c.node);
                 out.line(format_args!("    {} ({node}): {} of segment {}, {what}: {}", c.name, c.kind, c.segment, c.reason));
@@ -44,11 +45,18 @@ fn list(out: &Out, state: &Path) -> Result<(), Failure> {
 fn judge(out: &Out, home: &Home, folder: &Path, model: &str) -> Result<(), Failure> {
     let case = Case::read(folder).code(Code::Input)?;
     let registered = home.open(model)?.registered;
+    let segments = segment_count(&registered.descriptor);
     let checker = ProofChecker::<NodeSuite, _>::new(NodeBackend::default(), [registered]);
+    if checker.knows(&case.exhibits.spec).is_err() {
+        return Err(Failure::input(format!("the case is not of {model}: give the model that its job was for")));
+    }
+    if case.charge.segment as usize >= segments {
+        return Err(Failure::input(format!("{model} has {segments} segments; the case's description is not of its job")));
+    }
     let verdict = case.judge(&checker).ok_or_else(|| Failure::input(format!("there is no work of kind {}", case.charge.kind)))?;
     let (holds, text) = match &verdict {
-        Verdict::Reject(reason) => (true, format!("wrong: {reason}")),
-        Verdict::Dispute(reason) => (true, format!("contradicts what it was made from: {reason}")),
+        Verdict::Reject(reason) if !case.charge.disputed => (true, format!("wrong: {reason}")),
+        Verdict::Reject(reason) | Verdict::Dispute(reason) => (true, format!("does not fit what it was made from: {reason}")),
         Verdict::Accept => (false, "right: the charge does not hold".to_owned()),
     };
     out.json(&serde_json::json!({ "holds": holds, "verdict": text, "charge": case.charge }));

@@ -80,6 +80,7 @@ pub fn run(out: &Out, home: &Home, args: JoinArgs) -> Result<(), Failure> {
         ExitReason::Preempted => "the machine is about to be taken away".to_owned(),
         ExitReason::Idle => "there was nothing to do".to_owned(),
         ExitReason::Dismissed(reason) => reason,
+        ExitReason::Lost(reason) => return Err(Failure { code: Code::Cluster, error: anyhow::anyhow!(reason) }),
     };
     out.json(&serde_json::json!({ "ended": reason }));
     out.field("ended", reason);

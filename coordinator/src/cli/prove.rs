@@ -9,7 +9,7 @@ use super::prompts::Asked;
 use super::{cluster, device};
 use obelysk_coordinator::JobResult;
 use obelysk_coordinator::checker::admit;
-use obelysk_cuda::{CudaBackend, attempt};
+use obelysk_cuda::{CudaBackend, DeviceError, attempt};
 use obelysk_model::IntegerModel;
 use obelysk_model::infer::InferError;
 use obelysk_node::job_bytes::JobSpec;
@@ -157,13 +157,30 @@ fn check_ids(model: &ModelFolder, ids: &[u32]) -> Result<(), Failure> {
 fn on(out: &Out, home: &Home, model: &ModelFolder, spec: &JobSpec, args: &DeviceArgs) -> Result<Proved, Failure> {
     let Some(card) = device::open(home, device::chosen(args)?)? else { return here(out, model, spec) };
     device::tell(out, Some(&card));
-    match attempt(|| with(out, model, spec, &CudaBackend::new(card))) {
-        Ok(proved) => proved,
-        Err(error) if args.gpu_only => Err(Failure { code: Code::Internal, error: error.into() }),
-        Err(error) => {
-            out.note(&format!("the card did not get through, proving on the CPU: {error}"));
-            here(out, model, spec)
+    let on_card = attempt(|| with(out, model, spec, &CudaBackend::new(card)));
+    settled(on_card, args.gpu_only, |error| {
+        out.note(&format!("the card did not get through, proving on the CPU: {error}"));
+        here(out, model, spec)
+    })
+}
+
+/// What a card proved, or else what the processors prove: also after a proof that this program does not accept itself, because a card that
+/// computes wrongly says so nowhere else. What is wrong with the input is said again by the processors.
+fn settled<T>(
+    on_card: Result<Result<T, Failure>, DeviceError>,
+    gpu_only: bool,
+    fallback: impl FnOnce(String) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    match on_card {
+        Ok(Ok(proved)) => Ok(proved),
+        Ok(Err(failure)) if gpu_only => Err(failure),
+        Ok(Err(failure)) => fallback(format!("{:#}", failure.error)),
+        Err(error) if gpu_only => {
+            // A card that is full is no defect: another card, or a shorter text, fits.
+            let code = if error.is_full() { Code::Input } else { Code::Internal };
+            Err(Failure { code, error: error.into() })
         }
+        Err(error) => fallback(error.to_string()),
     }
 }
 
@@ -237,5 +254,25 @@ fn proved(result: JobResult, own_core_seconds: f64) -> Proved {
         nodes: result.nodes.len(),
         phases: result.phases.iter().filter(|p| p.name != "total").map(time).collect(),
         proof: result.proof,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_card_that_fails_or_computes_wrongly_leaves_the_work_to_the_processors() {
+        let full = DeviceError::Exhausted { at: "upload".to_owned(), reason: String::new() };
+        let lost = DeviceError::Failed { at: "upload".to_owned(), reason: String::new() };
+        let wrong = || Ok(Err(Failure { code: Code::Internal, error: anyhow::anyhow!("the proof does not verify") }));
+        let code = |on_card| settled::<u8>(on_card, true, |_| panic!("only the card may be used")).map_err(|f| f.code);
+        assert_eq!(code(Ok(Ok(1))), Ok(1));
+        assert_eq!(code(Err(full.clone())), Err(Code::Input));
+        assert_eq!(code(Err(lost.clone())), Err(Code::Internal));
+        assert_eq!(code(wrong()), Err(Code::Internal));
+        for on_card in [Err(full), Err(lost), wrong()] {
+            assert!(matches!(settled(on_card, false, |_| Ok(2)), Ok(2)));
+        }
     }
 }

@@ -34,12 +34,17 @@ pub fn run(out: &Out, home: &Home, args: ServeArgs) -> Result<(), Failure> {
     runtime()?.block_on(async {
         let part = match config.place()? {
             None if replica::is_one(&state) => return Err(needs_peer_listen(&state)),
-            None => Part::alone(&files, &state, opened(&config).await?)?,
+            None => {
+                let part = Part::alone(&files, &state, opened(&config).await?)?;
+                part.claim().await?;
+                part
+            }
             Some(place) => {
                 let blobs = opened(&config).await?;
                 if !replica::is_one(&state) {
-                    // What older releases left is taken over first.
-                    drop(Part::alone(&files, &state, blobs.clone())?);
+                    // What older releases left is taken over first; and the place is the cluster's before it is one of several, who only
+                    // go on where it is.
+                    Part::alone(&files, &state, blobs.clone())?.claim().await?;
                 }
                 Part::among_others(Replica::open(&state, &place, &blobs)?)
             }
@@ -84,6 +89,8 @@ async fn added(
         return Err(Failure::input(format!("{} {text}", state.display())));
     }
     let desk = Desk::open(home, admin).await?;
+    // Before anybody counts on this one: with another store it would lead with nothing.
+    blobs.claim(&desk.credential().cluster.to_string(), false).await.map_err(unusable)?;
     let (csr, peer, service) = (replica::request(state)?, place.peer.clone(), place.service.clone());
     let answer = desk.order(Message::PeerAdd(PeerAdd { csr, peer, service })).await?;
     let Message::PeerAdded(added) = answer else { return Err(unexpected(&answer)) };
@@ -114,6 +121,15 @@ impl Part {
             tracing::info!(folder = %state.display(), text);
         }
         Ok(Self { facts, replica: None })
+    }
+
+    /// Has the store of blobs be this cluster's, which begins here.
+    async fn claim(&self) -> Result<(), Failure> {
+        let admissions = Admissions::open(Arc::new(self.facts.storage()))?;
+        match &self.facts.blobs {
+            Some(blobs) => blobs.claim(&admissions.cluster().to_string(), true).await.map_err(unusable),
+            None => Ok(()),
+        }
     }
 
     fn among_others(replica: Replica) -> Self {
@@ -154,6 +170,7 @@ fn configured(home: &Home, args: &ServeArgs) -> Result<(CoordinatorConfig, PathB
     if config.job_logs.as_os_str().is_empty() {
         config.job_logs = state.join("jobs");
     }
+    config.arriving = state.join("parts");
     config.store = args.store.clone().unwrap_or(config.store);
     if config.store.is_empty() {
         let folder = state.join("blobs");
@@ -179,7 +196,7 @@ async fn serve(
     }
     let admissions = Arc::new(Admissions::open(Arc::new(facts.storage()))?);
     if let Some(blobs) = &facts.blobs {
-        blobs.claim(&admissions.cluster().to_string()).await.map_err(unusable)?;
+        blobs.claim(&admissions.cluster().to_string(), replica.is_none()).await.map_err(unusable)?;
     }
     if let Some(replica) = &replica {
         replica.keep_certified(&state, admissions.clone())?;

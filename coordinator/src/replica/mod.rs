@@ -304,17 +304,23 @@ impl Replica {
 
     /// Before a stop in good order: another live voter leads from now on, if there is one.
     pub async fn hand_over(&self) {
-        if !matches!(*self.raft.role().borrow(), Role::Leader { .. }) {
-            return;
+        if let Role::Leader { term } = *self.raft.role().borrow() {
+            hand_over(&self.raft, term).await;
         }
-        let Some(view) = self.raft.view().await else { return };
-        let Some(next) = view.members.iter().find(|m| m.votes && m.live && m.id != view.own) else { return };
-        if self.raft.transfer(next.id).await.is_ok() {
-            let mut role = self.raft.role();
-            let moved = role.wait_for(|role| !matches!(role, Role::Leader { .. }));
-            let moved = matches!(tokio::time::timeout(HAND_OVER, moved).await, Ok(Ok(_)));
-            tracing::info!(to = next.member.service, moved, "another coordinator leads");
-        }
+    }
+}
+
+/// Has another live voter lead, if there is one: in each term another, so that all have their turn when none of them can.
+pub(crate) async fn hand_over(raft: &RaftConsensus, term: u64) {
+    let Some(view) = raft.view().await else { return };
+    let others: Vec<_> = view.members.iter().filter(|m| m.votes && m.live && m.id != view.own).collect();
+    let turn = term.checked_rem(others.len() as u64).and_then(|turn| usize::try_from(turn).ok());
+    let Some(next) = turn.and_then(|turn| others.get(turn)) else { return };
+    if raft.transfer(next.id).await.is_ok() {
+        let mut role = raft.role();
+        let moved = role.wait_for(|role| !matches!(role, Role::Leader { .. }));
+        let moved = matches!(tokio::time::timeout(HAND_OVER, moved).await, Ok(Ok(_)));
+        tracing::info!(to = next.member.service, moved, "another coordinator leads");
     }
 }
 

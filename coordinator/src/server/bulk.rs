@@ -9,11 +9,12 @@ use obelysk_protocol::wire::{BlobFetch, BlobOffer, BlobRef, BlobStored, Message}
 
 use super::Shared;
 use super::session::refuse;
+use crate::blobs::BlobError;
 use crate::core::{JobId, NodeId};
 
 /// Answers a request for a blob, or for the rest of one.
 pub(super) async fn fetched(shared: &Shared, fetch: &BlobFetch, send: &mut SendStream) -> Result<(), TransportError> {
-    let source = match source(shared, fetch.blob).await {
+    let source = match source(shared, fetch.blob).await? {
         Ok(source) => source,
         Err(reason) => return refuse(send, false, &reason).await,
     };
@@ -23,12 +24,18 @@ pub(super) async fn fetched(shared: &Shared, fetch: &BlobFetch, send: &mut SendS
 }
 
 /// A job's blob, or one that lies in the store for nodes to have.
-async fn source(shared: &Shared, blob: BlobRef) -> Result<Box<dyn BlobSource>, String> {
-    match shared.store.fetch(blob).await {
+async fn source(shared: &Shared, blob: BlobRef) -> Result<Result<Box<dyn BlobSource>, String>, TransportError> {
+    Ok(match shared.store.fetch(blob).await.map_err(away)? {
         Some(bytes) => Ok(Box::new(InMemory { blob, bytes })),
         None if shared.models.holds(blob).await => shared.blobs.source(blob).await.map_err(|e| e.to_string()),
         None => Err("no such blob: its job has ended".to_owned()),
-    }
+    })
+}
+
+/// A blob that cannot be had now. A refusal would count as the work item's failure: so the stream ends without an answer, and the node comes
+/// back and asks again.
+pub(super) fn away(error: BlobError) -> TransportError {
+    TransportError::Lost(error.to_string())
 }
 
 /// Takes a node's result, going on with what is here of it.
@@ -69,10 +76,22 @@ pub(super) async fn offered(
 
 /// Puts a result where the job finds it.
 async fn keep(shared: &Arc<Shared>, (job, epoch): (JobId, u64), blob: BlobRef, whole: Whole) -> Result<(), String> {
-    let read = tokio::task::spawn_blocking(move || whole.into_bytes().map_err(|e| e.to_string()));
-    let bytes = read.await.unwrap_or_else(|_| Err("the coordinator failed; see its log".to_owned()))?;
     let store = &shared.store;
-    let put = if store.is_brief(epoch) { store.put_briefly(job, blob, bytes) } else { store.keep(job, blob, bytes).await };
+    let brief = store.is_brief(epoch);
+    // Before the bytes of a file are there. What is kept briefly takes its own.
+    let room = if brief { None } else { store.room(blob).await.map_err(|e| e.to_string())? };
+    let read = move || {
+        let bytes = whole.into_bytes().map_err(|e| e.to_string())?;
+        // Its chunks were right when they arrived; in a file they may have changed since.
+        if BlobRef::of(&bytes) == blob {
+            Ok(bytes)
+        } else {
+            Err("it was damaged in the coordinator's folder; send it again".to_owned())
+        }
+    };
+    let read = tokio::task::spawn_blocking(read).await;
+    let bytes = read.unwrap_or_else(|_| Err("the coordinator failed; see its log".to_owned()))?;
+    let put = if brief { store.put_briefly(job, blob, bytes) } else { store.keep(job, blob, bytes, room).await };
     put.map_err(|e| e.to_string())
 }
 
@@ -90,16 +109,14 @@ pub(super) async fn pushed(
     (mut send, mut recv): (SendStream, RecvStream),
 ) -> Result<(), TransportError> {
     let limit = shared.config.max_blob_bytes;
-    if !shared.blobs.is_durable() && blob.length > limit {
+    // Where it arrives in memory.
+    if (!shared.blobs.is_durable() || shared.parts.is_in_memory()) && blob.length > limit {
         return refuse(&mut send, false, &TransportError::BlobTooLarge { length: blob.length, limit }.to_string()).await;
     }
-    let there = shared.blobs.has(blob).await;
-    match there {
-        Ok(true) => {
-            // Young again: what is published next must not be collected before.
-            shared.blobs.touch(blob).await;
-            return stored(&mut send, blob).await;
-        }
+    // Young before it is looked for: what is published next must not be collected before.
+    shared.blobs.touch(blob).await;
+    match shared.blobs.has(blob).await {
+        Ok(true) => return stored(&mut send, blob).await,
         Ok(false) => {}
         Err(error) => return refuse(&mut send, true, &error.to_string()).await,
     }

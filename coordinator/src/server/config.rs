@@ -1,10 +1,12 @@
 //! The coordinator's one configuration struct, that of a cluster on one machine, and what can go wrong at start.
 
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use obelysk_node::error::TransportError;
+use obelysk_node::identity::private_folder;
 use obelysk_node::transport::Parts;
 use serde::Deserialize;
 
@@ -50,6 +52,10 @@ pub struct CoordinatorConfig {
     pub store_credentials: String,
     /// Results checked at the same time; 0 means one per core.
     pub check_threads: usize,
+    /// Private folder for what arrives in pieces for a bucket; empty: memory, and then no blob is larger than `max_blob_bytes`. `coordinator
+    /// serve` has it in its own folder; no setting.
+    #[serde(skip)]
+    pub arriving: PathBuf,
     /// TCP address for metrics, `host:port`; empty: none.
     pub metrics_listen: String,
     /// Folder for the event logs of jobs; empty: none. `coordinator serve` sets `jobs` in its folder.
@@ -82,6 +88,7 @@ impl Default for CoordinatorConfig {
             store_region: String::new(),
             store_credentials: String::new(),
             check_threads: 0,
+            arriving: PathBuf::new(),
             metrics_listen: "127.0.0.1:7451".to_owned(),
             job_logs: PathBuf::new(),
             scale_target_s: 600,
@@ -183,16 +190,20 @@ impl CoordinatorConfig {
         Blobs::open(&self.store(), self.max_store_bytes).await
     }
 
-    /// Opens the place where blobs arrive: beside them in a folder, of a bucket in the system's folder for what is passing, else in memory.
-    pub(super) fn open_parts(blobs: &Blobs) -> Result<Arc<Parts>, CoordinatorError> {
-        let parts = match blobs.folder() {
-            _ if !blobs.is_durable() => Parts::in_memory(),
-            Some(folder) => Parts::open(&folder.join("parts"), super::MAX_PARTS_BYTES)?,
-            None => {
-                Parts::open(&std::env::temp_dir().join(format!("obelysk-parts-{}", std::process::id())), super::MAX_PARTS_BYTES)?
-            }
+    /// Opens the place where blobs arrive: beside them in a folder, of a bucket in a private folder of this process, else in memory. What an
+    /// earlier process left is gone on with; what is older than a day, or torn, goes.
+    pub(super) fn open_parts(&self, blobs: &Blobs) -> Result<Arc<Parts>, CoordinatorError> {
+        let folder = match blobs.folder() {
+            _ if !blobs.is_durable() => None,
+            Some(folder) => Some(folder.join("parts")),
+            None => Some(self.arriving.clone()).filter(|folder| !folder.as_os_str().is_empty()),
         };
-        Ok(Arc::new(parts))
+        let Some(folder) = folder else { return Ok(Arc::new(Parts::in_memory())) };
+        let disk = |e: std::io::Error| TransportError::Disk { path: folder.clone(), cause: e.to_string() };
+        private_folder(&folder).map_err(|e| TransportError::Disk { path: folder.clone(), cause: e.to_string() })?;
+        // Also one that was there.
+        std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o700)).map_err(disk)?;
+        Ok(Arc::new(Parts::open(&folder, super::MAX_PARTS_BYTES)?))
     }
 
     pub(super) const fn policy(&self) -> Policy {
@@ -318,6 +329,18 @@ mod tests {
             let error = place(listen, peer, advertise).expect_err("unusable").to_string();
             assert!(error.contains(&format!("`{field}`")), "{error}");
         }
+    }
+
+    #[test]
+    fn what_arrives_lies_where_nobody_else_looks() {
+        let place = tempfile::tempdir().expect("folder");
+        let blobs = Blobs::local(&place.path().join("blobs"), 0).expect("opens");
+        let folder = place.path().join("blobs").join("parts");
+        std::fs::create_dir_all(&folder).expect("made");
+        std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o755)).expect("set");
+        assert!(!CoordinatorConfig::default().open_parts(&blobs).expect("opens").is_in_memory());
+        assert_eq!(std::fs::metadata(&folder).expect("there").permissions().mode() & 0o777, 0o700);
+        assert!(CoordinatorConfig::default().open_parts(&Blobs::in_memory(1)).expect("opens").is_in_memory());
     }
 
     #[test]

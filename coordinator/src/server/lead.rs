@@ -1,7 +1,7 @@
 //! As long as this member leads there is a brain, restored from the facts; when it leads no more the brain is dropped as a whole, and
 //! everything it knew beyond the facts with it. Nothing of an earlier brain reaches a later one: each has a queue of its own.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use obelysk_node::engine::{Checker, Engine};
@@ -14,9 +14,12 @@ use super::{CoordinatorConfig, Facts};
 use crate::consensus::Role;
 use crate::core::{MAX_TERM, Policy};
 use crate::identity::{AdmissionError, Admissions};
+use crate::replica::hand_over;
 
 /// Pause between two attempts to reach the store of blobs.
 const STORE_PAUSE: Duration = Duration::from_secs(1);
+/// Who cannot reach it for this long gives way to another coordinator, if there is one: longer than a server's restart of its own.
+const STORE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Whether commands are taken here, and otherwise why not.
 #[derive(Debug, Clone)]
@@ -58,10 +61,13 @@ pub(super) async fn run(parts: Parts, gate: watch::Sender<Gate>, mut stop: watch
     let mut role = parts.facts.consensus.role();
     loop {
         let now = role.borrow_and_update().clone();
-        let closed = match now {
+        let closed = match now.clone() {
             Role::Leader { term } if term <= MAX_TERM => {
                 tracing::info!(term, "leading");
-                match lead(&parts, term, &gate, (&mut role, &mut stop)).await {
+                let ended = lead(&parts, term, &gate, (&mut role, &mut stop)).await;
+                // What this brain's jobs needed nobody needs here from now on.
+                parts.store.begin_term();
+                match ended {
                     Ended::Stopped => break,
                     Ended::Lost(reason) => {
                         // Epochs of a term are given out once: whoever leads next does so in another one.
@@ -82,6 +88,10 @@ pub(super) async fn run(parts: Parts, gate: watch::Sender<Gate>, mut stop: watch
             }
         };
         gate.send_replace(Gate::Closed(closed));
+        // What changed while this led was seen there.
+        if *role.borrow() != now {
+            continue;
+        }
         tokio::select! {
             changed = role.changed() => if changed.is_err() { break },
             _ = stop.wait_for(|stop| *stop) => break,
@@ -96,7 +106,7 @@ async fn lead(
     gate: &watch::Sender<Gate>,
     (role, stop): (&mut watch::Receiver<Role>, &mut watch::Receiver<bool>),
 ) -> Ended {
-    if let Some(ended) = take_over(parts, gate, (&mut *role, &mut *stop)).await {
+    if let Some(ended) = take_over(parts, term, gate, (&mut *role, &mut *stop)).await {
         return ended;
     }
     let (commands, inbox) = mpsc::channel(MAX_COMMANDS);
@@ -117,23 +127,53 @@ async fn lead(
     brain.run(inbox, role, stop).await
 }
 
-/// Has no other coordinator remove blobs any more; waits as long as the store does not answer, and it is to lead.
+/// Has no other coordinator remove blobs any more. A coordinator that is alone waits as long as the store does not answer; one of several
+/// gives way to another, which may reach it.
 async fn take_over(
     parts: &Parts,
+    term: u64,
     gate: &watch::Sender<Gate>,
     (role, stop): (&mut watch::Receiver<Role>, &mut watch::Receiver<bool>),
 ) -> Option<Ended> {
     let blobs = parts.facts.blobs.as_ref()?;
-    while let Err(error) = blobs.take_over().await {
-        tracing::error!(%error, "this coordinator leads when its blobs can be had");
-        gate.send_replace(Gate::Closed(error.to_string()));
+    let mine = Role::Leader { term };
+    let reason = Arc::new(Mutex::new("the store of blobs does not answer".to_owned()));
+    let attempts = async {
+        loop {
+            let error = match blobs.take_over(term).await {
+                Ok(()) => return true,
+                Err(error) => error,
+            };
+            tracing::error!(%error, "this coordinator leads when its blobs can be had");
+            gate.send_replace(Gate::Closed(error.to_string()));
+            *reason.lock().unwrap_or_else(PoisonError::into_inner) = error.to_string();
+            if error.is_setting() && parts.facts.members.is_some() {
+                return false;
+            }
+            tokio::time::sleep(STORE_PAUSE).await;
+        }
+    };
+    let taken = tokio::select! {
+        taken = attempts => taken,
+        () = tokio::time::sleep(STORE_PATIENCE), if parts.facts.members.is_some() => false,
+        _ = role.wait_for(|role| *role != mine) => return Some(Ended::Lost("another coordinator leads".to_owned())),
+        _ = stop.wait_for(|stop| *stop) => return Some(Ended::Stopped),
+    };
+    // What was written late was written for nothing.
+    if *role.borrow() != mine {
+        return Some(Ended::Lost("another coordinator leads".to_owned()));
+    }
+    if taken {
+        return None;
+    }
+    if let Some(members) = &parts.facts.members {
         tokio::select! {
-            () = tokio::time::sleep(STORE_PAUSE) => {}
-            _ = role.changed() => return Some(Ended::Lost("another coordinator leads".to_owned())),
+            () = hand_over(members, term) => {}
             _ = stop.wait_for(|stop| *stop) => return Some(Ended::Stopped),
         }
     }
-    None
+    let reason = reason.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    Some(Ended::Lost(format!("this coordinator cannot have the blobs, and another is to lead: {reason}")))
 }
 
 impl Parts {

@@ -15,6 +15,7 @@ mod models;
 mod observer;
 mod progress;
 mod questions;
+mod room;
 mod session;
 mod store;
 mod submit;
@@ -26,7 +27,7 @@ use std::time::{Duration, Instant};
 
 use obelysk_node::engine::{Checker, Engine};
 use obelysk_node::error::TransportError;
-use obelysk_node::identity::{NodeKeyId, Token};
+use obelysk_node::identity::{Id as ModelId, NodeKeyId, Token};
 use obelysk_node::scrape;
 use obelysk_node::transport::quinn::Endpoint;
 use obelysk_node::transport::{CLOSE_DONE, Parts, ServerTls, listen};
@@ -145,7 +146,7 @@ impl Coordinator {
             Some(blobs) => (Some(blobs.clone()), blobs),
             None => (None, config.open_store().await?),
         };
-        let parts = CoordinatorConfig::open_parts(&blobs)?;
+        let parts = config.open_parts(&blobs)?;
         let models = Published::new(facts.storage(), facts.ledger.clone(), blobs.clone());
         let certificates = Arc::new(certificate::OwnCertificate::new(admissions.clone())?);
         let own = certificates.clone();
@@ -155,7 +156,7 @@ impl Coordinator {
         let (count, nodes) = watch::channel(0);
         let (gate_end, gate) = watch::channel(Gate::Closed("the coordinator is starting".to_owned()));
         let (stop, stopped) = watch::channel(false);
-        let store = Store::new(config.max_store_bytes, durable);
+        let store = Store::new(config.max_store_bytes, durable, facts.ledger.clone());
         let (ledger, role, members) = (facts.ledger.clone(), facts.consensus.role(), facts.members.clone());
         let observer = Arc::new(Observer::new(&config.job_logs));
         let lead = lead::Parts::new(
@@ -203,11 +204,20 @@ async fn collect(shared: std::sync::Weak<Shared>) {
     loop {
         tokio::time::sleep(COLLECT_EVERY).await;
         let Some(shared) = shared.upgrade().filter(|shared| shared.blobs.is_durable()) else { return };
+        // Where all share a store, what is needed is known to who leads.
+        let leads = || shared.leads_in().is_some_and(|term| shared.blobs.taken_in() == Some(term));
+        let may = || !shared.blobs.is_shared() || leads();
+        if !may() {
+            continue;
+        }
         // What becomes live while this looks is young, or the store's.
         let named = models::named(&shared.ledger, &shared.blobs).await;
-        let live = |blob: &BlobRef| named.blobs.contains(blob) || shared.store.needs(*blob);
+        let live = |blob: &BlobRef| named.blobs.contains(blob) || shared.store.needs(*blob) || !may();
         if !named.unread.is_empty() {
-            tracing::debug!(lists = named.unread.len(), "no blobs are removed until the lists of all models are here");
+            let models: Vec<String> = named.unread.iter().map(|model| ModelId(*model).to_string()).collect();
+            let text = "no blobs are removed: the lists of these published models cannot be read, so their files are not known; push \
+                        these models again, or withdraw them";
+            tracing::warn!(models = models.join(" "), place = shared.blobs.place(), text);
             continue;
         }
         match shared.blobs.collect(live, COLLECT_GRACE).await {
@@ -252,6 +262,11 @@ impl Shared {
         })
     }
 
+    /// The term in which this coordinator leads, as far as it knows.
+    fn leads_in(&self) -> Option<u64> {
+        if let Role::Leader { term } = *self.role.borrow() { Some(term) } else { None }
+    }
+
     /// Commands that wait for the brain, if there is one here.
     fn waiting_commands(&self) -> usize {
         match &*self.gate.borrow() {
@@ -282,7 +297,8 @@ impl Shared {
         let job = JobId(BlobRef::of(&name).digest);
         let commands = self.lead().await.map_err(CoordinatorError::NotLeading)?;
         if self.ledger.lock().ended(job).is_none() {
-            self.store.keep(job, blob, spec).await?;
+            let room = self.store.room(blob).await?;
+            self.store.keep(job, blob, spec, room).await?;
         }
         let (watcher, (events, result)) = Watcher::new();
         let (opened, sure) = oneshot::channel();

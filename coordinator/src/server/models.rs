@@ -72,19 +72,19 @@ fn lists(ledger: &SharedLedger) -> Lists {
 pub(crate) struct Named {
     /// Those known.
     pub(crate) blobs: BTreeSet<BlobRef>,
-    /// Lists that are not here, and so which files are not known.
-    pub(crate) unread: BTreeSet<BlobRef>,
+    /// Models whose lists cannot be read here, and so which files are not known.
+    pub(crate) unread: BTreeSet<[u8; 32]>,
 }
 
 /// What jobs and published models need, as far as it can be said from what lies here. Asks no other coordinator.
 pub(crate) async fn named(ledger: &SharedLedger, blobs: &Blobs) -> Named {
     let mut named = Named { blobs: ledger.lock().blobs().into_values().flatten().collect(), ..Named::default() };
-    for list in lists(ledger).into_values() {
+    for (model, list) in lists(ledger) {
         named.blobs.insert(list);
         let text = if list.length > MAX_MANIFEST_BYTES { None } else { blobs.get_here(list).await.ok() };
         match text.map(|text| ModelManifest::decode(&text)) {
             Some(Ok(manifest)) => named.blobs.extend(manifest.files.iter().map(|file| file.blob)),
-            _ => drop(named.unread.insert(list)),
+            _ => drop(named.unread.insert(model)),
         }
     }
     named
@@ -150,6 +150,10 @@ impl Published {
             return Err(PublishError::Manifest("it is another model's".to_owned()));
         }
         self.blobs.touch(list).await;
+        // It may have been read long ago.
+        if !self.blobs.has(list).await? {
+            return Err(PublishError::Missing { name: "the list of files".to_owned() });
+        }
         for file in &manifest.files {
             // Young before it is looked for: from here on nothing collects it.
             self.blobs.touch(file.blob).await;
@@ -181,7 +185,14 @@ impl Published {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use obelysk_node::models::ModelFile;
+
     use super::*;
+    use crate::core::JobId;
+    use crate::server::Facts;
+    use crate::server::store::Store;
 
     #[test]
     fn lists_of_models_read_as_they_were_written() {
@@ -198,5 +209,50 @@ mod tests {
             })
             .collect();
         assert_eq!(decode(&encode(&many)).len(), MAX_PUBLISHED);
+    }
+
+    /// A node may deliver any bytes under its lease: those of a published model outlive the job for which it did.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_a_model_needs_does_not_go_with_a_job_that_had_it_too() {
+        let folder = tempfile::tempdir().expect("folder");
+        let blobs = Blobs::local(folder.path(), 0).expect("opens");
+        let facts = Facts::in_memory();
+        let text = vec![5; 100];
+        let file = ModelFile { name: "weights.bin".to_owned(), blob: BlobRef::of(&text) };
+        let list = ModelManifest { model: [1; 32], files: vec![file] }.encode();
+        let [file, list] = [text.clone(), list].map(|bytes| (BlobRef::of(&bytes), bytes));
+        for (_, bytes) in [&file, &list] {
+            blobs.put(bytes.clone()).await.expect("put");
+        }
+        let published = encode(&Lists::from([([1; 32], list.0)]));
+        let storage = facts.storage();
+        let write = move || storage.write(Document::Models, &published);
+        tokio::task::spawn_blocking(write).await.expect("no panic").expect("written");
+        // It was published long ago, by another process.
+        let blobs = Blobs::local(folder.path(), 0).expect("opens");
+        let store = Store::new(1 << 20, Some(blobs.clone()), facts.ledger.clone());
+        let release = async |job: u8| {
+            let (job, own) = (JobId([job; 32]), vec![job; 50]);
+            for (blob, bytes) in [file.clone(), list.clone(), (BlobRef::of(&own), own.clone())] {
+                store.keep(job, blob, bytes, None).await.expect("kept");
+            }
+            store.release(job, None);
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            BlobRef::of(&own)
+        };
+        let own = release(7).await;
+        assert_eq!((blobs.has(own).await, blobs.has(file.0).await, blobs.has(list.0).await), (Ok(false), Ok(true), Ok(true)));
+        // Nobody knows what a list says that cannot be read.
+        let key: String = list.0.digest.iter().map(|b| format!("{b:02x}")).collect();
+        let lies = folder.path().join("blobs").join(&key[..2]).join(key);
+        let before = std::fs::read(&lies).expect("there");
+        let (store, blobs) = (store.clone(), blobs.clone());
+        let job = JobId([8; 32]);
+        store.keep(job, file.0, file.1.clone(), None).await.expect("kept");
+        std::fs::write(&lies, vec![0; before.len()]).expect("damaged");
+        store.release(job, None);
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert_eq!(blobs.has(file.0).await, Ok(true));
+        assert_eq!(named(&facts.ledger, &blobs).await.unread, BTreeSet::from([[1; 32]]));
     }
 }

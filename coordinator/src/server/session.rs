@@ -30,6 +30,9 @@ use crate::identity::{AdmissionError, Member};
 pub(super) const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Time for a node that was put out to read why.
 const LAST_WORDS: Duration = Duration::from_millis(500);
+/// How long a blob that is sent whole may take, and how much longer for so many bytes: a line slower than this is none.
+const STALL_S: u64 = 30;
+const SLOWEST_BYTES_PER_S: u64 = 1 << 20;
 /// Messages waiting for one node: a few per lease, and it has one lease.
 const MAX_OUTBOX: usize = 64;
 
@@ -367,7 +370,7 @@ async fn transfer(
             let _ = send.finish();
             Ok(())
         }
-        Some(Message::BlobGet(get)) => match stored(shared, get.blob).await {
+        Some(Message::BlobGet(get)) => match stored(shared, get.blob).await? {
             Some(bytes) => {
                 answer_blob(&mut send, get.blob, &bytes).await?;
                 let _ = send.finish();
@@ -379,10 +382,17 @@ async fn transfer(
             let Some(job) = shared.store.deliver(epoch, node) else {
                 return refuse(&mut send, false, "this lease is over: the result is no longer needed").await;
             };
-            match receive_blob(&mut recv, blob, shared.config.max_blob_bytes).await {
+            let room = match shared.store.room(blob).await {
+                Ok(room) => room,
+                Err(error) => return refuse(&mut send, true, &error.to_string()).await,
+            };
+            let whole = receive_blob(&mut recv, blob, shared.config.max_blob_bytes);
+            // Nobody has room for ever.
+            let slowest = Duration::from_secs(STALL_S + blob.length / SLOWEST_BYTES_PER_S);
+            match tokio::time::timeout(slowest, whole).await.unwrap_or(Err(TransportError::Timeout(slowest.as_secs()))) {
                 Ok(bytes) => {
                     // Confirmed only when it is on disk.
-                    if let Err(error) = shared.store.keep(job, blob, bytes).await {
+                    if let Err(error) = shared.store.keep(job, blob, bytes, room).await {
                         return refuse(&mut send, true, &error.to_string()).await;
                     }
                 }
@@ -400,11 +410,11 @@ async fn transfer(
 }
 
 /// A blob that may have to be read from disk.
-async fn stored(shared: &Shared, blob: BlobRef) -> Option<Arc<Vec<u8>>> {
+async fn stored(shared: &Shared, blob: BlobRef) -> Result<Option<Arc<Vec<u8>>>, TransportError> {
     if let Some(bytes) = shared.store.get_held(blob) {
-        return Some(bytes);
+        return Ok(Some(bytes));
     }
-    shared.store.fetch(blob).await
+    shared.store.fetch(blob).await.map_err(bulk::away)
 }
 
 async fn renew(shared: &Arc<Shared>, key: NodeKeyId, csr: Vec<u8>, send: &mut SendStream) -> Result<(), TransportError> {

@@ -7,15 +7,21 @@ use std::time::{Duration, Instant};
 
 use obelysk_protocol::wire::BlobRef;
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 
+use super::models::named;
+use super::room::{Place, Room};
 use crate::blobs::{BlobError, Blobs};
 use crate::core::{JobId, NodeId};
+use crate::ledger::SharedLedger;
 
 /// Shared between the brain, the sessions and the checks.
 #[derive(Debug, Clone)]
 pub(super) struct Store {
     inner: Arc<Mutex<Inner>>,
     backing: Option<Backing>,
+    /// Counts the terms begun and ended: whoever waits for a blob does so within one.
+    terms: Arc<watch::Sender<u64>>,
 }
 
 /// What keeps blobs when the process ends. Calls wait for it, on threads that may.
@@ -23,6 +29,9 @@ pub(super) struct Store {
 struct Backing {
     blobs: Blobs,
     runtime: Handle,
+    /// Names what is not only jobs'.
+    ledger: SharedLedger,
+    room: Room,
 }
 
 impl Backing {
@@ -48,7 +57,18 @@ struct Inner {
 struct Slot {
     /// In memory; otherwise in the store of blobs.
     bytes: Option<Arc<Vec<u8>>>,
+    /// What they take of the room, where there is a store of blobs.
+    place: Option<Place>,
     owners: BTreeSet<JobId>,
+}
+
+/// Why there are no bytes of a blob.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NotHad {
+    /// Nobody owns it, or they are gone: what can be is made again.
+    Gone,
+    /// The term ended first: whoever leads next does all this anew.
+    Over,
 }
 
 /// What a node may deliver, and how often it still may.
@@ -64,10 +84,14 @@ struct Grant {
 /// Deliveries under one lease: one, and one more for each reconnect in between; without a bound one node could fill the store.
 const MAX_DELIVERIES: u32 = 8;
 
-/// How long a blob is waited for that another coordinator may have, which comes back within seconds if it comes back.
-const UNREACHED_PATIENCE: Duration = Duration::from_secs(60);
-/// Pause between two attempts.
-const UNREACHED_PAUSE: Duration = Duration::from_millis(500);
+/// How long a blob is waited for that a node asks for, when the store of blobs does not give it. What checks ask for is waited for as long
+/// as this coordinator leads.
+const AWAY_PATIENCE: Duration = Duration::from_secs(60);
+/// Pause between two attempts, and how often it is said what they come to.
+const AWAY_PAUSE: Duration = Duration::from_millis(500);
+const SAY_AGAIN: Duration = Duration::from_secs(30);
+/// Of the room, the part that is left for results on their way, whatever is kept briefly: one in so many.
+const NOT_BRIEF: u64 = 4;
 
 /// Why a blob was not kept.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -84,12 +108,23 @@ pub enum StoreError {
 }
 
 impl Store {
-    /// Keeps blobs in the store of blobs, or, without one that outlives the process, so many bytes in memory. Within a runtime.
-    pub(super) fn new(limit: u64, blobs: Option<Blobs>) -> Self {
+    /// Keeps blobs in the store of blobs, or, without one that outlives the process, in memory. So many bytes are in memory at most, those
+    /// on their way and the cache of the store of blobs included. Within a runtime.
+    pub(super) fn new(limit: u64, blobs: Option<Blobs>, ledger: SharedLedger) -> Self {
         let inner =
             Inner { limit, held: 0, blobs: BTreeMap::new(), writing: Vec::new(), leases: BTreeMap::new(), lost: BTreeSet::new() };
-        let backing = blobs.filter(Blobs::is_durable).map(|blobs| Backing { blobs, runtime: Handle::current() });
-        Self { inner: Arc::new(Mutex::new(inner)), backing }
+        let backing = blobs.filter(Blobs::is_durable).map(|blobs| {
+            let room = Room::new(limit, blobs.clone());
+            Backing { blobs, runtime: Handle::current(), ledger, room }
+        });
+        Self { inner: Arc::new(Mutex::new(inner)), backing, terms: Arc::new(watch::Sender::new(0)) }
+    }
+
+    /// Waits for memory for a result, before it is there: `None` where what is kept is counted instead.
+    pub(super) async fn room(&self, blob: BlobRef) -> Result<Option<Place>, StoreError> {
+        let Some(backing) = &self.backing else { return Ok(None) };
+        let limit = self.inner().limit;
+        backing.room.take(blob).await.map(Some).ok_or(StoreError::Full { limit })
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -102,8 +137,8 @@ impl Store {
         self.inner().held + cached
     }
 
-    /// Keeps bytes for a job; when it returns they are as safe as the store of blobs makes them.
-    pub(super) async fn keep(&self, job: JobId, blob: BlobRef, bytes: Vec<u8>) -> Result<(), StoreError> {
+    /// Keeps bytes for a job; when it returns they are as safe as the store of blobs makes them. Until then they have this [`Store::room`].
+    pub(super) async fn keep(&self, job: JobId, blob: BlobRef, bytes: Vec<u8>, _room: Option<Place>) -> Result<(), StoreError> {
         let Some(backing) = self.backing.as_ref().filter(|_| blob.length > 0) else {
             return self.put_briefly(job, blob, bytes);
         };
@@ -116,16 +151,17 @@ impl Store {
         written?;
         let slot = inner.blobs.entry(blob).or_default();
         slot.owners.insert(job);
+        slot.place = None;
         if slot.bytes.take().is_some() {
             inner.held -= blob.length;
         }
         Ok(())
     }
 
-    /// As [`Store::keep`], for checks, of which there are few: it waits on its own thread.
+    /// As [`Store::keep`], for checks, of which there are few: it waits on its own thread, and for no room, as the bytes are there.
     pub(super) fn put(&self, job: JobId, blob: BlobRef, bytes: Vec<u8>) -> Result<(), StoreError> {
         match &self.backing {
-            Some(backing) => backing.wait(self.keep(job, blob, bytes)),
+            Some(backing) => backing.wait(self.keep(job, blob, bytes, backing.room.take_now(blob))),
             None => self.put_briefly(job, blob, bytes),
         }
     }
@@ -137,11 +173,17 @@ impl Store {
             slot.owners.insert(job);
             return Ok(());
         }
-        if inner.held.saturating_add(blob.length) > inner.limit {
-            return Err(StoreError::Full { limit: inner.limit });
+        let full = StoreError::Full { limit: inner.limit };
+        let most = inner.limit - if self.backing.is_some() { inner.limit / NOT_BRIEF } else { 0 };
+        if inner.held.saturating_add(blob.length) > most {
+            return Err(full);
         }
+        let place = match &self.backing {
+            Some(backing) => Some(backing.room.take_now(blob).ok_or(full)?),
+            None => None,
+        };
         inner.held += blob.length;
-        inner.blobs.insert(blob, Slot { bytes: Some(Arc::new(bytes)), owners: BTreeSet::from([job]) });
+        inner.blobs.insert(blob, Slot { bytes: Some(Arc::new(bytes)), place, owners: BTreeSet::from([job]) });
         Ok(())
     }
 
@@ -162,52 +204,75 @@ impl Store {
         here.or_else(|| self.backing.as_ref()?.blobs.cached(blob))
     }
 
-    /// The bytes of a blob that some job owns. What is missing is remembered for [`Store::take_lost`].
-    pub(super) async fn fetch(&self, blob: BlobRef) -> Option<Arc<Vec<u8>>> {
-        let Some(backing) = &self.backing else { return self.in_memory(blob).unwrap_or_else(|| self.gone(blob, None)) };
-        if let Some(known) = self.in_memory(blob) {
-            return known;
+    /// The bytes of a blob that some job owns, for a node. What is missing is remembered for [`Store::take_lost`].
+    ///
+    /// # Errors
+    /// [`BlobError`]: the store of blobs does not give it now, and nothing is known to be missing.
+    pub(super) async fn fetch(&self, blob: BlobRef) -> Result<Option<Arc<Vec<u8>>>, BlobError> {
+        match self.wait_for(blob, AWAY_PATIENCE).await? {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(NotHad::Gone | NotHad::Over) => Ok(None),
         }
-        let begun = Instant::now();
-        let error = loop {
-            match backing.blobs.get(blob).await {
-                Ok(bytes) => return Some(bytes),
-                Err(error @ BlobError::Unreached { .. }) if begun.elapsed() < UNREACHED_PATIENCE => {
-                    tracing::debug!(%error, "a blob cannot be had now");
-                    tokio::time::sleep(UNREACHED_PAUSE).await;
-                }
-                Err(error) => break error,
-            }
-        };
-        self.gone(blob, Some(&error))
     }
 
-    /// As [`Store::fetch`], for checks, of which there are few: it waits on its own thread.
-    pub(super) fn get(&self, blob: BlobRef) -> Option<Arc<Vec<u8>>> {
+    /// As [`Store::fetch`], for checks, of which there are few: it waits on its own thread, until the term ends.
+    pub(super) fn get(&self, blob: BlobRef) -> Result<Arc<Vec<u8>>, NotHad> {
         match &self.backing {
-            Some(backing) => backing.wait(self.fetch(blob)),
+            Some(backing) => backing.wait(self.wait_for(blob, Duration::MAX)).unwrap_or(Err(NotHad::Over)),
             None => self.in_memory(blob).unwrap_or_else(|| self.gone(blob, None)),
         }
     }
 
-    /// What can be said without the store of blobs: bytes, or that nobody owns it.
-    fn in_memory(&self, blob: BlobRef) -> Option<Option<Arc<Vec<u8>>>> {
-        if blob.length == 0 {
-            return Some(Some(Arc::default()));
-        }
-        match self.inner().blobs.get(&blob) {
-            None => Some(None),
-            Some(slot) => slot.bytes.clone().map(Some),
+    /// Asks the store of blobs until it has an answer: only one that says that the bytes are not there, or are damaged, is one.
+    async fn wait_for(&self, blob: BlobRef, patience: Duration) -> Result<Result<Arc<Vec<u8>>, NotHad>, BlobError> {
+        let (begun, mut said, mut terms) = (Instant::now(), None::<Instant>, self.terms.subscribe());
+        loop {
+            // Its job may have ended since.
+            if let Some(known) = self.in_memory(blob) {
+                return Ok(known);
+            }
+            let Some(backing) = &self.backing else { return Ok(self.gone(blob, None)) };
+            let asked = tokio::select! {
+                asked = backing.blobs.get(blob) => asked,
+                _ = terms.changed() => return Ok(Err(NotHad::Over)),
+            };
+            let error = match asked {
+                Ok(bytes) => return Ok(Ok(bytes)),
+                Err(error @ (BlobError::Missing { .. } | BlobError::Damaged { .. })) => return Ok(self.gone(blob, Some(&error))),
+                Err(error) => error,
+            };
+            if begun.elapsed() >= patience {
+                return Err(error);
+            }
+            if said.is_none_or(|at| at.elapsed() > SAY_AGAIN) {
+                said = Some(Instant::now());
+                tracing::warn!(%error, "a blob cannot be had now; it is waited for");
+            }
+            tokio::select! {
+                () = tokio::time::sleep(AWAY_PAUSE) => {}
+                _ = terms.changed() => return Ok(Err(NotHad::Over)),
+            }
         }
     }
 
-    fn gone(&self, blob: BlobRef, error: Option<&BlobError>) -> Option<Arc<Vec<u8>>> {
+    /// What can be said without the store of blobs: bytes, or that nobody owns it.
+    fn in_memory(&self, blob: BlobRef) -> Option<Result<Arc<Vec<u8>>, NotHad>> {
+        if blob.length == 0 {
+            return Some(Ok(Arc::default()));
+        }
+        match self.inner().blobs.get(&blob) {
+            None => Some(Err(NotHad::Gone)),
+            Some(slot) => slot.bytes.clone().map(Ok),
+        }
+    }
+
+    fn gone(&self, blob: BlobRef, error: Option<&BlobError>) -> Result<Arc<Vec<u8>>, NotHad> {
         let error = error.map(ToString::to_string);
         tracing::error!(digest = %obelysk_node::identity::Id(blob.digest), error, "a blob is gone or damaged");
         let mut inner = self.inner();
         inner.blobs.remove(&blob);
         inner.lost.insert(blob);
-        None
+        Err(NotHad::Gone)
     }
 
     /// Takes a blob over for a job, of a process that has ended; says whether it is there.
@@ -216,8 +281,7 @@ impl Store {
         let found = self.backing.as_ref().map_or(Ok(false), |backing| backing.wait(backing.blobs.find(blob)));
         let mut inner = self.inner();
         // What cannot be asked for now is asked for when it is needed.
-        let unknown = matches!(found, Err(BlobError::Unreached { .. }));
-        let here = inner.blobs.contains_key(&blob) || found.unwrap_or(false) || unknown;
+        let here = inner.blobs.contains_key(&blob) || found.unwrap_or(true);
         if here {
             inner.blobs.entry(blob).or_default().owners.insert(job);
         } else {
@@ -259,8 +323,14 @@ impl Store {
         inner.leases.retain(|_, grant| grant.job != job);
         drop(inner);
         if let Some(backing) = self.backing.as_ref().filter(|_| !over.is_empty()) {
-            let (store, blobs) = (self.clone(), backing.blobs.clone());
+            let (store, blobs, ledger) = (self.clone(), backing.blobs.clone(), backing.ledger.clone());
             backing.runtime.spawn(async move {
+                // What a node delivers may be anything, also the file of a model that was pushed long ago.
+                let named = named(&ledger, &blobs).await;
+                if !named.unread.is_empty() {
+                    return;
+                }
+                over.retain(|blob| !named.blobs.contains(blob));
                 if let Err(error) = blobs.discard(&over, |blob| store.needs(*blob)).await {
                     tracing::debug!(%error, "blobs of a job that has ended stay until the next collection");
                 }
@@ -289,8 +359,9 @@ impl Store {
     }
 
     /// Ends all leases, as their leader has, and forgets whose the blobs are, where something else keeps them: another leader may have
-    /// ended those jobs.
+    /// ended those jobs. When a term begins, and when it is over: then nobody here waits for blobs, or needs them.
     pub(super) fn begin_term(&self) {
+        self.terms.send_modify(|terms| *terms += 1);
         let mut inner = self.inner();
         inner.leases.clear();
         if self.backing.is_some() {
@@ -339,16 +410,16 @@ mod tests {
 
     #[test]
     fn keeps_its_bound_and_frees_with_the_last_owner() {
-        let store = Store::new(8, None);
+        let store = Store::new(8, None, SharedLedger::default());
         let (a, b) = (JobId([1; 32]), JobId([2; 32]));
         let blob = BlobRef::of(&[7; 8]);
         store.put(a, blob, vec![7; 8]).expect("fits");
         store.put(b, blob, vec![7; 8]).expect("is there");
         assert!(store.put(a, BlobRef::of(&[1]), vec![1]).is_err());
         store.release(a, None);
-        assert!(store.get(blob).is_some());
+        assert!(store.get(blob).is_ok());
         store.release(b, None);
-        assert!(store.get(blob).is_none());
+        assert!(store.get(blob).is_err());
         store.put(a, BlobRef::of(&[1]), vec![1]).expect("room again");
     }
 
@@ -356,7 +427,7 @@ mod tests {
     fn what_is_kept_elsewhere_is_nobodys_until_it_is_adopted() {
         let (place, runtime) = (tempfile::tempdir().expect("folder"), runtime());
         let _within = runtime.enter();
-        let open = || Store::new(8, Some(Blobs::local(place.path(), 0).expect("opens")));
+        let open = || Store::new(8, Some(Blobs::local(place.path(), 0).expect("opens")), SharedLedger::default());
         let (job, blob, piece) = (JobId([1; 32]), BlobRef::of(&[7; 8]), BlobRef::of(&[1]));
         let store = open();
         store.put(job, blob, vec![7; 8]).expect("kept");
@@ -367,7 +438,7 @@ mod tests {
         drop(store);
 
         let store = open();
-        assert_eq!(store.get(blob), None, "nobody owns it yet");
+        assert_eq!(store.get(blob), Err(NotHad::Gone), "nobody owns it yet");
         assert!(store.adopt(job, blob) && !store.adopt(job, piece));
         assert_eq!(store.take_lost(), BTreeSet::from([piece]));
         // A term of another leader lies in between: nothing is anybody's until it is adopted again.
@@ -375,14 +446,15 @@ mod tests {
         assert!(!store.has(blob) && store.take_lost().is_empty() && store.adopt(job, blob));
         assert_eq!(store.get(blob).expect("there").as_slice(), [7; 8]);
         std::fs::remove_dir_all(place.path().join("blobs")).expect("there");
-        assert_eq!((store.get(blob), store.take_lost()), (None, BTreeSet::from([blob])));
+        assert_eq!((store.get(blob), store.take_lost()), (Err(NotHad::Gone), BTreeSet::from([blob])));
     }
 
     #[test]
     fn what_was_kept_briefly_is_written_when_it_must_last() {
         let (place, runtime) = (tempfile::tempdir().expect("folder"), runtime());
         let _within = runtime.enter();
-        let store = Store::new(8, Some(Blobs::local(place.path(), 0).expect("opens")));
+        let blobs = Blobs::local(place.path(), 0).expect("opens");
+        let store = Store::new(1 << 20, Some(blobs), SharedLedger::default());
         let (job, blob) = (JobId([1; 32]), BlobRef::of(&[7; 4]));
         store.put_briefly(job, blob, vec![7; 4]).expect("fits");
         assert_eq!((files(place.path()), store.held()), (0, 4));
@@ -395,22 +467,61 @@ mod tests {
     fn what_is_kept_briefly_costs_no_file() {
         let (place, runtime) = (tempfile::tempdir().expect("folder"), runtime());
         let _within = runtime.enter();
-        let store = Store::new(8, Some(Blobs::local(place.path(), 0).expect("opens")));
+        let blobs = Blobs::local(place.path(), 0).expect("opens");
+        let store = Store::new(1 << 20, Some(blobs), SharedLedger::default());
         let (job, part, piece) = (JobId([1; 32]), BlobRef::of(&[7; 4]), BlobRef::of(&[1]));
         store.put_briefly(job, part, vec![7; 4]).expect("fits");
         store.put(job, piece, vec![1]).expect("fits");
         assert_eq!((store.get(part).expect("here").as_slice(), files(place.path())), (&[7; 4][..], 1));
         store.release(job, None);
-        until("both are gone", || (store.get(part), store.held(), files(place.path())) == (None, 0, 0));
+        until("both are gone", || (store.get(part), store.held(), files(place.path())) == (Err(NotHad::Gone), 0, 0));
+        let most = BlobRef { digest: [3; 32], length: 800 << 10 };
+        assert!(store.put_briefly(job, most, Vec::new()).is_err(), "some room is left for what is on its way");
         store.lease(5, NodeId(1), job);
         assert!(!store.is_brief(5));
         store.lease_is_brief(5);
         assert!(store.is_brief(5) && !store.is_brief(6));
     }
 
+    /// Only an answer that the bytes are not there counts as a loss, which costs a job its results or its life.
+    #[test]
+    fn a_store_that_fails_is_waited_for_as_long_as_the_term() {
+        let (place, runtime) = (tempfile::tempdir().expect("folder"), runtime());
+        let _within = runtime.enter();
+        let blobs = Blobs::local(place.path(), 0).expect("opens");
+        let store = Store::new(1 << 20, Some(blobs), SharedLedger::default());
+        let (job, blob) = (JobId([1; 32]), BlobRef::of(&[7; 8]));
+        store.put(job, blob, vec![7; 8]).expect("kept");
+        let folders = std::fs::read_dir(place.path().join("blobs")).expect("lists").flatten();
+        let file = folders.flat_map(|fan| std::fs::read_dir(fan.path()).expect("lists")).flatten().next().expect("one").path();
+        // A folder in its place is no file, and not nothing.
+        let fail = || {
+            std::fs::remove_file(&file).expect("there");
+            std::fs::create_dir(&file).expect("made");
+        };
+        let ask = || {
+            std::thread::spawn({
+                let store = store.clone();
+                move || store.get(blob)
+            })
+        };
+        fail();
+        let asking = ask();
+        std::thread::sleep(Duration::from_millis(200));
+        assert!(!asking.is_finished() && store.take_lost().is_empty() && store.has(blob));
+        std::fs::remove_dir(&file).expect("empty");
+        std::fs::write(&file, [7; 8]).expect("written");
+        assert_eq!(asking.join().expect("no panic").expect("there again").as_slice(), [7; 8]);
+        fail();
+        let asking = ask();
+        std::thread::sleep(Duration::from_millis(200));
+        store.begin_term();
+        assert_eq!((asking.join().expect("no panic"), store.take_lost()), (Err(NotHad::Over), BTreeSet::new()));
+    }
+
     #[test]
     fn a_lease_is_for_its_node_and_for_few_deliveries() {
-        let (store, job) = (Store::new(8, None), JobId([1; 32]));
+        let (store, job) = (Store::new(8, None, SharedLedger::default()), JobId([1; 32]));
         store.lease(5, NodeId(1), job);
         assert_eq!((store.deliver(5, NodeId(2)), store.deliver(4, NodeId(1))), (None, None));
         let taken = (0..100).filter(|_| store.deliver(5, NodeId(1)) == Some(job)).count();

@@ -1,10 +1,10 @@
 //! Machines that differ: calibrated before they work, taken away with notice, leaving when there is nothing to do.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::loopback::{Faulty, Outcome, PATIENCE, admissions, config, invited, joined, prove, start};
+use crate::loopback::{Faulty, Outcome, PATIENCE, admissions, config, invited, joined, node, prove, start};
 use crate::toy::{MODEL, Toy, expected_proof, spec, toy};
 use obelysk_coordinator::{Coordinator, Handle, ProofChecker};
 use obelysk_node::engine::{CheckError, Checker, Engine, EngineError, Pieces, Trial, Verdict, WorkKind, WorkOutput, WorkRequest};
@@ -39,6 +39,43 @@ impl Checker for Calibrating {
     }
 }
 
+/// The toy's checker at a coordinator where the model is not registered, as one that leads after another may be.
+struct Unknowing;
+
+impl Checker for Unknowing {
+    fn segments(&self, spec: &[u8]) -> Result<u32, CheckError> {
+        toy().segments(spec)
+    }
+
+    fn check(&self, _: &[u8], _: WorkKind, _: u32, _: &[&[u8]], _: &[u8], _: &[u8]) -> Verdict {
+        Verdict::Reject("the model is not registered".to_owned())
+    }
+
+    fn knows(&self, _: &[u8]) -> Result<(), CheckError> {
+        Err(CheckError::Spec("the model is not registered at this coordinator".to_owned()))
+    }
+
+    fn challenge(&self, spec: &[u8], commits: &[&[u8]]) -> Result<Vec<u8>, CheckError> {
+        toy().challenge(spec, commits)
+    }
+
+    fn finish(&self, spec: &[u8], pieces: Pieces<'_>) -> Result<Vec<u8>, CheckError> {
+        toy().finish(spec, pieces)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_coordinator_without_the_model_blames_no_node() {
+    let handle = Coordinator::start(config(), admissions(), Arc::new(Unknowing), None).await.expect("starts");
+    let _honest = ["one", "two"].map(|name| node(&handle, name, toy()));
+    joined(&handle, 2).await;
+    let (result, events) = prove(&handle, spec(3, 1)).await;
+    let reason = result.err().expect("nothing can be judged here").to_string();
+    assert!(reason.contains("not registered at this coordinator"), "{reason}");
+    assert!(!events.iter().any(|e| e.text.starts_with("quarantined")), "{events:?}");
+    handle.shutdown().await;
+}
+
 /// Knows the model of calibration, counts its trials, and spoils those of one kind.
 struct Tried {
     trials: AtomicU32,
@@ -64,6 +101,25 @@ impl Engine for Tried {
             done.blob.pop();
         }
         Ok(done)
+    }
+}
+
+/// Does nothing but fail, and is lost from then on.
+#[derive(Default)]
+struct Fragile(AtomicBool);
+
+impl Engine for Fragile {
+    fn models(&self) -> Vec<[u8; 32]> {
+        vec![MODEL]
+    }
+
+    fn lost(&self) -> Option<String> {
+        self.0.load(Ordering::SeqCst).then(|| "the card was lost".to_owned())
+    }
+
+    fn run(&self, _: &WorkRequest, _: &[Vec<u8>], _: &dyn Fn(u32)) -> Result<WorkOutput, EngineError> {
+        self.0.store(true, Ordering::SeqCst);
+        Err(EngineError::Resources("its card".to_owned()))
     }
 }
 
@@ -188,4 +244,22 @@ async fn a_hook_that_says_yes_drains_the_node() {
     let exit = tokio::time::timeout(PATIENCE, Node::run(config, invited(&handle), Arc::new(size))).await.expect("ends");
     assert_eq!(exit.expect("in good order"), ExitReason::Preempted);
     handle.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_whose_engine_is_lost_leaves_and_others_do_the_work() {
+    let handle = start(toy(), None).await;
+    let fragile = Arc::new(Fragile::default());
+    let run = tokio::spawn(Node::run_until(settings("a"), invited(&handle), fragile, std::future::pending()));
+    joined(&handle, 1).await;
+    let spec = spec(2, 903);
+    let replaced = async {
+        let exit = tokio::time::timeout(PATIENCE, run).await.expect("ends").expect("no panic").expect("in good order");
+        (exit, tokio::spawn(Node::run_until(settings("b"), invited(&handle), toy(), std::future::pending())))
+    };
+    let ((proved, _), (exit, other)) = tokio::join!(prove(&handle, spec.clone()), replaced);
+    assert_eq!(exit, ExitReason::Lost("the card was lost".to_owned()));
+    assert!(proved.expect("proved").proof == expected_proof(&spec, 64));
+    handle.shutdown().await;
+    other.await.expect("no panic").expect("in good order");
 }

@@ -45,7 +45,7 @@ async fn a_job_goes_on_when_leadership_returns_and_waits_where_it_is_gone() {
     let ledger = SharedLedger::default();
     let role = watch::Sender::new(Role::Leader { term: 1 });
     let consensus = Arc::new(Switch { ledger: Arc::new(Mutex::new(ledger.clone())), role: role.clone() });
-    let facts = Facts { ledger, consensus, blobs: None, outlive: true, members: None };
+    let facts = Facts { ledger, consensus, blobs: None, outlive: true, evidence: None, members: None };
     let handle = Coordinator::start_with(config(), admissions(), toy(), None, facts).await.expect("starts");
     let runs = Arc::new(AtomicU32::new(0));
     let counted = runs.clone();

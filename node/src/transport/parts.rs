@@ -143,6 +143,12 @@ impl Parts {
         Ok(parts)
     }
 
+    /// Whether there is no folder.
+    #[must_use]
+    pub const fn is_in_memory(&self) -> bool {
+        self.folder.is_none()
+    }
+
     fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }

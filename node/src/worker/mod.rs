@@ -61,6 +61,8 @@ pub enum ExitReason {
     Idle,
     /// The coordinator ended the session for this reason.
     Dismissed(String),
+    /// What it computes on is gone, and comes back, if at all, with a new process; see [`Engine::lost`].
+    Lost(String),
 }
 
 /// A node process.
@@ -191,6 +193,10 @@ impl Node {
                 }
             };
             hops = 0;
+            // Such as one that lost its card before it was let in.
+            if let Some(reason) = agent.engine.lost().filter(|_| agent.idle()) {
+                return Ok(ExitReason::Lost(reason));
+            }
             let patience = Duration::from_secs(agent.config.give_up_after_s);
             if !patience.is_zero() && since.elapsed() >= patience {
                 return Err(NodeError::GaveUp { seconds: since.elapsed().as_secs(), last });
@@ -244,6 +250,7 @@ impl Leaving {
         match self.reason {
             ExitReason::Preempted => "this machine is about to be taken away",
             ExitReason::Idle => "there was nothing to do",
+            ExitReason::Lost(_) => "its card was lost",
             ExitReason::Drained | ExitReason::Dismissed(_) => "asked to stop",
         }
     }

@@ -189,6 +189,10 @@ impl Session<'_> {
             if self.again && self.preparing.is_empty() && self.agent.leaving.is_none() {
                 return Ok(SessionEnd::Again);
             }
+            if let Some(reason) = self.agent.engine.lost().filter(|_| self.agent.leaving.is_none()) {
+                self.agent.leaving = Some(Leaving { reason: ExitReason::Lost(reason), deadline: None });
+                self.say_drain().await?;
+            }
             if self.agent.leaving.is_some() && self.idle() {
                 return self.leave(&mut messages).await;
             }

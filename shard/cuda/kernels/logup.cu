@@ -155,11 +155,6 @@ extern "C" __global__ void gkr_first_ext(const QM31* num, const QM31* den, u64 s
     gkr_evaluate(LayerInput<QM31>{num, den, stored}, Weights{low, high, low_log}, mu, n, shared, partial);
 }
 
-extern "C" __global__ void gkr_first_parts(const QM31* parts, u64 room, u64 stored, const QM31* low, const QM31* high, u32 low_log, QM31 mu, u64 n, QM31* partial) {
-    SHARED(QM31, shared);
-    gkr_evaluate(PartsInput{parts, room, stored}, Weights{low, high, low_log}, mu, n, shared, partial);
-}
-
 extern "C" __global__ void gkr_bind_base(const Symbol* num, const QM31* den, u64 stored, const QM31* low, const QM31* high, u32 low_log, QM31 mu, QM31 r, u64 n, QM31* out, u64 room, u64 kept, QM31* partial) {
     SHARED(QM31, shared);
     gkr_pass(LayerInput<Symbol>{num, den, stored}, Weights{low, high, low_log}, mu, r, n, out, room, kept, shared, partial);

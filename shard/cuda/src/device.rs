@@ -16,8 +16,18 @@ pub enum DeviceError {
         "no NVRTC on this machine (libnvrtc is missing): install CUDA 12's NVRTC, for example `pip install nvidia-cuda-nvrtc-cu12`, and put its folder on LD_LIBRARY_PATH"
     )]
     NoCompiler,
+    /// A run-time compiler that is too old.
+    #[error(
+        "NVRTC {major}.{minor} is what is found first on this machine, kernels need 12.0 or newer: install CUDA 12's NVRTC, for example `pip install nvidia-cuda-nvrtc-cu12`, and put its folder first on LD_LIBRARY_PATH"
+    )]
+    OldCompiler {
+        /// Version found.
+        major: u32,
+        /// Its second part.
+        minor: u32,
+    },
     /// No device of this number.
-    #[error("there is no device cuda:{wanted}, this machine has {found}: name one of them")]
+    #[error("there is no device cuda:{wanted}, the driver finds {found} here: name one that it finds, or leave out --device")]
     NoDevice {
         /// Asked for.
         wanted: usize,
@@ -54,6 +64,24 @@ pub enum DeviceError {
         /// Bytes this process may use.
         budget: usize,
     },
+    /// The driver had no memory or other resources left for a call.
+    #[error("the card is full at {at}: {reason}; stop what else uses the card, or prove a shorter text")]
+    Exhausted {
+        /// Kernel or call.
+        at: String,
+        /// What the driver says.
+        reason: String,
+    },
+    /// A device that computes something else.
+    #[error(
+        "{name} computes {what} differently from the processor: do not use this card before its driver and its memory are checked, and report this with the driver's version"
+    )]
+    Differs {
+        /// The device.
+        name: String,
+        /// What was compared.
+        what: &'static str,
+    },
     /// A call failed.
     #[error("the device failed at {at}: {reason}; if it repeats, restart the machine, and report this with the node's log")]
     Failed {
@@ -73,6 +101,14 @@ pub enum DeviceError {
     /// Kernels cannot be compiled for the processor.
     #[error("kernels cannot be compiled for this processor: {0}; install g++, version 9 or newer")]
     HostCompiler(String),
+}
+
+impl DeviceError {
+    /// Whether less work, or less kept from the work before, may succeed.
+    #[must_use]
+    pub const fn is_full(&self) -> bool {
+        matches!(self, Self::Full { .. } | Self::Exhausted { .. })
+    }
 }
 
 /// How many threads run a kernel: one dimension of blocks.
@@ -150,6 +186,22 @@ pub trait Device: Send + Sync + 'static {
     /// # Errors
     /// [`DeviceError::Failed`] if any of it failed.
     fn synchronise(&self) -> Result<(), DeviceError>;
+}
+
+/// Bytes that [`answers`] sends; fresh memory holds others.
+const QUESTION: [u8; 64] = [0x3c; 64];
+
+/// Whether a device still takes bytes and gives them back. A device that was lost refuses every call; one that refused a single call
+/// does not. A device that is full to the last byte answers, too.
+pub fn answers<D: Device>(device: &D) -> bool {
+    let ask = || {
+        let memory = device.allocate(QUESTION.len())?;
+        device.upload(&memory, 0, &QUESTION)?;
+        let mut back = [0; QUESTION.len()];
+        device.download(&memory, 0, &mut back)?;
+        Ok(back == QUESTION)
+    };
+    ask().unwrap_or_else(|error: DeviceError| error.is_full())
 }
 
 /// Leaves the step that cannot be done without the device; [`attempt`] catches it at the step's edge.

@@ -13,5 +13,5 @@ pub mod device;
 pub mod host;
 pub mod source;
 
-pub use backend::CudaBackend;
-pub use device::{Device, DeviceError, attempt};
+pub use backend::{CudaBackend, compared};
+pub use device::{Device, DeviceError, answers, attempt};

@@ -40,6 +40,19 @@ impl<V, K: PartialEq> Recent<V, K> {
         Some(value)
     }
 
+    /// All values, the one used last at the end.
+    #[must_use]
+    pub fn all(&self) -> Vec<Arc<V>> {
+        self.entries().iter().map(|e| e.value.clone()).collect()
+    }
+
+    /// Keeps nothing of what is here now.
+    pub fn clear(&self) {
+        // Dropped outside the lock: values may be large.
+        let dropped = std::mem::take(&mut *self.entries());
+        drop(dropped);
+    }
+
     /// The value under `key`, made with its weight if it is not here. Made outside the lock: two callers may both make it.
     ///
     /// # Errors
@@ -76,5 +89,8 @@ mod tests {
         assert!(here(4) && !here(1) && !here(3));
         assert_eq!(recent.get_or([5; 32], || Err("no")).unwrap_err(), "no");
         assert!(here(4));
+        assert_eq!(recent.all().len(), 1);
+        recent.clear();
+        assert!(!here(4) && recent.all().is_empty());
     }
 }

@@ -40,6 +40,11 @@ impl Bucket {
         self.folder.path().join("s3").join(BUCKET).join("of/tests")
     }
 
+    fn blobs(&self) -> usize {
+        let folders = std::fs::read_dir(self.objects().join("blobs")).expect("lists").flatten();
+        folders.map(|folder| std::fs::read_dir(folder.path()).map_or(0, Iterator::count)).sum()
+    }
+
     fn objects_in(&self, folder: &str) -> usize {
         std::fs::read_dir(self.objects().join(folder)).map_or(0, Iterator::count)
     }
@@ -58,8 +63,8 @@ async fn a_bucket_keeps_what_every_store_promises() {
     conformance::keeps_blobs(&bucket.open_cached().await, Some(&bucket.open().await)).await;
     conformance::takes_files(&bucket.open().await).await;
     let (one, another) = (bucket.open().await, bucket.open().await);
-    one.take_over().await.expect("takes over");
-    conformance::collects(&one, || another.take_over()).await;
+    one.take_over(1).await.expect("takes over");
+    conformance::collects(&one, || another.take_over(2)).await;
     assert_eq!((bucket.objects_in("uploads"), bucket.parts()), (0, 0), "nothing of an upload is left");
 }
 
@@ -96,10 +101,15 @@ async fn what_is_wrong_with_the_settings_is_said_with_its_remedy_and_without_the
     }
     let blobs = bucket.open().await;
     assert!(!format!("{blobs:?}").contains(SECRET));
-    blobs.claim("cluster a").await.expect("is free");
-    blobs.claim("cluster a").await.expect("is its own");
-    let error = blobs.claim("cluster b").await.expect_err("is another's");
-    assert!(error.is_setting() && error.to_string().contains("cluster a"), "{error}");
+    // Who joins finds the place of those it joins.
+    let error = blobs.claim("cluster a", false).await.expect_err("is nobody's");
+    assert!(error.is_setting() && error.to_string().contains("correct `store`"), "{error}");
+    blobs.claim("cluster a", true).await.expect("is free");
+    for founds in [true, false] {
+        blobs.claim("cluster a", founds).await.expect("is its own");
+        let error = blobs.claim("cluster b", founds).await.expect_err("is another's");
+        assert!(error.is_setting() && error.to_string().contains("cluster a"), "{error}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -125,7 +135,7 @@ async fn an_upload_that_dies_leaves_no_blob_and_its_parts_go() {
     let (blob, file) = (BlobRef::of(&content), bucket.folder.path().join("file"));
     std::fs::write(&file, &content).expect("written");
     let blobs = bucket.open().await;
-    blobs.take_over().await.expect("takes over");
+    blobs.take_over(1).await.expect("takes over");
     let putting = tokio::spawn({
         let (blobs, file) = (blobs.clone(), file.clone());
         async move { blobs.put_file(blob, &file).await }
@@ -163,6 +173,7 @@ async fn damage_in_a_bucket_is_found_kept_as_evidence_and_mended() {
         let error = error.expect_err("damaged");
         assert!(matches!(error, BlobError::Damaged { .. }), "{way}: {error}");
         assert_eq!((blobs.has(blob).await, bucket.objects_in(DAMAGED)), (Ok(false), 1), "{way}");
+        assert!(file.exists(), "another coordinator may have written there since");
         std::fs::remove_dir_all(bucket.objects().join(DAMAGED)).expect("evidence");
         blobs.put(content.clone()).await.expect("mends");
         assert!(*blobs.get(blob).await.expect("mended") == content);
@@ -176,23 +187,27 @@ async fn damage_in_a_bucket_is_found_kept_as_evidence_and_mended() {
 async fn what_another_coordinator_just_put_is_never_collected() {
     let bucket = Bucket::start().await;
     let (first, second) = (bucket.open().await, bucket.open().await);
-    first.take_over().await.expect("takes over");
-    let contents: Vec<Vec<u8>> = (0..40).map(|i| bytes(2000, i)).collect();
+    first.take_over(1).await.expect("takes over");
+    let contents: Vec<Vec<u8>> = (0..200).map(|i| bytes(2000, i)).collect();
     for content in &contents {
         first.put(content.clone()).await.expect("put");
     }
     // Only the age of what another put protects it from the holder.
     let other = second.put(bytes(3000, 7)).await.expect("put");
     let done = first.collect(|_| false, Duration::from_secs(3600)).await.expect("collects");
-    assert_eq!((done.removed, done.young), (0, 41), "all are young: {done:?}");
+    assert_eq!((done.removed, done.young), (0, 201), "all are young: {done:?}");
     assert!(second.has(other).await.expect("answers"));
     // Old garbage. The second leads now, puts half of it again, and refers to it, while the first does not know yet that it leads no more.
     tokio::time::sleep(Duration::from_millis(2100)).await;
     let grace = Duration::from_secs(1);
     let first_again = Blobs::open(&bucket.settings(), 0).await.expect("opens");
-    first_again.take_over().await.expect("takes over");
+    first_again.take_over(2).await.expect("takes over");
     let collecting = tokio::spawn(async move { first_again.collect(|_| false, grace).await });
-    second.take_over().await.expect("takes over");
+    while bucket.blobs() == 201 {
+        assert!(!collecting.is_finished(), "nothing was old");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    second.take_over(3).await.expect("takes over");
     let mut putting = tokio::task::JoinSet::new();
     for content in contents.into_iter().step_by(2) {
         let second = second.clone();
@@ -200,6 +215,7 @@ async fn what_another_coordinator_just_put_is_never_collected() {
     }
     let put = putting.join_all().await;
     let done = collecting.await.expect("no panic").expect("collects");
+    assert!(done.removed > 0, "{done:?}");
     for (blob, content) in &put {
         assert!(*second.get(*blob).await.expect("put and collected") == *content, "{done:?}");
     }
@@ -207,8 +223,29 @@ async fn what_another_coordinator_just_put_is_never_collected() {
     tokio::time::sleep(Duration::from_millis(1100)).await;
     assert_eq!(first.collect(|_| false, Duration::ZERO).await.expect("is told"), Collected::default());
     let rest = second.collect(|blob| put.iter().any(|(b, _)| b == blob), Duration::ZERO).await.expect("collects");
-    assert_eq!(rest.live, 20, "{rest:?}");
+    assert_eq!(rest.live, 100, "{rest:?}");
     for (blob, _) in &put {
         assert!(second.get(*blob).await.is_ok());
     }
+}
+
+/// A leader that is none any more learns of it late: what it says then changes nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_led_before_does_not_become_the_holder_again() {
+    let bucket = Bucket::start().await;
+    let (earlier, later) = (bucket.open().await, bucket.open().await);
+    earlier.take_over(4).await.expect("is free");
+    earlier.take_over(4).await.expect("is its own");
+    later.take_over(6).await.expect("leads");
+    for term in [4, 5, 6] {
+        let error = earlier.take_over(term).await.expect_err("leads no more");
+        assert!(error.is_setting() && error.to_string().contains("term 6"), "{error}");
+    }
+    let garbage = later.put(bytes(1000, 1)).await.expect("put");
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    assert_eq!(earlier.collect(|_| false, Duration::ZERO).await, Ok(Collected::default()));
+    assert_eq!(later.has(garbage).await, Ok(true));
+    assert_eq!(later.collect(|_| false, Duration::ZERO).await.expect("collects").removed, 1);
+    earlier.take_over(7).await.expect("leads again");
+    assert_eq!((earlier.taken_in(), later.collect(|_| false, Duration::ZERO).await.map(|done| done.removed)), (Some(7), Ok(0)));
 }

@@ -149,6 +149,25 @@ async fn damage_is_found_kept_as_evidence_and_mended() {
     }
 }
 
+/// What is put anew while damage is being looked at is not moved away, and what is longer than the blob is not the blob.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_mended_meanwhile_stays_in_its_place() {
+    let folder = tempfile::tempdir().expect("folder");
+    let blobs = Blobs::local(folder.path(), 0).expect("opens");
+    let blob = blobs.put(bytes(1000, 1)).await.expect("put");
+    let file = file_of(folder.path(), blob);
+    let Inner::Objects(kept) = &*blobs.0 else { panic!("a folder") };
+    // Somebody read damage, and it is mended now.
+    assert!(matches!(kept.set_aside(blob).await, BlobError::Unreached { .. }) && file.exists());
+    std::fs::write(&file, bytes(1000, 2)).expect("written");
+    let putting = kept.begin_put(blob).await;
+    assert!(matches!(blobs.get(blob).await, Err(BlobError::Unreached { .. })) && file.exists());
+    drop(putting);
+    assert!(matches!(blobs.get(blob).await, Err(BlobError::Damaged { .. })) && !file.exists());
+    std::fs::write(&file, [bytes(1000, 1), vec![7]].concat()).expect("written");
+    assert!(matches!(blobs.outline(blob).await, Err(BlobError::Damaged { .. })) && !file.exists());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn collection_spares_the_live_and_the_young() {
     let folder = tempfile::tempdir().expect("folder");

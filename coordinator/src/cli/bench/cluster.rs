@@ -109,7 +109,7 @@ fn measure(
         let spec = JobSpec { model: folder.id, mode: MODE_FORKED, ids, sequences };
         // Every frame of the cluster begins or ends in this process.
         let before = frames();
-        let (cost, result) = timed(&nodes, || cluster.prove(out, &spec))?;
+        let (cost, result) = timed(nodes, || cluster.prove(out, &spec))?;
         if &result.proof == bytes {
             let passed = frames().since(before);
             return Ok((cost, passed.control.both(), passed.bulk.both()));

@@ -11,12 +11,14 @@ use super::{Brain, Command};
 use crate::core::{Input, JobId, Needs, NodeId, Work};
 use crate::evidence::{Charge, Evidence, Exhibits};
 use crate::server::observer::Who;
-use crate::server::store::Store;
+use crate::server::store::{NotHad, Store};
 
 /// Why a judgement came to nothing.
 enum Trouble {
     /// A blob is gone; the store remembers, and the brain has what stood on it made again.
     Lost,
+    /// The term ended meanwhile: nobody waits for this any more.
+    Over,
     /// Anything else: the job cannot go on.
     Failed(String),
 }
@@ -48,7 +50,7 @@ impl Brain {
             };
             let input = match outcome {
                 Ok(input) => input,
-                Err(Trouble::Lost) => return,
+                Err(Trouble::Lost | Trouble::Over) => return,
                 Err(Trouble::Failed(reason)) => Input::CheckerFailed { job, reason },
             };
             let _ = commands.send(Command::Core(input)).await;
@@ -62,6 +64,8 @@ impl Brain {
             let inputs: Vec<&[u8]> = blobs.iter().map(|b| b.as_slice()).collect();
             let [spec, extra, output] = [spec, needs.extra, output].map(|blob| load_one(store, blob));
             let (spec, extra, output) = (spec?, extra?, output?);
+            // A job of a leader before, of a model that only that one had.
+            checker.knows(&spec).map_err(|e| e.to_string())?;
             let verdict = checker.check(&spec, work.kind, work.segment, &inputs, &extra, &output);
             if verdict != Verdict::Accept {
                 tracing::warn!(%job, %work, ?verdict, "result not accepted");
@@ -136,6 +140,7 @@ impl Brain {
             let input =
                 catch_unwind(AssertUnwindSafe(attempt)).unwrap_or_else(panicked).unwrap_or_else(|trouble| match trouble {
                     Trouble::Lost => failed(false, "a blob of this job was lost from the store".to_owned()),
+                    Trouble::Over => failed(false, "this coordinator does not lead any more".to_owned()),
                     Trouble::Failed(reason) => failed(false, reason),
                 });
             let _ = commands.blocking_send(Command::Core(input));
@@ -144,10 +149,12 @@ impl Brain {
 }
 
 fn charge((who, job, work, epoch): (Who, JobId, Work, u64), verdict: &Verdict) -> Charge {
+    // As the brain judges: a rejected proof or opening may be the fault of what it was made from.
+    let alone = matches!(work.kind, WorkKind::Forward | WorkKind::Commit | WorkKind::Joint);
     let (disputed, reason) = match verdict {
         Verdict::Dispute(reason) => (true, reason.clone()),
-        Verdict::Reject(reason) => (false, reason.clone()),
-        Verdict::Accept => (false, String::new()),
+        Verdict::Reject(reason) => (!alone, reason.clone()),
+        Verdict::Accept => (true, String::new()),
     };
     let (node, job) = (Id(who.id).to_string(), Id(job.0).to_string());
     let (kind, segment, unix_s) = (work.kind.name().to_owned(), work.segment, unix_now());
@@ -183,9 +190,12 @@ impl Assignment {
 }
 
 fn load_one(store: &Store, blob: BlobRef) -> Result<Arc<Vec<u8>>, Trouble> {
-    store.get(blob).ok_or_else(|| {
-        store.note_lost(blob);
-        Trouble::Lost
+    store.get(blob).map_err(|why| match why {
+        NotHad::Gone => {
+            store.note_lost(blob);
+            Trouble::Lost
+        }
+        NotHad::Over => Trouble::Over,
     })
 }
 

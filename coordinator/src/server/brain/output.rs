@@ -15,6 +15,7 @@ use crate::consensus::{Proposal, ProposeError};
 use crate::core::{Effect, Input, JobId, NodeId, Outbox};
 use crate::ledger::{End, Entry};
 use crate::server::progress::{JobEnd, Watcher};
+use crate::server::store::NotHad;
 
 /// Effects and proposals waiting: with more, no commands are taken until the log has caught up.
 pub(super) const MAX_WAITING: usize = 4096;
@@ -163,7 +164,11 @@ impl Brain {
         self.store.release(job, Some(proof));
         let store = self.store.clone();
         let tell = move || {
-            let bytes = here.or_else(|| store.get(proof)).ok_or("the proof was lost from the coordinator's store; submit again");
+            let bytes = match here.map_or_else(|| store.get(proof), Ok) {
+                // Whoever waits comes back, and asks whoever leads then.
+                Err(NotHad::Over) => return,
+                had => had.map_err(|_| "the proof was lost from the coordinator's store; submit again"),
+            };
             for watcher in watchers {
                 let end = bytes.clone().map(|proof| JobEnd { proof, report: report.clone(), nodes: nodes.clone() });
                 watcher.end(job, end.map_err(str::to_owned));

@@ -48,7 +48,7 @@ impl<D: Device> CudaBackend<D> {
     pub(super) fn combined(&self, m: Matrix, weights: &[QM31], len: usize) -> Ext<D> {
         let across = m.columns.div_ceil(u64::from(THREADS)).max(1);
         let slabs = FOLD_BLOCKS.div_ceil(across).min(m.rows.div_ceil(SLAB_ROWS)).max(1);
-        let rows = m.rows.div_ceil(slabs).min(PACKED_ROWS).next_multiple_of(PACK);
+        let rows = m.rows.div_ceil(slabs).min(PACKED_ROWS).next_multiple_of(PACK).max(PACK);
         let slabs = m.rows.div_ceil(rows);
         let sums = self.slabs(m, weights, rows, false);
         if slabs == 1 && m.columns == len as u64 {

@@ -4,7 +4,7 @@
 
 use super::CudaBackend;
 use super::run::{Buffer, EXT, Ext, ext};
-use crate::device::{Arg, Device};
+use crate::device::{Arg, Device, DeviceError, leave};
 use obelysk_protocol::field::{M31, ONE, QM31, ZERO, eq_vector};
 
 /// One layer: numerators and denominators of the first `stored` of `2^log` fractions; the others are 0 over 1.
@@ -134,9 +134,10 @@ impl<D: Device> CudaBackend<D> {
                 let (is_base, head) = f.args();
                 (if is_base { "gkr_first_base" } else { "gkr_first_ext" }, head)
             }
-            Parts::Bound { data, room, stored } => {
-                ("gkr_first_parts", [data.arg(), Arg::U64(*room as u64), Arg::U64(*stored as u64)])
-            }
+            Parts::Bound { .. } => leave(DeviceError::Kernel {
+                kernel: "gkr_first".to_owned(),
+                reason: "the first round of a layer that is bound already".to_owned(),
+            }),
         };
         let tail = [weights[0], weights[1], weights[2], ext(layer.mu), Arg::U64(n)];
         self.sums(kernel, n, &[head.as_slice(), &tail].concat())

@@ -3,6 +3,7 @@
 //!
 //! A device that fails ends the step, see [`crate::attempt`]; nothing here guesses a result.
 
+mod check;
 mod chip;
 mod claim;
 mod commit;
@@ -16,6 +17,7 @@ mod run;
 mod sources;
 mod tree;
 
+pub use check::compared;
 pub use chip::Chip;
 pub use gkr::{Fractions, Layer};
 pub use run::{Column, Ext};

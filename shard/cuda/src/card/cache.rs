@@ -1,9 +1,9 @@
 //! Compiled kernels on disk. A file is named by all that decides its content, and begins with a digest of it: what a crash or
 //! a failing disk leaves is compiled again, never loaded. A folder that cannot be written costs time, not the work.
 
-use super::compile::Image;
 use crate::device::DeviceError;
 use obelysk_protocol::transcript::{Blake2s, Digest, HashSuite as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 /// Bytes of the digest before an image.
@@ -34,25 +34,34 @@ fn digest(bytes: &[u8]) -> Digest {
     Blake2s::hash(1, bytes)
 }
 
-/// The image of `key` from `folder`, or made anew and kept there.
+/// Loads what is kept for `key` in `folder`, or what `make` gives, which is kept then. A whole file that cannot be loaded, such as one that
+/// another driver of the same version wrote, is made again once.
 ///
 /// # Errors
-/// Those of `make`.
-pub fn image(
+/// Those of `make`, and those of `load` for what was just made.
+pub fn loaded<T>(
     folder: &Path,
     key: &Key<'_>,
-    architecture: u32,
-    make: impl FnOnce() -> Result<Image, DeviceError>,
-) -> Result<Image, DeviceError> {
+    make: impl FnOnce() -> Result<Vec<u8>, DeviceError>,
+    load: impl Fn(&[u8]) -> Result<T, DeviceError>,
+) -> Result<T, DeviceError> {
     let path = folder.join(key.file());
     if let Some(bytes) = read(&path) {
-        return Ok(Image { bytes, architecture });
+        match load(&bytes) {
+            Ok(found) => return Ok(found),
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "the compiled kernels kept here do not load: they are compiled again");
+                // What cannot be removed is written over.
+                let _ = std::fs::remove_file(&path);
+            }
+        }
     }
-    let image = make()?;
-    if let Err(error) = write(folder, &path, &image.bytes) {
+    let bytes = make()?;
+    let made = load(&bytes)?;
+    if let Err(error) = write(folder, &path, &bytes) {
         tracing::warn!(folder = %folder.display(), %error, "compiled kernels cannot be kept: they are compiled at every start");
     }
-    Ok(image)
+    Ok(made)
 }
 
 fn read(path: &Path) -> Option<Vec<u8>> {
@@ -65,9 +74,10 @@ fn read(path: &Path) -> Option<Vec<u8>> {
     None
 }
 
-/// Written beside its place and moved there whole.
+/// Written beside its place and moved there whole. The folder is its owner's alone: what lies there is run.
 fn write(folder: &Path, path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     std::fs::create_dir_all(folder)?;
+    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o700))?;
     let own = path.with_extension(format!("{}.new", std::process::id()));
     std::fs::write(&own, [digest(bytes).as_slice(), bytes].concat())?;
     std::fs::rename(&own, path)
@@ -86,10 +96,12 @@ mod tests {
         let made = Cell::new(0);
         let make = || {
             made.set(made.get() + 1);
-            Ok(Image { bytes: vec![1, 2, 3], architecture: 90 })
+            Ok(vec![1, 2, 3])
         };
-        let get = |key: &Key<'_>| image(&folder.path().join("cache"), key, 90, make).unwrap().bytes;
+        let place = folder.path().join("cache");
+        let get = |key: &Key<'_>| loaded(&place, key, make, |bytes| Ok(bytes.to_vec())).unwrap();
         assert_eq!((get(&key), get(&key), made.get()), (vec![1, 2, 3], vec![1, 2, 3], 1));
+        assert_eq!(std::fs::metadata(&place).unwrap().permissions().mode() & 0o777, 0o700);
         let path = folder.path().join("cache").join(key.file());
         let whole = std::fs::read(&path).unwrap();
         for damaged in [whole[..whole.len() - 1].to_vec(), Vec::new(), [&whole[..HEADER], &[1, 2, 4]].concat()] {
@@ -112,7 +124,18 @@ mod tests {
         let file = folder.path().join("file");
         std::fs::write(&file, []).unwrap();
         let key = Key { text: "", options: &[], compiler: (12, 9), driver: 0 };
-        let made = image(&file, &key, 80, || Ok(Image { bytes: vec![7], architecture: 80 })).unwrap();
-        assert_eq!(made.bytes, [7]);
+        let made = loaded(&file, &key, || Ok(vec![7]), |bytes| Ok(bytes.to_vec())).unwrap();
+        assert_eq!(made, [7]);
+    }
+
+    #[test]
+    fn what_does_not_load_is_made_again_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let key = Key { text: "kernels", options: &[], compiler: (12, 9), driver: 12080 };
+        let load = |good: u8| move |bytes: &[u8]| if bytes == [good] { Ok(good) } else { Err(DeviceError::NoDriver) };
+        assert_eq!(loaded(folder.path(), &key, || Ok(vec![1]), load(1)), Ok(1));
+        assert_eq!(loaded(folder.path(), &key, || Ok(vec![2]), load(2)), Ok(2), "the first one is refused now");
+        assert_eq!(loaded(folder.path(), &key, || panic!("the second one is kept"), load(2)), Ok(2));
+        assert_eq!(loaded(folder.path(), &key, || Ok(vec![4]), load(3)), Err(DeviceError::NoDriver));
     }
 }

@@ -7,6 +7,8 @@ use std::ffi::{CStr, CString, c_char, c_int};
 
 /// Oldest architecture kernels are compiled for.
 pub const OLDEST: u32 = 70;
+/// Oldest release of the compiler.
+const OLDEST_COMPILER: u32 = 12;
 
 /// Code for a card.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,13 +22,18 @@ pub struct Image {
 /// The compiler's version.
 ///
 /// # Errors
-/// [`DeviceError::NoCompiler`], [`DeviceError::Compile`].
+/// [`DeviceError::NoCompiler`], [`DeviceError::OldCompiler`], [`DeviceError::Compile`].
 pub fn version() -> Result<(u32, u32), DeviceError> {
     present()?;
     let (mut major, mut minor): (c_int, c_int) = (0, 0);
     // SAFETY: the library is there; both pointers are to integers that live through the call.
     unsafe { sys::nvrtcVersion(&mut major, &mut minor) }.result().map_err(|e| refused("nvrtcVersion", e))?;
-    Ok((major as u32, minor as u32))
+    new_enough((major.max(0) as u32, minor.max(0) as u32))
+}
+
+/// Refuses a compiler of the releases before, which lacks functions that are called here: to look for one that is not there panics.
+fn new_enough((major, minor): (u32, u32)) -> Result<(u32, u32), DeviceError> {
+    if major < OLDEST_COMPILER { Err(DeviceError::OldCompiler { major, minor }) } else { Ok((major, minor)) }
 }
 
 /// Options for an architecture; part of a cache's key.
@@ -39,7 +46,7 @@ pub fn options(target: &str) -> Vec<String> {
 /// newest one before it.
 ///
 /// # Errors
-/// [`DeviceError::NoCompiler`], [`DeviceError::Compile`].
+/// [`DeviceError::NoCompiler`], [`DeviceError::OldCompiler`], [`DeviceError::Compile`].
 pub fn target(architecture: u32) -> Result<String, DeviceError> {
     let known = architectures()?;
     if known.contains(&architecture) {
@@ -53,9 +60,9 @@ pub fn target(architecture: u32) -> Result<String, DeviceError> {
 /// Compiles `text` for a target of [`target`].
 ///
 /// # Errors
-/// [`DeviceError::NoCompiler`], [`DeviceError::Compile`] with the compiler's log.
+/// [`DeviceError::NoCompiler`], [`DeviceError::OldCompiler`], [`DeviceError::Compile`] with the compiler's log.
 pub fn compile(text: &str, target: &str) -> Result<Image, DeviceError> {
-    present()?;
+    version()?;
     let failed = |e: NvrtcError| refused(target, e);
     let source = CString::new(text).map_err(|e| refused(target, e))?;
     let program = Program(result::create_program(&source, Some(c"obelysk.cu")).map_err(failed)?);
@@ -70,7 +77,7 @@ pub fn compile(text: &str, target: &str) -> Result<Image, DeviceError> {
 
 /// Architectures the compiler knows.
 fn architectures() -> Result<Vec<u32>, DeviceError> {
-    present()?;
+    version()?;
     let mut count: c_int = 0;
     // SAFETY: the library is there; the pointer is to an integer.
     unsafe { sys::nvrtcGetNumSupportedArchs(&mut count) }.result().map_err(|e| refused("nvrtcGetNumSupportedArchs", e))?;
@@ -126,4 +133,19 @@ impl Drop for Program {
 fn text(log: &[c_char]) -> String {
     let bytes: Vec<u8> = log.iter().map(|&c| c as u8).collect();
     CStr::from_bytes_until_nul(&bytes).map_or_else(|_| String::new(), |s| s.to_string_lossy().trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_compiler_of_an_older_release_is_refused_with_what_was_found() {
+        assert_eq!(new_enough((12, 0)), Ok((12, 0)));
+        assert_eq!(new_enough((13, 1)), Ok((13, 1)));
+        for old in [(10, 1), (11, 8)] {
+            let error = new_enough(old).unwrap_err();
+            assert!(error.to_string().contains(&format!("NVRTC {}.{}", old.0, old.1)), "{error}");
+        }
+    }
 }

@@ -43,7 +43,17 @@ unsafe impl DeviceRepr for Element {}
 
 fn failed(at: &str) -> impl Fn(DriverError) -> DeviceError {
     let at = at.to_owned();
-    move |error| DeviceError::Failed { at: at.clone(), reason: error.to_string() }
+    move |error| told(error.0, at.clone(), error.to_string())
+}
+
+/// What the driver says, as an error: that there was no room left is no loss of the card.
+fn told(code: sys::CUresult, at: String, reason: String) -> DeviceError {
+    match code {
+        sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY | sys::CUresult::CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES => {
+            DeviceError::Exhausted { at, reason }
+        }
+        _ => DeviceError::Failed { at, reason },
+    }
 }
 
 impl Card {
@@ -53,7 +63,7 @@ impl Card {
     /// # Errors
     /// [`DeviceError`] for a missing or old driver or compiler, a card that is not there or too old, kernels that do not compile.
     pub fn open(ordinal: usize, folder: &Path, budget: Option<usize>) -> Result<Self, DeviceError> {
-        let driver = probe::driver()?;
+        let driver = probe::driver(ordinal)?;
         let found = probe::count()?;
         if ordinal >= found {
             return Err(DeviceError::NoDevice { wanted: ordinal, found });
@@ -66,8 +76,9 @@ impl Card {
         let compiler = compile::version()?;
         let target = compile::target(card.architecture)?;
         let key = cache::Key { text: source::text(), options: &compile::options(&target), compiler, driver };
-        let image = cache::image(folder, &key, card.architecture, || compile::compile(source::text(), &target))?;
-        let module = context.load_module(Ptx::from_binary(image.bytes)).map_err(failed("loading kernels"))?;
+        let make = || compile::compile(source::text(), &target).map(|image| image.bytes);
+        let load = |bytes: &[u8]| context.load_module(Ptx::from_binary(bytes.to_vec())).map_err(failed("loading kernels"));
+        let module = cache::loaded(folder, &key, make, load)?;
         let mut functions = BTreeMap::new();
         for &kernel in source::kernels().keys() {
             functions.insert(kernel, module.load_function(kernel).map_err(failed(kernel))?);
@@ -150,5 +161,17 @@ impl Device for Card {
 
     fn synchronise(&self) -> Result<(), DeviceError> {
         self.stream.synchronize().map_err(failed("waiting for the card"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_card_without_room_is_full_and_not_lost() {
+        let full = |code| told(code, "upload".to_owned(), String::new()).is_full();
+        assert!(full(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY) && full(sys::CUresult::CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES));
+        assert!(!full(sys::CUresult::CUDA_ERROR_ILLEGAL_ADDRESS));
     }
 }

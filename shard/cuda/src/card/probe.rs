@@ -2,7 +2,7 @@
 
 use super::{compile, failed};
 use crate::device::DeviceError;
-use cudarc::driver::{CudaContext, result, sys};
+use cudarc::driver::{CudaContext, DriverError, result, sys};
 use std::ffi::c_int;
 
 /// Oldest driver whose CUDA version runs what is compiled here, as the driver writes it: 12.0.
@@ -37,22 +37,22 @@ pub struct Report {
 /// Looks.
 #[must_use]
 pub fn report() -> Report {
-    let driver = driver();
+    let driver = driver(0);
     let count = driver.as_ref().map_or(0, |_| count().unwrap_or(0));
     let card = |ordinal| describe(&*CudaContext::new(ordinal).map_err(failed("opening the card"))?);
     Report { driver, compiler: compile::version(), cards: (0..count).map(card).collect() }
 }
 
-/// The driver's CUDA version, once it has started.
+/// The driver's CUDA version, once it has started; `wanted` is the card it is asked for.
 ///
 /// # Errors
-/// [`DeviceError::NoDriver`], [`DeviceError::Driver`].
-pub fn driver() -> Result<u32, DeviceError> {
+/// [`DeviceError::NoDriver`], [`DeviceError::NoDevice`], [`DeviceError::Driver`].
+pub fn driver(wanted: usize) -> Result<u32, DeviceError> {
     // SAFETY: loading the driver runs its initialisers, which only set it up.
     if !unsafe { sys::is_culib_present() } {
         return Err(DeviceError::NoDriver);
     }
-    result::init().map_err(|e| DeviceError::Driver(e.to_string()))?;
+    result::init().map_err(|e| not_started(e, wanted))?;
     let mut version: c_int = 0;
     // SAFETY: the driver is there; the pointer is to an integer.
     unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_err(|e| DeviceError::Driver(e.to_string()))?;
@@ -61,6 +61,14 @@ pub fn driver() -> Result<u32, DeviceError> {
         return Err(DeviceError::Driver(format!("it is of CUDA {}.{}", version / 1000, version % 1000 / 10)));
     }
     Ok(version)
+}
+
+/// A driver without a card does not start, either.
+fn not_started(error: DriverError, wanted: usize) -> DeviceError {
+    match error.0 {
+        sys::CUresult::CUDA_ERROR_NO_DEVICE => DeviceError::NoDevice { wanted, found: 0 },
+        _ => DeviceError::Driver(error.to_string()),
+    }
 }
 
 /// Number of cards.
@@ -84,6 +92,12 @@ pub(super) fn describe(context: &CudaContext) -> Result<Found, DeviceError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_driver_without_a_card_is_no_old_driver() {
+        let told = |code| not_started(DriverError(code), 2);
+        assert_eq!(told(sys::CUresult::CUDA_ERROR_NO_DEVICE), DeviceError::NoDevice { wanted: 2, found: 0 });
+    }
 
     #[test]
     fn looking_is_safe_on_any_machine() {

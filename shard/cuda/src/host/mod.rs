@@ -10,10 +10,11 @@ use crate::source;
 use build::Kernels;
 use rayon::prelude::*;
 use std::alloc::{Layout, alloc, dealloc};
+use std::collections::BTreeSet;
 use std::ffi::c_void;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Bytes on both sides of every piece of memory that nobody may write.
 const GUARD: usize = 64;
@@ -28,6 +29,9 @@ pub struct Host {
     order: u64,
     budget: usize,
     used: Arc<AtomicUsize>,
+    most: AtomicUsize,
+    gone: bool,
+    launched: Mutex<BTreeSet<&'static str>>,
 }
 
 impl Host {
@@ -44,20 +48,45 @@ impl Host {
     /// # Errors
     /// [`DeviceError::HostCompiler`].
     pub fn of_text(folder: &Path, text: &str, order: u64) -> Result<Self, DeviceError> {
-        let kernels = Arc::new(Kernels::compile(folder, text)?);
-        Ok(Self { kernels, order, budget: usize::MAX, used: Arc::default() })
+        Ok(Self::of(Arc::new(Kernels::compile(folder, text)?), order, usize::MAX))
+    }
+
+    fn of(kernels: Arc<Kernels>, order: u64, budget: usize) -> Self {
+        Self { kernels, order, budget, used: Arc::default(), most: AtomicUsize::new(0), gone: false, launched: Mutex::default() }
     }
 
     /// The same kernels in another order of threads.
     #[must_use]
     pub fn in_order(&self, order: u64) -> Self {
-        Self { kernels: self.kernels.clone(), order, budget: self.budget, used: Arc::default() }
+        Self::of(self.kernels.clone(), order, self.budget)
     }
 
     /// The same with no more memory than this.
     #[must_use]
     pub fn within(&self, budget: usize) -> Self {
-        Self { kernels: self.kernels.clone(), order: self.order, budget, used: Arc::default() }
+        Self::of(self.kernels.clone(), self.order, budget)
+    }
+
+    /// The same, but no call succeeds any more, as on a card that was lost.
+    #[must_use]
+    pub fn gone(&self) -> Self {
+        Self { gone: true, ..Self::of(self.kernels.clone(), self.order, self.budget) }
+    }
+
+    fn there(&self, at: &str) -> Result<(), DeviceError> {
+        if self.gone { Err(failed(at, "the device is gone")) } else { Ok(()) }
+    }
+
+    /// Most bytes that were in use at once.
+    #[must_use]
+    pub fn most_used(&self) -> usize {
+        self.most.load(Ordering::Relaxed)
+    }
+
+    /// Kernels launched so far, by name.
+    #[must_use]
+    pub fn launched(&self) -> BTreeSet<&'static str> {
+        self.launched.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -129,6 +158,7 @@ impl Device for Host {
             self.used.fetch_sub(bytes, Ordering::Relaxed);
             return Err(DeviceError::Full { wanted: bytes, used, budget: self.budget });
         }
+        self.most.fetch_max(used + bytes, Ordering::Relaxed);
         // SAFETY: freshly allocated with this size.
         unsafe { base.write_bytes(PATTERN, layout.size()) };
         Ok(HostMemory { base, bytes, used: self.used.clone() })
@@ -139,6 +169,7 @@ impl Device for Host {
     }
 
     fn upload(&self, memory: &HostMemory, at: usize, bytes: &[u8]) -> Result<(), DeviceError> {
+        self.there("upload")?;
         if at.checked_add(bytes.len()).is_none_or(|end| end > memory.bytes) {
             return Err(failed("upload", "more than fits"));
         }
@@ -148,6 +179,7 @@ impl Device for Host {
     }
 
     fn download(&self, memory: &HostMemory, at: usize, out: &mut [u8]) -> Result<(), DeviceError> {
+        self.there("download")?;
         if at.checked_add(out.len()).is_none_or(|end| end > memory.bytes) {
             return Err(failed("download", "more than there is"));
         }
@@ -157,8 +189,10 @@ impl Device for Host {
     }
 
     unsafe fn launch(&self, kernel: &'static str, shape: Shape, args: &[Arg]) -> Result<(), DeviceError> {
+        self.there(kernel)?;
         let run = self.kernels.get(kernel)?;
         let run = *run;
+        self.launched.lock().unwrap_or_else(PoisonError::into_inner).insert(kernel);
         let tasks = shape.blocks.div_ceil(BLOCKS_PER_TASK);
         let faults = (0..tasks).into_par_iter().map(|task| {
             let mut pointers: Vec<*mut c_void> = args.iter().map(pointer).collect();
@@ -171,12 +205,13 @@ impl Device for Host {
         match faults.max().unwrap_or(0) {
             0 => Ok(()),
             1 => Err(failed(kernel, "a barrier or shuffle that not all threads reach")),
-            _ => Err(failed(kernel, "more threads or shared memory than a block has")),
+            2 => Err(failed(kernel, "more threads or shared memory than a block has, or no whole warps")),
+            _ => Err(failed(kernel, "a block wrote behind its shared memory")),
         }
     }
 
     fn synchronise(&self) -> Result<(), DeviceError> {
-        Ok(())
+        self.there("waiting")
     }
 }
 

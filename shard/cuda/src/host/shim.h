@@ -22,7 +22,7 @@
 namespace shim {
 struct Dim { uint32_t x, y, z; };
 enum Wait : uint32_t { FRESH, READY, AT_BLOCK, AT_WARP, DONE };
-enum Fault : int { NONE = 0, DIVERGED = 1, NO_MEMORY = 2 };
+enum Fault : int { NONE = 0, DIVERGED = 1, NO_MEMORY = 2, BESIDE = 3 };
 struct Fiber {
     void* stack_pointer;
     char* stack;
@@ -33,7 +33,10 @@ struct Fiber {
 
 constexpr uint32_t MOST_THREADS = 1024;
 constexpr size_t STACK_BYTES = 32 * 1024;
-constexpr size_t SHARED_BYTES = 64 * 1024;
+// What every card gives a block without being asked for more.
+constexpr size_t SHARED_BYTES = 48 * 1024;
+// Behind a block's shared memory, however much it has: what is written there is an error.
+constexpr size_t SHARED_GUARD = 4 * 1024;
 constexpr unsigned char UNWRITTEN = 0xa5;
 
 // One per thread of the system that runs blocks; made at its first launch.
@@ -101,7 +104,7 @@ static bool prepare() {
     if (machine) return true;
     Machine* made = (Machine*)calloc(1, sizeof(Machine));
     if (!made) return false;
-    size_t bytes = MOST_THREADS * STACK_BYTES + SHARED_BYTES;
+    size_t bytes = MOST_THREADS * STACK_BYTES + SHARED_BYTES + SHARED_GUARD;
     char* memory = (char*)mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED) return free(made), false;
     for (uint32_t i = 0; i < MOST_THREADS; i++) made->stacks[i] = memory + i * STACK_BYTES;
@@ -162,7 +165,7 @@ static uint64_t mix(uint64_t& seed) {
 
 static Fault run_block(uint64_t seed, size_t shared) {
     uint32_t n = blockDim.x, live = n;
-    memset(machine->shared, UNWRITTEN, shared);
+    memset(machine->shared, UNWRITTEN, shared + SHARED_GUARD);
     shared_memory = machine->shared;
     for (uint32_t i = 0; i < n; i++) machine->fibers[i] = Fiber{nullptr, nullptr, FRESH, 0, {0, 0}};
     while (live > 0) {
@@ -180,7 +183,10 @@ static Fault run_block(uint64_t seed, size_t shared) {
             return DIVERGED;
         }
     }
-    return NONE;
+    // All of it is as its first byte.
+    const char* guard = machine->shared + shared;
+    bool whole = (unsigned char)guard[0] == UNWRITTEN && memcmp(guard, guard + 1, SHARED_GUARD - 1) == 0;
+    return whole ? NONE : BESIDE;
 }
 
 template <typename... A, size_t... I>
@@ -191,7 +197,7 @@ static void call(void (*kernel)(A...), void** arguments, std::index_sequence<I..
 // Runs blocks [from, to) of a launch.
 template <typename... A>
 static int launch(void (*kernel)(A...), uint32_t grid, uint32_t threads, size_t shared, void** arguments, uint32_t from, uint32_t to, uint64_t seed) {
-    if (!prepare() || threads > MOST_THREADS || shared > SHARED_BYTES) return NO_MEMORY;
+    if (!prepare() || threads > MOST_THREADS || threads % 32 != 0 || shared > SHARED_BYTES) return NO_MEMORY;
     auto one = [&] { call(kernel, arguments, std::index_sequence_for<A...>{}); };
     body = [](void* run) { (*(decltype(one)*)run)(); };
     body_argument = &one;

@@ -75,7 +75,7 @@ pub fn int8_words<D: Device>(k: &CudaBackend<D>) {
 }
 
 pub fn combinations<D: Device>(k: &CudaBackend<D>) {
-    for (shape, rows) in SHAPES.into_iter().chain([(code(4, 1), 1), (code(3, 1), 600)]) {
+    for (shape, rows) in SHAPES.into_iter().chain([(code(4, 1), 1), (code(3, 1), 600), (code(4, 1), 0)]) {
         let mut rng = Rng(5 + rows as u64);
         let (values, bytes, c) = (rng.bases(rows << shape.h), rng.bytes(rows << shape.h), rng.felts(rows));
         let (base, int8) = (k.base(values.clone()), k.int8(bytes.clone()));

@@ -4,6 +4,7 @@
 //! `REQUIRE_KERNELS=1` makes a machine without a C++ compiler a failure instead of a skip, `REQUIRE_GPU=1` one without a card.
 
 mod chance;
+mod checked;
 mod circuits;
 mod commit;
 mod places;

@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 const LONGEST_LOG: usize = 12;
 
 /// Matrices with the logs of their tiles: folded by digits or not, rows and columns that end anywhere, sums near their bounds.
-const SHAPES: [(usize, usize, usize, usize); 7] =
+const MATRICES: [(usize, usize, usize, usize); 7] =
     [(16, 4, 2, 1), (48, 24, 4, 3), (300, 130, 2, 1), (1, 3, 0, 0), (64, 2048, 6, 7), (1028, 40, 2, 2), (8, 70_000, 3, 4)];
 
 pub fn layouts<D: Device>(k: &CudaBackend<D>) {
@@ -61,9 +61,7 @@ pub fn products<D: Device>(k: &CudaBackend<D>) {
 }
 
 pub fn matrices<D: Device>(k: &CudaBackend<D>) {
-    for (inputs, outputs, tile_k, tile_n) in
-        [(16, 4, 2, 1), (48, 24, 4, 3), (300, 130, 2, 1), (1, 3, 0, 0), (64, 2048, 6, 7), (1028, 40, 2, 2), (8, 70_000, 3, 4)]
-    {
+    for (inputs, outputs, tile_k, tile_n) in MATRICES {
         let mut rng = Rng(inputs as u64);
         let shape = MatrixShape { inputs, outputs };
         let (data, weight) = (rng.bytes(inputs * outputs), rng.felts(outputs.next_power_of_two()));

@@ -21,6 +21,11 @@ extern "C" __global__ void half_a_warp(u32* out) {
     if (threadIdx.x < 16) v = __shfl_down_sync(0xffffffffu, v, 1);
     out[threadIdx.x] = v;
 }
+extern "C" __global__ void behind(u32* out) {
+    SHARED(u32, values);
+    values[threadIdx.x + 1] = 1;
+    out[threadIdx.x] = 1;
+}
 extern "C" __global__ void beside(u32* out) { out[threadIdx.x + 1] = 1; }
 extern "C" __global__ void sums(u32* out) {
     u32 v = threadIdx.x;
@@ -39,10 +44,14 @@ fn device(barrier: &str, order: u64) -> Option<Host> {
 }
 
 fn run(device: &Host, kernel: &'static str) -> Result<Vec<u32>, DeviceError> {
+    run_in(device, kernel, SHAPE)
+}
+
+fn run_in(device: &Host, kernel: &'static str, shape: Shape) -> Result<Vec<u32>, DeviceError> {
     let memory = device.allocate(256)?;
     let args = [Arg::Address(device.address(&memory))];
     // SAFETY: each of these kernels takes one pointer to 64 words; `beside` writes one more, into the guard that is there for it.
-    unsafe { device.launch(kernel, SHAPE, &args) }?;
+    unsafe { device.launch(kernel, shape, &args) }?;
     let mut out = vec![0u8; 256];
     let read = device.download(&memory, 0, &mut out);
     if read.is_err() {
@@ -79,6 +88,16 @@ fn barriers_that_not_all_reach_are_errors() {
 fn writing_beside_a_buffer_shows() {
     let Some(device) = device("__syncthreads();", 0) else { return };
     assert!(matches!(run(&device, "beside"), Err(DeviceError::Failed { .. })));
+}
+
+#[test]
+fn shared_memory_ends_where_the_launch_says_and_no_card_gives_more_than_this() {
+    let Some(device) = device("__syncthreads();", 0) else { return };
+    let of = |kernel, shape| run_in(&device, kernel, shape).is_ok();
+    assert!(of("behind", Shape { shared: 260, ..SHAPE }) && !of("behind", SHAPE));
+    assert!(of("sums", Shape { shared: 48 << 10, ..SHAPE }) && !of("sums", Shape { shared: (48 << 10) + 4, ..SHAPE }));
+    assert!(!of("sums", Shape { threads: 40, ..SHAPE }));
+    assert!(of("sums", Shape { threads: 32, ..SHAPE }));
 }
 
 #[test]
