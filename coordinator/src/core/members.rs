@@ -33,9 +33,9 @@ pub(super) struct Member {
 
 impl Member {
     /// Somebody who was put out and is not here: remembered, so that it cannot come back.
-    pub(super) fn absent_and_out() -> Self {
-        let (presence, running, held) = (Presence::Quarantined, None, BTreeSet::new());
-        Self { models: BTreeSet::new(), cores: 1, presence, running, held, greeting: 0 }
+    pub(super) const fn absent_and_out() -> Self {
+        let models = BTreeSet::new();
+        Self { models, cores: 1, presence: Presence::Quarantined, running: None, held: BTreeSet::new(), greeting: 0 }
     }
 }
 
