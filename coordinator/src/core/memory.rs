@@ -227,7 +227,9 @@ mod tests {
     fn who_says_another_thing_each_moment_is_recorded_once_a_minute_and_last_with_the_latest() {
         let mut roster = Roster::of(&Ledger::default());
         let node = roster.meet(Id([3; 32])).expect("room");
-        let mut world = World { state: State::new(POLICY), ledger: Ledger::default(), roster, facts: 0, now: 0 };
+        // Nobody comes to do the job.
+        let policy = Policy { wait_deadline_ms: 1_000_000, ..POLICY };
+        let mut world = World { state: State::new(policy), ledger: Ledger::default(), roster, facts: 0, now: 0 };
         world.feed(submitted(FIRST, 2));
         for n in 1..=100 {
             world.feed(Input::NodeMeasured { node, core_us: Some([100_000; 4]), memory_bytes: n });
