@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::toy::{MODEL, Toy, challenge, compute, expected_proof, spec};
 use obelysk_coordinator::core::view::Standing;
 use obelysk_coordinator::core::{Effect, Input, JobEvent, JobId, Needs, NodeId, Policy, State, Work};
-use obelysk_node::engine::{Checker as _, Pieces, WorkKind};
+use obelysk_node::engine::{Checker as _, Pieces};
 use obelysk_protocol::wire::BlobRef;
 
 const POLICY: Policy = Policy { lease_ms: 60_000, away_grace_ms: 500, wait_deadline_ms: 200_000, retry_pause_ms: 100 };
