@@ -1,4 +1,4 @@
-//! A device is compared with the processor before it gets work: structs, a small commitment, some rounds. It takes milliseconds, and
+//! A device is compared with the processor before it gets work: structs, a small commitment, some rounds. It
 //! refuses a card whose driver or memory makes other values; what a card gets wrong later is found by whoever checks the proof.
 
 use super::CudaBackend;
