@@ -137,6 +137,7 @@ impl Brain {
     pub(super) fn restore(parts: Parts, term: u64, commands: mpsc::Sender<Command>) -> Self {
         let Parts { policy, store, checker, referee, permits, facts, count, observer, .. } = parts;
         let Facts { ledger, consensus, outlive, evidence, .. } = facts;
+        let store = store.in_this_term();
         let facts = ledger.lock();
         let roster = Roster::of(&facts);
         let state = State::restore(policy, &facts, &roster, term);

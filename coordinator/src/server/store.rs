@@ -22,6 +22,8 @@ pub(super) struct Store {
     backing: Option<Backing>,
     /// Counts the terms begun and ended: whoever waits for a blob does so within one.
     terms: Arc<watch::Sender<u64>>,
+    /// The one that this is a brain's of: what it asks for later is nobody's loss.
+    term: Option<u64>,
 }
 
 /// What keeps blobs when the process ends. Calls wait for it, on threads that may.
@@ -117,7 +119,17 @@ impl Store {
             let room = Room::new(limit, blobs.clone());
             Backing { blobs, runtime: Handle::current(), ledger, room }
         });
-        Self { inner: Arc::new(Mutex::new(inner)), backing, terms: Arc::new(watch::Sender::new(0)) }
+        Self { inner: Arc::new(Mutex::new(inner)), backing, terms: Arc::new(watch::Sender::new(0)), term: None }
+    }
+
+    /// The same, for whoever has to do with it in this term only.
+    pub(super) fn in_this_term(&self) -> Self {
+        let term = Some(*self.terms.borrow());
+        Self { term, ..self.clone() }
+    }
+
+    fn is_over(&self) -> bool {
+        self.term.is_some_and(|term| term != *self.terms.borrow())
     }
 
     /// Waits for memory for a result, before it is there: `None` where what is kept is counted instead.
@@ -217,10 +229,12 @@ impl Store {
 
     /// As [`Store::fetch`], for checks, of which there are few: it waits on its own thread, until the term ends.
     pub(super) fn get(&self, blob: BlobRef) -> Result<Arc<Vec<u8>>, NotHad> {
-        match &self.backing {
+        let had = match &self.backing {
             Some(backing) => backing.wait(self.wait_for(blob, Duration::MAX)).unwrap_or(Err(NotHad::Over)),
             None => self.in_memory(blob).unwrap_or_else(|| self.gone(blob, None)),
-        }
+        };
+        // Nobody owns anything between two terms.
+        had.map_err(|why| if self.is_over() { NotHad::Over } else { why })
     }
 
     /// Asks the store of blobs until it has an answer: only one that says that the bytes are not there, or are damaged, is one.
@@ -492,6 +506,7 @@ mod tests {
         let store = Store::new(1 << 20, Some(blobs), SharedLedger::default());
         let (job, blob) = (JobId([1; 32]), BlobRef::of(&[7; 8]));
         store.put(job, blob, vec![7; 8]).expect("kept");
+        let store = store.in_this_term();
         let folders = std::fs::read_dir(place.path().join("blobs")).expect("lists").flatten();
         let file = folders.flat_map(|fan| std::fs::read_dir(fan.path()).expect("lists")).flatten().next().expect("one").path();
         // A folder in its place is no file, and not nothing.
@@ -517,6 +532,7 @@ mod tests {
         std::thread::sleep(Duration::from_millis(200));
         store.begin_term();
         assert_eq!((asking.join().expect("no panic"), store.take_lost()), (Err(NotHad::Over), BTreeSet::new()));
+        assert_eq!((store.get(blob), store.in_this_term().get(blob)), (Err(NotHad::Over), Err(NotHad::Gone)));
     }
 
     #[test]

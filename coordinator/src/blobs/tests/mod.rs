@@ -8,6 +8,7 @@ mod bucket;
 mod conformance;
 
 use super::folder::{Disk, RealDisk};
+use super::place::DAMAGED;
 use super::*;
 
 const CACHE: u64 = 64 << 20;
