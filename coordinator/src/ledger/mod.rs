@@ -104,9 +104,9 @@ pub struct Ledger {
     /// In the order in which they were put out.
     quarantined: Vec<(NodeKeyId, String)>,
     documents: BTreeMap<Document, Sealed>,
-    /// Speed and memory, in the order in which machines came to be known.
+    /// Speed and memory, in the order in which they were last recorded.
     machines: Vec<(NodeKeyId, u64, u64)>,
-    /// By model, in the order in which they came to be known.
+    /// By model, in the same order.
     learned: Vec<([u8; 32], Learned)>,
 }
 
