@@ -76,7 +76,7 @@ impl Drop for Place {
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn what_is_on_its_way_and_what_is_cached_keep_one_bound() {
         let folder = tempfile::tempdir().expect("folder");
         let blobs = Blobs::local(folder.path(), 8 << 10).expect("opens");
@@ -88,7 +88,9 @@ mod tests {
         let blob = |length| BlobRef { digest: [0; 32], length };
         let first = room.take(blob(5 << 10)).await.expect("room");
         assert_eq!(blobs.cached_bytes(), 3 << 10);
-        assert!(room.take_now(blob(4 << 10)).is_none() && room.take(blob(4 << 10)).await.is_none(), "full");
+        let soon = Duration::from_millis(50);
+        let waits = tokio::time::timeout(soon, room.take(blob(4 << 10))).await.is_err();
+        assert!(room.take_now(blob(4 << 10)).is_none() && waits, "full");
         drop(first);
         let all = room.take(blob(u64::MAX)).await.expect("all of it");
         assert_eq!(blobs.cached_bytes(), 0);
