@@ -249,7 +249,7 @@ mod tests {
         let (store, blobs) = (store.clone(), blobs.clone());
         let job = JobId([8; 32]);
         store.keep(job, file.0, file.1.clone(), None).await.expect("kept");
-        std::fs::write(&lies, vec![0; before.len()]).expect("damaged");
+        std::fs::write(&lies, vec![0_u8; before.len()]).expect("damaged");
         store.release(job, None);
         tokio::time::sleep(Duration::from_millis(500)).await;
         assert_eq!(blobs.has(file.0).await, Ok(true));

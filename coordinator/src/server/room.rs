@@ -88,7 +88,9 @@ mod tests {
         let blob = |length| BlobRef { digest: [0; 32], length };
         let first = room.take(blob(5 << 10)).await.expect("room");
         assert_eq!(blobs.cached_bytes(), 3 << 10);
-        assert!(room.take_now(blob(4 << 10)).is_none(), "full");
+        let soon = Duration::from_millis(50);
+        let waits = tokio::time::timeout(soon, room.take(blob(4 << 10))).await.is_err();
+        assert!(room.take_now(blob(4 << 10)).is_none() && waits, "full");
         drop(first);
         let all = room.take(blob(u64::MAX)).await.expect("all of it");
         assert_eq!(blobs.cached_bytes(), 0);

@@ -525,7 +525,7 @@ mod tests {
         std::thread::sleep(Duration::from_millis(200));
         assert!(!asking.is_finished() && store.take_lost().is_empty() && store.has(blob));
         std::fs::remove_dir(&file).expect("empty");
-        std::fs::write(&file, [7; 8]).expect("written");
+        std::fs::write(&file, [7_u8; 8]).expect("written");
         assert_eq!(asking.join().expect("no panic").expect("there again").as_slice(), [7; 8]);
         fail();
         let asking = ask();
