@@ -260,7 +260,7 @@ impl Case {
     /// Judges it again; `None` when the description names no kind of work.
     #[must_use]
     pub fn judge(&self, checker: &dyn Checker) -> Option<Verdict> {
-        let kind = WorkKind::ALL.into_iter().find(|kind| kind.name() == self.charge.kind)?;
+        let kind = WorkKind::ALL.into_iter().chain([WorkKind::Joint]).find(|kind| kind.name() == self.charge.kind)?;
         let Exhibits { spec, extra, inputs, output } = &self.exhibits;
         let inputs: Vec<&[u8]> = inputs.iter().map(Vec::as_slice).collect();
         Some(checker.check(spec, kind, self.charge.segment, &inputs, extra, output))
